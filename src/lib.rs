@@ -1,0 +1,7 @@
+//! Layer-wise quantization of language models in GGUF.
+//!
+//! Data flows one way: [`gguf`] reader, imatrix, recipe, [`quant`] kernels, [`gguf`] writer.
+#![warn(missing_docs)]
+
+pub mod gguf;
+pub mod quant;
