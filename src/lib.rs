@@ -3,5 +3,8 @@
 //! Data flows one way: [`gguf`] reader, imatrix, recipe, [`quant`] kernels, [`gguf`] writer.
 #![warn(missing_docs)]
 
+pub mod atomic_file;
+pub mod cli;
 pub mod gguf;
+pub mod os;
 pub mod quant;

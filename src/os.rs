@@ -1,0 +1,173 @@
+//! The few things that need the operating system directly: page advice, free space, peak memory, signals.
+//!
+//! Each has a harmless fallback where the system offers nothing of the kind.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+/// Tells the system that `bytes`, a part of a file mapping, is not needed any more, so that it stops counting
+/// against this process. The data stay readable; touching them again reads the file again.
+pub fn release_pages(bytes: &[u8]) {
+    #[cfg(unix)]
+    advise_inner_pages(bytes, libc::MADV_DONTNEED);
+    #[cfg(not(unix))]
+    let _ = bytes;
+}
+
+/// Asks the system to start reading `bytes`, a part of a file mapping, in the background.
+pub fn prefetch_pages(bytes: &[u8]) {
+    #[cfg(unix)]
+    advise_inner_pages(bytes, libc::MADV_WILLNEED);
+    #[cfg(not(unix))]
+    let _ = bytes;
+}
+
+#[cfg(unix)]
+fn advise_inner_pages(bytes: &[u8], advice: libc::c_int) {
+    let page = rustix::param::page_size();
+    let start = (bytes.as_ptr() as usize).next_multiple_of(page);
+    let end = (bytes.as_ptr() as usize + bytes.len()) / page * page;
+    if start < end {
+        // SAFETY: only whole pages inside a live slice are named. Both advices leave a read-only file mapping's
+        // contents unchanged; errors (memory that is no mapping of a file) are ignored.
+        unsafe { libc::madvise(start as *mut libc::c_void, end - start, advice) };
+    }
+}
+
+/// Bytes that an ordinary user may still write to the file system of `folder`; `None` if unknown.
+pub fn free_space(folder: &Path) -> Option<u64> {
+    #[cfg(unix)]
+    {
+        let stat = rustix::fs::statvfs(folder).ok()?;
+        stat.f_bavail.checked_mul(stat.f_frsize)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = folder;
+        None
+    }
+}
+
+/// Reserves `bytes` for `file` where the file system can, and sets its length.
+///
+/// # Errors
+/// When the space is not there.
+pub fn reserve(file: &File, bytes: u64) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    if bytes > 0 {
+        match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::NOSPC | rustix::io::Errno::FBIG | rustix::io::Errno::DQUOT) => {
+                return Err(io::Error::from(io::ErrorKind::StorageFull));
+            }
+            Err(_) => {}
+        }
+    }
+    file.set_len(bytes)
+}
+
+/// Writes all of `data` at `offset` without moving a shared file position.
+///
+/// # Errors
+/// Those of the file system.
+pub fn write_all_at(file: &File, data: &[u8], offset: u64) -> io::Result<()> {
+    #[cfg(unix)]
+    return std::os::unix::fs::FileExt::write_all_at(file, data, offset);
+    #[cfg(windows)]
+    {
+        use std::os::windows::fs::FileExt;
+        let mut done = 0;
+        while done < data.len() {
+            match file.seek_write(&data[done..], offset + done as u64)? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                n => done += n,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Peak resident memory of this process in bytes, file mappings included; `None` where the system does not tell.
+pub fn peak_memory() -> Option<u64> {
+    #[cfg(target_os = "linux")]
+    {
+        let status = std::fs::read_to_string("/proc/self/status").ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(kib * 1024)
+    }
+    #[cfg(not(target_os = "linux"))]
+    None
+}
+
+/// Memory that new work may take without pushing others out, in bytes; `None` where the system does not tell.
+pub fn available_memory() -> Option<u64> {
+    #[cfg(target_os = "linux")]
+    {
+        let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+        let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(kib * 1024)
+    }
+    #[cfg(not(target_os = "linux"))]
+    None
+}
+
+/// True when both paths name one file, by hard link, symbolic link or spelling.
+pub fn same_file(a: &Path, b: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        match (std::fs::metadata(a), std::fs::metadata(b)) {
+            (Ok(a), Ok(b)) => a.dev() == b.dev() && a.ino() == b.ino(),
+            _ => false,
+        }
+    }
+    #[cfg(not(unix))]
+    matches!((std::fs::canonicalize(a), std::fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
+}
+
+/// Removes a file; async-signal-safe on Unix.
+pub(crate) fn unlink(path: &CStr) {
+    #[cfg(unix)]
+    // SAFETY: `path` is a valid C string; unlink(2) has no other requirement.
+    unsafe {
+        libc::unlink(path.as_ptr());
+    }
+    #[cfg(not(unix))]
+    if let Ok(path) = path.to_str() {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// Makes SIGINT and SIGTERM remove temporary files and end the process (exit codes 130 and 143), and turns the
+/// SIGBUS of an input that shrinks while it is mapped into one line and exit code 1. Call once, from the binary.
+pub fn install_signal_handlers() {
+    #[cfg(unix)]
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGBUS] {
+        // SAFETY: `on_signal` only calls async-signal-safe functions; the zeroed action is a valid empty one.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = on_signal as extern "C" fn(libc::c_int) as usize;
+            libc::sigaction(signal, &action, std::ptr::null_mut());
+        }
+    }
+}
+
+#[cfg(unix)]
+extern "C" fn on_signal(signal: libc::c_int) {
+    crate::atomic_file::remove_temporary_files();
+    let (message, code): (&[u8], _) = match signal {
+        libc::SIGBUS => {
+            (b"error: an input file was cut short or could not be read while in use; restore it and run again\n", 1)
+        }
+        _ => (b"interrupted: no output was written\n", 128 + signal),
+    };
+    // SAFETY: write(2) and _exit(2) are async-signal-safe; the buffer is static.
+    unsafe {
+        libc::write(2, message.as_ptr().cast(), message.len());
+        libc::_exit(code);
+    }
+}
