@@ -1,0 +1,52 @@
+//! Float-to-integer conversions with the results that ggml's x86-64 build gets, in range and out of it.
+
+/// Nearest integer, ties to even, by adding 1.5 * 2^23 and keeping the low 23 mantissa bits (ggml's
+/// `nearest_int`). Outside of +-2^22 the result is whatever those bits hold, never more than 23 bits wide:
+/// blocks made of NaN or huge ratios depend on it.
+#[inline]
+pub fn nearest_int(value: f32) -> i32 {
+    let bits = (value + 12_582_912.0).to_bits();
+    (bits & 0x007f_ffff) as i32 - 0x0040_0000
+}
+
+/// C's `(int) value` on x86 (`cvttss2si`): toward zero; NaN and everything out of range give `i32::MIN`.
+#[inline]
+pub fn truncate(value: f32) -> i32 {
+    if (-2_147_483_648.0..2_147_483_648.0).contains(&value) { value as i32 } else { i32::MIN }
+}
+
+/// C's `(int) roundf(value)` on x86: to nearest, halves away from zero; NaN and out of range as [`truncate`].
+#[inline]
+pub fn round_away(value: f32) -> i32 {
+    truncate(value.round())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nearest_int_breaks_ties_to_even() {
+        for (value, expected) in
+            [(0.5, 0), (1.5, 2), (2.5, 2), (-0.5, 0), (-1.5, -2), (-2.5, -2), (4_194_303.0, 4_194_303)]
+        {
+            assert_eq!(nearest_int(value), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn nearest_int_of_the_absurd_is_the_low_mantissa_bits() {
+        assert_eq!(nearest_int(f32::INFINITY), -0x0040_0000);
+        assert_eq!(nearest_int(f32::from_bits(0x7fc0_0000)), 0);
+    }
+
+    #[test]
+    fn truncate_answers_out_of_range_with_the_lowest_integer() {
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 2_147_483_648.0, -2_147_483_904.0] {
+            assert_eq!(truncate(value), i32::MIN, "{value}");
+        }
+        assert_eq!(truncate(-1.9), -1);
+        assert_eq!(truncate(2_147_483_520.0), 2_147_483_520);
+        assert_eq!(round_away(-2.5), -3);
+    }
+}
