@@ -3,6 +3,7 @@
 //! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 128 + n ended by
 //! signal n.
 
+mod dev;
 mod format;
 mod progress;
 
@@ -42,7 +43,11 @@ pub struct Common {
 }
 
 #[derive(Subcommand, Debug)]
-enum Command {}
+enum Command {
+    /// Raw access to the block formats, for tests
+    #[command(hide = true)]
+    Dev(dev::DevArgs),
+}
 
 impl Cli {
     /// Runs the command that was parsed.
@@ -54,7 +59,9 @@ impl Cli {
         if let Some(threads) = common.threads {
             rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
         }
-        match self.command {}
+        match &self.command {
+            Command::Dev(args) => dev::run(args, common),
+        }
     }
 }
 
