@@ -1,5 +1,24 @@
 //! The GGUF container: bytes, metadata and tensor tables. Knows nothing of models.
+//!
+//! Reading: [`Gguf::open`] maps a file, or all shards of a split model, and checks every count, length and offset
+//! before it is used. Writing: metadata and a tensor list fix the whole layout before the first byte of data.
 
+mod byte_order;
+mod bytes;
+pub(crate) mod cursor;
+mod error;
+mod metadata;
+mod parse;
+mod reader;
+pub mod split;
+mod tensor_info;
 mod tensor_type;
+mod value;
 
+pub use bytes::Bytes;
+pub use error::{GgufError, shown};
+pub use metadata::{DEFAULT_ALIGNMENT, Metadata};
+pub use reader::{Gguf, Shard};
+pub use tensor_info::{MAX_DIMS, MAX_TENSOR_NAME, TensorInfo};
 pub use tensor_type::{TENSOR_TYPES, TensorType, TypeInfo};
+pub use value::{Array, Strings, Value, ValueType, Values};

@@ -1,0 +1,124 @@
+//! A tensor's description: name, shape, type and place in its shard.
+
+use super::error::{DAMAGED, GgufError, shown};
+use super::tensor_type::TensorType;
+
+/// Most dimensions a tensor may have (`GGML_MAX_DIMS`).
+pub const MAX_DIMS: usize = 4;
+
+/// Longest tensor name in bytes: llama.cpp keeps 64 with the final NUL (`GGML_MAX_NAME`) and refuses longer ones.
+pub const MAX_TENSOR_NAME: usize = 63;
+
+/// One tensor of a file, as its header describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Name, 1 to 63 bytes, unique over all shards. May hold anything but NUL: escape it before showing it.
+    pub name: String,
+    /// Dimensions as stored, fastest first: `shape[0]` is the length of a row. 0 to 4 of them; a missing one counts
+    /// as 1, a zero makes the tensor empty.
+    pub shape: Vec<u64>,
+    /// Storage type, known or not.
+    pub ty: TensorType,
+    /// First byte, counted from the start of the shard's data section.
+    pub offset: u64,
+    /// Size of the data in bytes without padding; `None` if the type is unknown.
+    pub bytes: Option<u64>,
+    /// The shard that holds the data, from 0.
+    pub shard: usize,
+}
+
+impl TensorInfo {
+    /// Weights in a row (`ne[0]`).
+    pub fn row_len(&self) -> u64 {
+        self.shape.first().copied().unwrap_or(1)
+    }
+
+    /// Rows: the product of all dimensions but the first.
+    pub fn rows(&self) -> u64 {
+        // Every shape was checked: the product of its non-zero dimensions is below 2^63.
+        self.shape.iter().skip(1).product()
+    }
+
+    /// Weights in all (`ggml_nelements`).
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().product()
+    }
+
+    /// The shape for messages: `4096 x 32000`, or `scalar`.
+    pub fn shape_text(&self) -> String {
+        shape_text(&self.shape)
+    }
+
+    /// The name for messages: quoted, control characters escaped.
+    pub fn shown_name(&self) -> String {
+        shown(self.name.as_bytes())
+    }
+
+    /// Bytes of one row, `None` if the type is unknown.
+    pub fn row_bytes(&self) -> Option<u64> {
+        self.ty.info()?.row_bytes(self.row_len())
+    }
+}
+
+/// A shape for messages: `4096 x 32000`, or `scalar`.
+pub(crate) fn shape_text(shape: &[u64]) -> String {
+    if shape.is_empty() {
+        return "scalar".to_owned();
+    }
+    let dims: Vec<String> = shape.iter().map(u64::to_string).collect();
+    dims.join(" x ")
+}
+
+/// Checks name and shape as b10605's reader would, and computes the size in bytes: `None` for an unknown type.
+/// Used for tensors that were read and for those about to be written.
+pub(crate) fn checked_bytes(file: &str, name: &str, shape: &[u64], ty: TensorType) -> Result<Option<u64>, GgufError> {
+    let bad = |problem: String, advice: &'static str| GgufError::Tensor {
+        file: file.to_owned(),
+        tensor: shown(name.as_bytes()),
+        problem,
+        advice,
+    };
+    if shape.len() > MAX_DIMS {
+        return Err(bad(format!("has {} dimensions, at most {MAX_DIMS} are allowed", shape.len()), DAMAGED));
+    }
+    if let Some(dim) = shape.iter().position(|len| *len > i64::MAX as u64) {
+        return Err(bad(format!("dimension {dim} is {}, expected 0 to 2^63 - 1", shape[dim].cast_signed()), DAMAGED));
+    }
+    // Zeros are left out: the other dimensions must make a sane product too, as rows are counted without the first.
+    let product = shape.iter().filter(|len| **len > 0).try_fold(1u64, |product, len| product.checked_mul(*len));
+    if product.is_none_or(|product| product >= i64::MAX as u64) {
+        return Err(bad(format!("shape {} has 2^63 elements or more", shape_text(shape)), DAMAGED));
+    }
+    let Some(info) = ty.info() else { return Ok(None) };
+    let row_len = shape.first().copied().unwrap_or(1);
+    if !row_len.is_multiple_of(info.block_len as u64) {
+        return Err(bad(
+            format!("row length {row_len} is not a multiple of {}, the block of type {}", info.block_len, info.name),
+            DAMAGED,
+        ));
+    }
+    let rows: u64 = shape.iter().skip(1).product();
+    info.row_bytes(row_len).and_then(|row| row.checked_mul(rows)).map(Some).ok_or_else(|| {
+        bad(format!("shape {} of type {} has 2^64 bytes or more", shape_text(shape), info.name), DAMAGED)
+    })
+}
+
+/// Checks that a name can be stored in a GGUF file that llama.cpp reads: says what is wrong with it, if anything.
+pub(crate) fn name_problem(name: &[u8]) -> Option<String> {
+    if name.is_empty() {
+        Some("has an empty name".to_owned())
+    } else if name.len() > MAX_TENSOR_NAME {
+        Some(format!("name has {} bytes, at most {MAX_TENSOR_NAME} are allowed", name.len()))
+    } else if name.contains(&0) {
+        Some("name holds a NUL byte".to_owned())
+    } else if std::str::from_utf8(name).is_err() {
+        Some("name is not valid UTF-8".to_owned())
+    } else {
+        None
+    }
+}
+
+/// The next multiple of `alignment`, a power of two; `None` on overflow.
+pub(crate) fn align_up(offset: u64, alignment: u64) -> Option<u64> {
+    offset.checked_next_multiple_of(alignment)
+}
