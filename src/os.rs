@@ -7,35 +7,6 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-/// Tells the system that `bytes`, a part of a file mapping, is not needed any more, so that it stops counting
-/// against this process. The data stay readable; touching them again reads the file again.
-pub fn release_pages(bytes: &[u8]) {
-    #[cfg(unix)]
-    advise_inner_pages(bytes, libc::MADV_DONTNEED);
-    #[cfg(not(unix))]
-    let _ = bytes;
-}
-
-/// Asks the system to start reading `bytes`, a part of a file mapping, in the background.
-pub fn prefetch_pages(bytes: &[u8]) {
-    #[cfg(unix)]
-    advise_inner_pages(bytes, libc::MADV_WILLNEED);
-    #[cfg(not(unix))]
-    let _ = bytes;
-}
-
-#[cfg(unix)]
-fn advise_inner_pages(bytes: &[u8], advice: libc::c_int) {
-    let page = rustix::param::page_size();
-    let start = (bytes.as_ptr() as usize).next_multiple_of(page);
-    let end = (bytes.as_ptr() as usize + bytes.len()) / page * page;
-    if start < end {
-        // SAFETY: only whole pages inside a live slice are named. Both advices leave a read-only file mapping's
-        // contents unchanged; errors (memory that is no mapping of a file) are ignored.
-        unsafe { libc::madvise(start as *mut libc::c_void, end - start, advice) };
-    }
-}
-
 /// Bytes that an ordinary user may still write to the file system of `folder`; `None` if unknown.
 pub fn free_space(folder: &Path) -> Option<u64> {
     #[cfg(unix)]

@@ -5,6 +5,7 @@
 
 mod dev;
 mod format;
+mod inspect;
 mod progress;
 
 use std::io::{self, Write};
@@ -44,6 +45,7 @@ pub struct Common {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    Inspect(inspect::InspectArgs),
     /// Raw access to the block formats, for tests
     #[command(hide = true)]
     Dev(dev::DevArgs),
@@ -60,6 +62,7 @@ impl Cli {
             rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
         }
         match &self.command {
+            Command::Inspect(args) => args.run(common),
             Command::Dev(args) => dev::run(args, common),
         }
     }

@@ -22,22 +22,35 @@ impl Source {
         }
     }
 
-    /// Lets the system drop the pages of a range: they are read again from the file when next touched.
-    /// Only whole pages inside the range are dropped. No effect on bytes in memory or where unsupported.
+    /// Lets the system drop the pages of a range: they are read again from the file when next touched. Pages that
+    /// the range only shares with its neighbours go too, or a file released piece by piece would leave one behind
+    /// at every seam. No effect on bytes in memory or where unsupported.
     pub(crate) fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
-        if let Source::Map(map) = self {
-            const LARGEST_PAGE: usize = 1 << 16;
-            let start = range.start.next_multiple_of(LARGEST_PAGE);
-            let end = range.end.min(map.len()) / LARGEST_PAGE * LARGEST_PAGE;
-            if start < end {
-                // SAFETY: the map is read-only and backed by the file, never written through, so dropped pages
-                // come back with the file's content; this is no different from ordinary eviction.
-                let advised =
-                    unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
-                // Advice only: a system that declines keeps the pages a while longer.
-                drop(advised);
-            }
+        if let Source::Map(map) = self
+            && range.start < range.end
+            && range.end <= map.len()
+        {
+            // SAFETY: the map is read-only and backed by the file, never written through, so dropped pages come back
+            // with the file's content; this is no different from ordinary eviction. memmap2 aligns the start down.
+            let advised =
+                unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+            // Advice only: a system that declines keeps the pages a while longer.
+            drop(advised);
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+
+    /// Asks the system to start reading a range of the file in the background.
+    pub(crate) fn prefetch(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Source::Map(map) = self
+            && range.start < range.end
+            && range.end <= map.len()
+        {
+            // Advice only, as above.
+            drop(map.advise_range(memmap2::Advice::WillNeed, range.start, range.len()));
         }
         #[cfg(not(unix))]
         let _ = range;

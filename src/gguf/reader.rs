@@ -230,6 +230,13 @@ impl Gguf {
         }
     }
 
+    /// Asks the system to read these rows from the disk in the background, ahead of their use.
+    pub fn prefetch_rows(&self, tensor: &TensorInfo, first_row: u64, n_rows: u64) {
+        if let Ok((shard, range)) = self.place(tensor, Some((first_row, n_rows))) {
+            shard.source.prefetch(range);
+        }
+    }
+
     /// [`Gguf::release_rows`] for the whole tensor.
     pub fn release(&self, tensor: &TensorInfo) {
         self.release_rows(tensor, 0, tensor.rows());

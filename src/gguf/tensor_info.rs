@@ -39,6 +39,16 @@ impl TensorInfo {
         self.shape.iter().skip(1).product()
     }
 
+    /// Rows of one matrix (`ne[1]`).
+    pub fn rows_per_matrix(&self) -> u64 {
+        self.shape.get(1).copied().unwrap_or(1)
+    }
+
+    /// Matrices stacked in the tensor, one per expert: the product of all dimensions but the first two.
+    pub fn matrices(&self) -> u64 {
+        self.shape.iter().skip(2).product()
+    }
+
     /// Weights in all (`ggml_nelements`).
     pub fn elements(&self) -> u64 {
         self.shape.iter().product()

@@ -1,0 +1,232 @@
+//! `lwq inspect`: what a GGUF file holds, from its header alone.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use serde::Serialize;
+use serde_json::{Map, Value as Json, json};
+
+use super::{Common, binary_size, count, decimal_size, printable};
+use crate::gguf::{Array, Gguf, TENSOR_TYPES, TensorInfo, TensorType, Value};
+
+/// Array elements shown of each array.
+const SHOWN_ELEMENTS: usize = 6;
+/// Characters shown of each string.
+const SHOWN_CHARACTERS: usize = 72;
+
+/// Show metadata, types and sizes of a GGUF file
+#[derive(Args, Debug)]
+pub struct InspectArgs {
+    /// GGUF file, or the first file of a split one
+    input: PathBuf,
+    /// List every tensor
+    #[arg(long)]
+    tensors: bool,
+}
+
+/// Tensors of one type, summed up.
+#[derive(Debug, Serialize)]
+pub(super) struct TypeRow {
+    /// ggml's name of the type.
+    #[serde(rename = "type")]
+    pub name: String,
+    /// Tensors of the type.
+    pub tensors: u64,
+    /// Weights in them.
+    pub parameters: u64,
+    /// Their bytes, without padding.
+    pub bytes: u64,
+}
+
+/// Sums up (type, parameters, bytes) by type, in the order of the type ids.
+pub(super) fn rows_by_type(items: impl Iterator<Item = (TensorType, u64, u64)>) -> Vec<TypeRow> {
+    let mut sums: Vec<(TensorType, TypeRow)> = Vec::new();
+    for (ty, parameters, bytes) in items {
+        let at = match sums.iter().position(|(known, _)| *known == ty) {
+            Some(at) => at,
+            None => {
+                sums.push((ty, TypeRow { name: ty.to_string(), tensors: 0, parameters: 0, bytes: 0 }));
+                sums.len() - 1
+            }
+        };
+        let row = &mut sums[at].1;
+        row.tensors += 1;
+        row.parameters = row.parameters.saturating_add(parameters);
+        row.bytes = row.bytes.saturating_add(bytes);
+    }
+    sums.sort_by_key(|(ty, _)| TENSOR_TYPES.iter().position(|row| row.ty == *ty).unwrap_or(usize::MAX));
+    sums.into_iter().map(|(_, row)| row).collect()
+}
+
+/// A table of the rows with shares of the total size.
+pub(super) fn type_table(rows: &[TypeRow]) -> String {
+    let total: u64 = rows.iter().map(|row| row.bytes).sum();
+    let mut text = format!("{:<10} {:>8} {:>18} {:>12} {:>7}\n", "type", "tensors", "parameters", "size", "share");
+    for row in rows {
+        let share = 100.0 * row.bytes as f64 / total.max(1) as f64;
+        let _ = writeln!(
+            text,
+            "{:<10} {:>8} {:>18} {:>12} {:>6.1}%",
+            row.name,
+            row.tensors,
+            count(row.parameters),
+            decimal_size(row.bytes),
+            share
+        );
+    }
+    text
+}
+
+impl InspectArgs {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// When the file cannot be read as GGUF.
+    pub fn run(&self, common: &Common) -> Result<()> {
+        let gguf = Gguf::open(&self.input)?;
+        if common.json { common.result_json(&self.as_json(&gguf)) } else { common.result(self.as_text(&gguf)) }
+    }
+
+    fn as_json(&self, gguf: &Gguf) -> Json {
+        let totals = Totals::of(gguf);
+        let metadata: Map<String, Json> =
+            gguf.metadata().iter().map(|(key, value)| (key.to_string(), value_json(value))).collect();
+        let mut object = json!({
+            "files": gguf.shards().iter().map(|shard| shard.label()).collect::<Vec<_>>(),
+            "version": gguf.shards().first().map(|shard| shard.version()),
+            "big_endian": gguf.is_big_endian(),
+            "metadata": metadata,
+            "tensor_count": gguf.tensors().len(),
+            "parameters": totals.parameters,
+            "size_bytes": totals.file_bytes,
+            "tensor_bytes": totals.tensor_bytes,
+            "bits_per_weight": totals.bits_per_weight(),
+            "types": totals.by_type,
+        });
+        if self.tensors {
+            object["tensors"] = gguf.tensors().iter().map(|tensor| tensor_json(gguf, tensor)).collect();
+        }
+        object
+    }
+
+    fn as_text(&self, gguf: &Gguf) -> String {
+        let totals = Totals::of(gguf);
+        let mut text = String::new();
+        for shard in gguf.shards() {
+            let order = if shard.is_big_endian() { "big-endian" } else { "little-endian" };
+            let _ = writeln!(
+                text,
+                "{}: GGUF version {}, {order}, {}",
+                printable(shard.label()),
+                shard.version(),
+                decimal_size(shard.file_bytes())
+            );
+        }
+        let _ = writeln!(
+            text,
+            "{} tensors, {} parameters, {} ({}), {:.2} bits per weight\n",
+            gguf.tensors().len(),
+            count(totals.parameters),
+            decimal_size(totals.file_bytes),
+            binary_size(totals.file_bytes),
+            totals.bits_per_weight()
+        );
+        for (key, value) in gguf.metadata().iter() {
+            let _ = writeln!(text, "{} = {}", printable(key), value_text(value));
+        }
+        let _ = write!(text, "\n{}", type_table(&totals.by_type));
+        if self.tensors {
+            text.push('\n');
+            let width = gguf.tensors().iter().map(|tensor| tensor.name.chars().count()).max().unwrap_or(0);
+            for tensor in gguf.tensors() {
+                let size = tensor.bytes.map_or_else(|| "unknown size".into(), decimal_size);
+                let _ = writeln!(
+                    text,
+                    "{:<width$}  {:<8} {:>22} {size:>12}",
+                    printable(&tensor.name),
+                    tensor.ty,
+                    tensor.shape_text()
+                );
+            }
+        }
+        text
+    }
+}
+
+struct Totals {
+    parameters: u64,
+    tensor_bytes: u64,
+    file_bytes: u64,
+    by_type: Vec<TypeRow>,
+}
+
+impl Totals {
+    fn of(gguf: &Gguf) -> Totals {
+        let tensors = gguf.tensors();
+        let bytes = |tensor: &TensorInfo| tensor.bytes.unwrap_or(0);
+        Totals {
+            parameters: tensors.iter().fold(0, |sum, tensor| sum.saturating_add(tensor.elements())),
+            tensor_bytes: tensors.iter().fold(0, |sum, tensor| sum.saturating_add(bytes(tensor))),
+            file_bytes: gguf.shards().iter().map(|shard| shard.file_bytes()).sum(),
+            by_type: rows_by_type(tensors.iter().map(|tensor| (tensor.ty, tensor.elements(), bytes(tensor)))),
+        }
+    }
+
+    fn bits_per_weight(&self) -> f64 {
+        8.0 * self.tensor_bytes as f64 / self.parameters.max(1) as f64
+    }
+}
+
+fn tensor_json(gguf: &Gguf, tensor: &TensorInfo) -> Json {
+    json!({
+        "name": tensor.name,
+        "type": tensor.ty.to_string(),
+        "shape": tensor.shape,
+        "bytes": tensor.bytes,
+        "offset": tensor.offset,
+        "file": gguf.shards()[tensor.shard].label(),
+    })
+}
+
+/// A value for a person: long strings and arrays are cut, control characters escaped.
+fn value_text(value: &Value) -> String {
+    match value {
+        Value::F32(v) => v.to_string(),
+        Value::F64(v) => v.to_string(),
+        Value::Bool(v) => v.to_string(),
+        Value::String(bytes) => shortened(&String::from_utf8_lossy(bytes)),
+        Value::Array(array) => array_text(array),
+        integer => integer.as_integer().unwrap_or_default().to_string(),
+    }
+}
+
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(SHOWN_CHARACTERS) {
+        Some((end, _)) => format!("{}... ({} characters)", printable(&text[..end]), text.chars().count()),
+        None => printable(text),
+    }
+}
+
+fn array_text(array: &Array) -> String {
+    let shown: Vec<String> = array.iter().take(SHOWN_ELEMENTS).map(|value| value_text(&value)).collect();
+    let more = if array.len() > SHOWN_ELEMENTS as u64 { ", ..." } else { "" };
+    format!("[{}{more}] ({} {})", shown.join(", "), array.len(), array.elem_type())
+}
+
+/// A value for a script: strings and short arrays whole, long arrays as their type and length.
+fn value_json(value: &Value) -> Json {
+    const LONGEST_WHOLE_ARRAY: u64 = 256;
+    match value {
+        // JSON has no NaN or infinity; null says that there is no number.
+        Value::F32(v) => json!(v),
+        Value::F64(v) => json!(v),
+        Value::Bool(v) => json!(v),
+        Value::String(bytes) => json!(String::from_utf8_lossy(bytes)),
+        Value::Array(array) if array.len() <= LONGEST_WHOLE_ARRAY => array.iter().map(|v| value_json(&v)).collect(),
+        Value::Array(array) => json!({ "array_of": array.elem_type().to_string(), "length": array.len() }),
+        Value::U64(v) => json!(v),
+        integer => json!(integer.as_integer().unwrap_or_default() as i64),
+    }
+}
