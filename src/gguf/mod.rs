@@ -1,7 +1,8 @@
 //! The GGUF container: bytes, metadata and tensor tables. Knows nothing of models.
 //!
 //! Reading: [`Gguf::open`] maps a file, or all shards of a split model, and checks every count, length and offset
-//! before it is used. Writing: metadata and a tensor list fix the whole layout before the first byte of data.
+//! before it is used. Writing: [`GgufLayout`] fixes the whole file from metadata and a tensor list before the first byte
+//! of data, [`GgufWriter`] streams it.
 
 mod byte_order;
 mod bytes;
@@ -13,7 +14,10 @@ mod reader;
 pub mod split;
 mod tensor_info;
 mod tensor_type;
+#[doc(hidden)]
+pub mod testing;
 mod value;
+mod writer;
 
 pub use bytes::Bytes;
 pub use error::{GgufError, shown};
@@ -22,3 +26,4 @@ pub use reader::{Gguf, Shard};
 pub use tensor_info::{MAX_DIMS, MAX_TENSOR_NAME, TensorInfo};
 pub use tensor_type::{TENSOR_TYPES, TensorType, TypeInfo};
 pub use value::{Array, Strings, Value, ValueType, Values};
+pub use writer::{GgufLayout, GgufWriter, NewTensor, PlacedTensor};
