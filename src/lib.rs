@@ -5,6 +5,8 @@
 
 pub mod atomic_file;
 pub mod cli;
+pub mod compute;
+pub mod cpu;
 pub mod gguf;
 pub mod os;
 pub mod quant;

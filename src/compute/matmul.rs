@@ -1,0 +1,210 @@
+//! Cache blocking and threads around the register tiles.
+
+use super::activations::{PackedActivations, check_rows};
+use super::aligned::AlignedBuf;
+use super::matrix::Matrix;
+use super::micro::{DEPTH, Kernel, MAX_NR, MAX_TILE};
+use rayon::prelude::*;
+use std::cell::RefCell;
+use std::ops::Range;
+
+/// Weight rows that are packed at a time: with DEPTH elements of 4 bytes each, a quarter of a common
+/// second-level cache.
+const TILE_ROWS: usize = 256;
+
+/// Tiles per thread, so that threads of unequal speed end together.
+const TILES_PER_THREAD: usize = 6;
+
+/// Fewest token panels of a tile: below that, decoding the weights again for each tile costs too much.
+const MIN_TILE_PANELS: usize = 4;
+
+/// `Y[t, o] = sum over i of X[t, i] * W[o, i]`, with X of `x.tokens()` rows and Y row-major with rows
+/// `ldy` floats apart, of which the first `w.rows()` are written.
+///
+/// Runs on rayon's current pool; results do not depend on its size. Scratch memory is a few hundred
+/// kilobytes per thread and is kept.
+///
+/// # Panics
+/// When `x.cols() != w.cols()`, `ldy < w.rows()` or `y` is too short.
+pub fn matmul(x: &PackedActivations, w: &Matrix, y: &mut [f32], ldy: usize) {
+    assert_eq!(x.cols(), w.cols(), "columns of the activations and of the weights");
+    check_rows("y", y.len(), x.tokens(), w.rows(), ldy);
+    if x.tokens() == 0 || w.rows() == 0 {
+        return;
+    }
+    if x.cols() == 0 {
+        y.chunks_mut(ldy).take(x.tokens()).for_each(|row| row[..w.rows()].fill(0.0));
+        return;
+    }
+    let threads = rayon::current_num_threads();
+    let plan = Plan::new(w.rows().div_ceil(x.kernel().nr), x.panels(), x.kernel(), threads);
+    let output = Output { start: y.as_mut_ptr(), stride: ldy };
+    let run = |index: usize| {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let (rows, panels) = plan.tile(index);
+            // SAFETY: tiles of a plan do not overlap, and `check_rows` found all of them within `y`, which is
+            // borrowed mutably until every tile is done.
+            unsafe { multiply_tile(x, w, rows, panels, output, scratch) }
+        });
+    };
+    if threads == 1 || plan.count() == 1 {
+        (0..plan.count()).for_each(run);
+    } else {
+        (0..plan.count()).into_par_iter().with_max_len(1).for_each(run);
+    }
+}
+
+/// How the output is divided: tiles of some weight panels by some token panels.
+struct Plan {
+    row_panels: usize,
+    token_panels: usize,
+    tile_row_panels: usize,
+    tile_token_panels: usize,
+}
+
+impl Plan {
+    fn new(row_panels: usize, token_panels: usize, kernel: &Kernel, threads: usize) -> Plan {
+        let largest = TILE_ROWS / kernel.nr;
+        let (mut tile_row_panels, mut tile_token_panels) = (largest.min(row_panels), token_panels);
+        if threads > 1 {
+            let wanted = threads * TILES_PER_THREAD;
+            tile_row_panels = row_panels.div_ceil(wanted).clamp(1, largest);
+            let by_rows = row_panels.div_ceil(tile_row_panels);
+            if by_rows < threads {
+                let parts = (2 * threads).div_ceil(by_rows);
+                tile_token_panels = token_panels.div_ceil(parts).max(MIN_TILE_PANELS);
+            }
+        }
+        Plan { row_panels, token_panels, tile_row_panels, tile_token_panels }
+    }
+
+    fn count(&self) -> usize {
+        self.row_panels.div_ceil(self.tile_row_panels) * self.token_panels.div_ceil(self.tile_token_panels)
+    }
+
+    /// Weight panels and token panels of one tile.
+    fn tile(&self, index: usize) -> (Range<usize>, Range<usize>) {
+        let across = self.token_panels.div_ceil(self.tile_token_panels);
+        let (row, token) = (index / across * self.tile_row_panels, index % across * self.tile_token_panels);
+        let rows = row..(row + self.tile_row_panels).min(self.row_panels);
+        (rows, token..(token + self.tile_token_panels).min(self.token_panels))
+    }
+}
+
+/// Y as seen by the threads, each of which writes its own tiles.
+#[derive(Clone, Copy)]
+struct Output {
+    start: *mut f32,
+    stride: usize,
+}
+
+// SAFETY: only a pointer; `matmul` hands each thread disjoint tiles of what it points to.
+unsafe impl Send for Output {}
+// SAFETY: as above.
+unsafe impl Sync for Output {}
+
+/// Per-thread memory, reused by every product.
+#[derive(Default)]
+pub(super) struct Scratch {
+    /// Packed weights of a tile and block.
+    pub panels: AlignedBuf,
+    /// Decoded rows of one panel, before they are transposed.
+    pub decoded: AlignedBuf,
+    /// A register tile that sticks out of Y.
+    pub tile: AlignedBuf,
+}
+
+thread_local! {
+    pub(super) static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Computes the outputs of some weight panels for some token panels, over all columns.
+///
+/// # Safety
+/// The rows and tokens of the panels lie within `output`, and nobody else uses that part of it.
+unsafe fn multiply_tile(
+    x: &PackedActivations,
+    w: &Matrix,
+    row_panels: Range<usize>,
+    token_panels: Range<usize>,
+    output: Output,
+    scratch: &mut Scratch,
+) {
+    let kernel = x.kernel();
+    let (mr, nr) = (kernel.mr, kernel.nr);
+    let panel_elements = DEPTH * nr;
+    scratch.panels.reserve(row_panels.len() * panel_elements);
+    scratch.tile.reserve(MAX_TILE);
+    for block in 0..x.blocks() {
+        let first_column = block * kernel.block_columns();
+        let columns = (x.cols() - first_column).min(kernel.block_columns());
+        let depth = columns.div_ceil(kernel.columns_per_element);
+        for (panel, packed) in row_panels.clone().zip(scratch.panels.as_mut_slice().chunks_exact_mut(panel_elements)) {
+            pack_weights(kernel, w, panel, first_column, columns, &mut scratch.decoded, packed);
+        }
+        for token_panel in token_panels.clone() {
+            let token = token_panel * mr;
+            let tokens = mr.min(x.tokens() - token);
+            let a = x.panel(block, token_panel);
+            for (index, panel) in row_panels.clone().enumerate() {
+                let row = panel * nr;
+                let rows = nr.min(w.rows() - row);
+                // SAFETY: the panel was packed above; the level was checked when `x` was made; a whole panel of
+                // outputs lies within `output` by contract, and a part of one goes through `scratch.tile`, which
+                // holds any register tile.
+                unsafe {
+                    let b = scratch.panels.as_ptr().add(index * panel_elements);
+                    let c = output.start.add(token * output.stride + row);
+                    if rows == nr {
+                        (kernel.tile)(tokens, depth, a, b, c, output.stride, block > 0);
+                    } else {
+                        let tile = scratch.tile.as_mut_f32();
+                        (kernel.tile)(tokens, depth, a, b, tile.as_mut_ptr(), nr, false);
+                        for (index, sums) in tile.chunks_exact(nr).take(tokens).enumerate() {
+                            let target = std::slice::from_raw_parts_mut(c.add(index * output.stride), rows);
+                            add_or_store(target, sums, block > 0);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Writes the valid part of a register tile's row as the kernel itself would.
+pub(super) fn add_or_store(target: &mut [f32], sums: &[f32], accumulate: bool) {
+    for (value, &sum) in target.iter_mut().zip(sums) {
+        *value = if accumulate { *value + sum } else { sum };
+    }
+}
+
+/// Decodes `columns` columns of one panel's weight rows and transposes them into `packed`.
+fn pack_weights(
+    kernel: &Kernel,
+    w: &Matrix,
+    panel: usize,
+    first_column: usize,
+    columns: usize,
+    decoded: &mut AlignedBuf,
+    packed: &mut [u32],
+) {
+    let stride = kernel.block_columns();
+    decoded.reserve(MAX_NR * stride);
+    let rows = decoded.as_mut_f32();
+    let padded = columns.next_multiple_of(32);
+    for (lane, target) in rows.chunks_exact_mut(stride).take(kernel.nr).enumerate() {
+        let row = panel * kernel.nr + lane;
+        if row < w.rows() {
+            w.decode_columns(row, first_column, &mut target[..columns]);
+            target[columns..padded].fill(0.0);
+        } else {
+            target[..padded].fill(0.0);
+        }
+    }
+    assert!(packed.len() >= DEPTH * kernel.nr);
+    // SAFETY: every row has `stride` floats, a multiple of 32, and the panel DEPTH elements per lane; whoever made
+    // the activations checked the kernel's level.
+    unsafe {
+        (kernel.pack_panel)(rows.as_ptr(), stride, columns.div_ceil(kernel.columns_per_element), packed.as_mut_ptr());
+    }
+}

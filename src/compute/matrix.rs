@@ -1,0 +1,123 @@
+//! Weight matrices as mapped bytes.
+
+use super::decode::Decoder;
+use crate::cpu;
+use crate::gguf::{TensorType, TypeInfo};
+use std::ops::Range;
+
+/// A weight matrix, row-major `[rows, cols]`, in any storage type that can be decoded.
+#[derive(Clone, Copy)]
+pub struct Matrix<'a> {
+    info: &'static TypeInfo,
+    decoder: Decoder,
+    rows: usize,
+    cols: usize,
+    row_bytes: usize,
+    data: &'a [u8],
+}
+
+/// Why bytes are not a matrix that can be multiplied with.
+#[derive(Debug, thiserror::Error)]
+pub enum MatrixError {
+    /// The type has no decoder.
+    #[error("weights of type {ty} cannot be decoded")]
+    Type {
+        /// The storage type found.
+        ty: TensorType,
+    },
+    /// Rows do not consist of whole blocks.
+    #[error("rows of {cols} weights are not whole blocks of {ty} ({block_len} weights each)")]
+    RowLength {
+        /// The storage type.
+        ty: TensorType,
+        /// Weights per row found.
+        cols: usize,
+        /// Weights per block of the type.
+        block_len: usize,
+    },
+    /// The bytes are too few or too many for the shape.
+    #[error("{rows} rows of {cols} weights in {ty} do not fit {found} bytes")]
+    Size {
+        /// The storage type.
+        ty: TensorType,
+        /// Rows asked for.
+        rows: usize,
+        /// Weights per row asked for.
+        cols: usize,
+        /// Bytes given.
+        found: usize,
+    },
+}
+
+impl<'a> Matrix<'a> {
+    /// A matrix of `rows` rows with `cols` weights each (ggml's `ne[0] = cols`) over exactly its bytes.
+    ///
+    /// # Errors
+    /// [`MatrixError`] when the type cannot be decoded or `data` does not have the size of the shape.
+    pub fn new(ty: TensorType, rows: usize, cols: usize, data: &'a [u8]) -> Result<Self, MatrixError> {
+        let info = ty.info().ok_or(MatrixError::Type { ty })?;
+        let decoder = Decoder::of(ty, cpu::level()).ok_or(MatrixError::Type { ty })?;
+        if !cols.is_multiple_of(info.block_len) {
+            return Err(MatrixError::RowLength { ty, cols, block_len: info.block_len });
+        }
+        let row_bytes = (cols / info.block_len).checked_mul(info.block_bytes);
+        match row_bytes.and_then(|row_bytes| row_bytes.checked_mul(rows)) {
+            Some(bytes) if bytes == data.len() => {
+                Ok(Matrix { info, decoder, rows, cols, row_bytes: bytes.checked_div(rows).unwrap_or(0), data })
+            }
+            _ => Err(MatrixError::Size { ty, rows, cols, found: data.len() }),
+        }
+    }
+
+    /// Storage type of the weights.
+    pub fn ty(&self) -> TensorType {
+        self.info.ty
+    }
+
+    /// Rows: outputs of the product.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Weights per row: inputs of the product.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The matrix of some of the rows, for products whose output is streamed (logits) and for the experts of
+    /// a stacked tensor.
+    ///
+    /// # Panics
+    /// When the range does not lie within the rows.
+    pub fn slice_rows(&self, range: Range<usize>) -> Matrix<'a> {
+        assert!(range.start <= range.end && range.end <= self.rows, "rows {range:?} of {}", self.rows);
+        let data = &self.data[range.start * self.row_bytes..range.end * self.row_bytes];
+        Matrix { rows: range.len(), data, ..*self }
+    }
+
+    /// Decodes one row into `dst` (`cols` floats), for embedding lookups.
+    ///
+    /// # Panics
+    /// When `row` is out of range or `dst` has another length.
+    pub fn decode_row(&self, row: usize, dst: &mut [f32]) {
+        assert!(row < self.rows && dst.len() == self.cols, "row {row} of {} x {}", self.rows, self.cols);
+        self.decode_columns(row, 0, dst);
+    }
+
+    /// Decodes `dst.len()` weights of `row` from column `start` on; both must be whole blocks.
+    pub(super) fn decode_columns(&self, row: usize, start: usize, dst: &mut [f32]) {
+        let first = row * self.row_bytes + start / self.info.block_len * self.info.block_bytes;
+        let bytes = dst.len() / self.info.block_len * self.info.block_bytes;
+        self.decoder.run(&self.data[first..first + bytes], dst);
+    }
+}
+
+/// Decodes `dst.len()` weights of type `ty` (whole blocks) with the fastest decoder of this machine.
+///
+/// # Errors
+/// [`MatrixError`] when the type cannot be decoded or the lengths do not match.
+pub fn decode_rows(ty: TensorType, src: &[u8], dst: &mut [f32]) -> Result<(), MatrixError> {
+    let matrix = Matrix::new(ty, 1, dst.len(), src)?;
+    matrix.decode_row(0, dst);
+    Ok(())
+}

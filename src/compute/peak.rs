@@ -1,0 +1,144 @@
+//! The machine's own peak: multiply-adds from registers, per instruction set.
+
+use crate::cpu::Level;
+use std::hint::black_box;
+use std::time::Instant;
+
+/// A kind of multiply-add whose rate can be measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Peak {
+    /// Name for reports, such as `avx512 f32 fma`.
+    pub name: &'static str,
+    /// Instruction set that is needed.
+    pub level: Level,
+    /// True for products of bfloat16, false for f32.
+    pub bf16: bool,
+    run: fn(rounds: u64) -> u64,
+}
+
+impl Peak {
+    /// Floating-point operations per second of one thread (a multiply-add counts as two), from one run of about
+    /// `seconds`.
+    ///
+    /// # Panics
+    /// When the CPU lacks the level or `LWQ_ISA` forbids it.
+    pub fn measure(&self, seconds: f64) -> f64 {
+        assert!(self.level.is_available(), "{} is not available", self.name);
+        let timed = |rounds: u64| {
+            let start = Instant::now();
+            let operations = (self.run)(rounds);
+            (operations as f64, start.elapsed().as_secs_f64())
+        };
+        let (_, trial) = timed(100_000);
+        let rounds = (100_000.0 * seconds / trial.max(1e-9)).max(1000.0);
+        let (operations, elapsed) = timed(rounds as u64);
+        operations / elapsed
+    }
+
+    /// The peaks of this architecture, those that the CPU lacks included.
+    pub fn all() -> &'static [Peak] {
+        PEAKS
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+static PEAKS: &[Peak] = &[
+    Peak { name: "scalar f32", level: Level::Scalar, bf16: false, run: scalar },
+    Peak { name: "avx2 f32 fma", level: Level::Avx2, bf16: false, run: x86_64::avx2 },
+    Peak { name: "avx512 f32 fma", level: Level::Avx512, bf16: false, run: x86_64::avx512 },
+    Peak { name: "avx512 bf16 dot", level: Level::Avx512Bf16, bf16: true, run: x86_64::avx512_bf16 },
+];
+#[cfg(target_arch = "aarch64")]
+static PEAKS: &[Peak] = &[
+    Peak { name: "scalar f32", level: Level::Scalar, bf16: false, run: scalar },
+    Peak { name: "neon f32 fma", level: Level::Neon, bf16: false, run: aarch64::neon },
+];
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+static PEAKS: &[Peak] = &[Peak { name: "scalar f32", level: Level::Scalar, bf16: false, run: scalar }];
+
+/// Independent sums in flight: more than latency times issue width of any CPU known to the author.
+const SUMS: usize = 12;
+
+/// `mul_add` as the scalar kernel uses it, be it an instruction or a call.
+fn scalar(rounds: u64) -> u64 {
+    let (x, w) = (black_box(1.0f32), black_box(1e-9f32));
+    let mut sums = [0f32; SUMS];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = x.mul_add(w, *sum);
+        }
+    }
+    black_box(sums);
+    rounds * SUMS as u64 * 2
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86_64 {
+    use super::{Level, SUMS, black_box};
+    use std::arch::x86_64::*;
+
+    macro_rules! peak {
+        ($name:ident, $inner:ident, $level:expr, $feature:literal, $operations:literal, $zero:expr, $operand:expr, $step:expr) => {
+            pub(super) fn $name(rounds: u64) -> u64 {
+                assert!($level.is_available());
+                // SAFETY: the level, just checked, includes the features.
+                unsafe { $inner(rounds) };
+                rounds * SUMS as u64 * $operations
+            }
+
+            #[target_feature(enable = $feature)]
+            fn $inner(rounds: u64) {
+                let (x, w) = (black_box($operand), black_box($operand));
+                let mut sums = [$zero; SUMS];
+                for _ in 0..rounds {
+                    for sum in &mut sums {
+                        *sum = $step(*sum, x, w);
+                    }
+                }
+                black_box(sums);
+            }
+        };
+    }
+
+    peak!(avx2, avx2_rounds, Level::Avx2, "avx2,fma", 16, _mm256_setzero_ps(), _mm256_set1_ps(1e-5), |s, x, w| {
+        _mm256_fmadd_ps(x, w, s)
+    });
+    peak!(avx512, avx512_rounds, Level::Avx512, "avx512f", 32, _mm512_setzero_ps(), _mm512_set1_ps(1e-5), |s, x, w| {
+        _mm512_fmadd_ps(x, w, s)
+    });
+    peak!(
+        avx512_bf16,
+        avx512_bf16_rounds,
+        Level::Avx512Bf16,
+        "avx512f,avx512bf16",
+        64,
+        _mm512_setzero_ps(),
+        _mm512_cvtne2ps_pbh(_mm512_set1_ps(1e-5), _mm512_set1_ps(1e-5)),
+        |s, x, w| _mm512_dpbf16_ps(s, x, w)
+    );
+}
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64 {
+    use super::{Level, SUMS, black_box};
+    use std::arch::aarch64::*;
+
+    pub(super) fn neon(rounds: u64) -> u64 {
+        assert!(Level::Neon.is_available());
+        // SAFETY: the level was just checked.
+        unsafe { neon_rounds(rounds) };
+        rounds * SUMS as u64 * 8 * 2
+    }
+
+    #[target_feature(enable = "neon")]
+    fn neon_rounds(rounds: u64) {
+        let (x, w) = (black_box(vdupq_n_f32(1e-5)), black_box(vdupq_n_f32(1e-5)));
+        let mut sums = [vdupq_n_f32(0.0); 2 * SUMS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = vfmaq_f32(*sum, x, w);
+            }
+        }
+        black_box(sums);
+    }
+}

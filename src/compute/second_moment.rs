@@ -1,0 +1,123 @@
+//! Second moments of a tensor's inputs: `X^T X` over all tokens.
+
+use super::Precision;
+use super::activations::check_rows;
+use super::aligned::AlignedBuf;
+use super::matmul::SCRATCH;
+use super::micro::{DEPTH, Kernel, MAX_TILE, ROW_STRIDE};
+use rayon::prelude::*;
+
+/// A number that sums of products are added to: f32 or f64.
+pub trait MomentSum: Copy + Send + Sync {
+    /// `self + value`, rounded to the type.
+    fn plus(self, value: f32) -> Self;
+}
+
+impl MomentSum for f32 {
+    fn plus(self, value: f32) -> f32 {
+        self + value
+    }
+}
+
+impl MomentSum for f64 {
+    fn plus(self, value: f32) -> f64 {
+        self + f64::from(value)
+    }
+}
+
+/// `S[i, j] += sum over t of X[t, i] * X[t, j]` for `j >= i`; X is f32, row-major `[tokens, n]` with rows `stride`
+/// floats apart, S row-major `[n, n]`. The part below the diagonal is left alone: mirror it once at the end
+/// with [`mirror_second_moment`].
+///
+/// Tokens are taken in blocks of 256: the products of a block are one chain of f32 fused multiply-adds, and
+/// blocks are added to S in order. The same calls give the same bytes on every instruction set and for any
+/// number of threads of rayon's current pool.
+///
+/// # Panics
+/// When `x` or `sums` is shorter than the shapes say.
+pub fn accumulate_second_moment<S: MomentSum>(x: &[f32], tokens: usize, n: usize, stride: usize, sums: &mut [S]) {
+    accumulate_with(Kernel::best(Precision::Accurate), x, tokens, n, stride, sums);
+}
+
+pub(super) fn accumulate_with<S: MomentSum>(
+    kernel: &Kernel,
+    x: &[f32],
+    tokens: usize,
+    n: usize,
+    stride: usize,
+    sums: &mut [S],
+) {
+    assert!(kernel.level.is_available() && !kernel.is_bf16(), "{} cannot multiply here", kernel.name);
+    check_rows("x", x.len(), tokens, n, stride);
+    assert_eq!(Some(sums.len()), n.checked_mul(n), "second moments of {n} columns");
+    if tokens == 0 || n == 0 {
+        return;
+    }
+    let (mr, nr) = (kernel.mr, kernel.nr);
+    let mut packed = AlignedBuf::default();
+    packed.reserve(n.div_ceil(nr) * nr * DEPTH);
+    for first in (0..tokens).step_by(DEPTH) {
+        let depth = DEPTH.min(tokens - first);
+        let block = &x[first * stride..];
+        packed.as_mut_f32().par_chunks_exact_mut(DEPTH * nr).take(n.div_ceil(nr)).enumerate().for_each(
+            |(panel, packed)| {
+                let columns = panel * nr..n.min((panel + 1) * nr);
+                for (t, target) in packed.chunks_exact_mut(nr).take(depth).enumerate() {
+                    let (valid, rest) = target.split_at_mut(columns.len());
+                    valid.copy_from_slice(&block[t * stride..][columns.clone()]);
+                    rest.fill(0.0);
+                }
+            },
+        );
+        let packed = &packed;
+        sums.par_chunks_mut(mr * n).enumerate().for_each(|(index, sums)| {
+            let rows = index * mr..n.min((index + 1) * mr);
+            SCRATCH.with_borrow_mut(|scratch| {
+                scratch.decoded.reserve(mr * ROW_STRIDE);
+                scratch.tile.reserve(MAX_TILE);
+                let transposed = scratch.decoded.as_mut_f32();
+                for t in 0..depth {
+                    for (row, &value) in block[t * stride..][rows.clone()].iter().enumerate() {
+                        transposed[row * ROW_STRIDE + t] = value;
+                    }
+                }
+                for panel in rows.start / nr..n.div_ceil(nr) {
+                    // SAFETY: both panels hold `depth` columns, `scratch.tile` any register tile; the level was
+                    // checked above.
+                    unsafe {
+                        let a = scratch.decoded.as_ptr();
+                        let b = packed.as_ptr().add(panel * nr * DEPTH);
+                        (kernel.tile)(rows.len(), depth, a, b, scratch.tile.as_mut_ptr().cast(), nr, false);
+                    }
+                    let tile = scratch.tile.as_mut_f32();
+                    for (row, values) in tile.chunks_exact(nr).take(rows.len()).enumerate() {
+                        let start = (panel * nr).max(rows.start + row);
+                        let end = n.min((panel + 1) * nr);
+                        for column in start..end {
+                            let sum = &mut sums[row * n + column];
+                            *sum = sum.plus(values[column - panel * nr]);
+                        }
+                    }
+                }
+            });
+        });
+    }
+}
+
+/// Copies the part of S above the diagonal below it; S is row-major `[n, n]`.
+///
+/// # Panics
+/// When `sums` does not have `n * n` elements.
+pub fn mirror_second_moment<S: MomentSum>(sums: &mut [S], n: usize) {
+    assert_eq!(Some(sums.len()), n.checked_mul(n), "second moments of {n} columns");
+    const TILE: usize = 32;
+    for first_row in (0..n).step_by(TILE) {
+        for first_column in (0..=first_row).step_by(TILE) {
+            for row in first_row..n.min(first_row + TILE) {
+                for column in first_column..row.min(first_column + TILE) {
+                    sums[row * n + column] = sums[column * n + row];
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Which instruction sets this process uses: detected once, cached, and capped by the environment variable
+//! `LWQ_ISA`.
+//!
+//! `LWQ_ISA` takes one name of [`Level::name`]: `scalar` everywhere; `avx2`, `avx512`, `avx512bf16` on x86-64;
+//! `neon` on aarch64. It caps the level and never raises it above what the CPU has. The kernels of the
+//! quantizers and of the forward pass read the level from here and from nowhere else.
+
+use std::sync::OnceLock;
+
+/// Name of the environment variable that caps the instruction set.
+pub const ISA_VARIABLE: &str = "LWQ_ISA";
+
+/// A set of instructions that kernels are written for. Greater levels include the lesser ones of the same
+/// architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Level {
+    /// Portable code only.
+    Scalar,
+    /// aarch64 Advanced SIMD with fused multiply-add (every aarch64 CPU).
+    Neon,
+    /// x86-64 AVX2, FMA and F16C.
+    Avx2,
+    /// x86-64 AVX-512 F, BW, CD, DQ and VL, on top of [`Level::Avx2`].
+    Avx512,
+    /// AVX-512 with BF16 dot products, on top of [`Level::Avx512`].
+    Avx512Bf16,
+}
+
+impl Level {
+    /// Every level of every architecture, ascending.
+    pub const ALL: [Level; 5] = [Level::Scalar, Level::Neon, Level::Avx2, Level::Avx512, Level::Avx512Bf16];
+
+    /// The name that `LWQ_ISA` takes and reports print.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Scalar => "scalar",
+            Level::Neon => "neon",
+            Level::Avx2 => "avx2",
+            Level::Avx512 => "avx512",
+            Level::Avx512Bf16 => "avx512bf16",
+        }
+    }
+
+    /// True where this build's target architecture has the level at all, whatever the CPU.
+    pub fn is_of_this_architecture(self) -> bool {
+        match self {
+            Level::Scalar => true,
+            Level::Neon => cfg!(target_arch = "aarch64"),
+            Level::Avx2 | Level::Avx512 | Level::Avx512Bf16 => cfg!(target_arch = "x86_64"),
+        }
+    }
+
+    /// True where the CPU has every feature of the level and `LWQ_ISA` does not forbid it.
+    ///
+    /// Code may rely on this for soundness: a level at or below [`level`] is one the CPU executes.
+    pub fn is_available(self) -> bool {
+        self.is_of_this_architecture() && self <= level()
+    }
+}
+
+/// The value of `LWQ_ISA` is not a level of this architecture.
+#[derive(Debug, thiserror::Error)]
+#[error("{ISA_VARIABLE}={value}: not an instruction set of this build; use one of {known}, or unset it")]
+pub struct IsaError {
+    /// The value found, lossily decoded.
+    pub value: String,
+    /// The names that are accepted here.
+    pub known: String,
+}
+
+/// Levels that this CPU has and `LWQ_ISA` allows, ascending; never empty, since scalar is always there.
+pub fn available_levels() -> impl Iterator<Item = Level> {
+    Level::ALL.into_iter().filter(|level| level.is_available())
+}
+
+/// The best level that this CPU has and `LWQ_ISA` allows. An invalid value of the variable is ignored here;
+/// [`check_environment`] reports it.
+pub fn level() -> Level {
+    static LEVEL: OnceLock<Level> = OnceLock::new();
+    *LEVEL.get_or_init(|| {
+        let cap = requested_cap().ok().flatten().unwrap_or(Level::Avx512Bf16);
+        detected_level().min(cap)
+    })
+}
+
+/// True where the CPU has AVX-512 VBMI (byte permutes) and `LWQ_ISA` allows AVX-512.
+pub fn has_avx512_vbmi() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        Level::Avx512.is_available() && is_x86_feature_detected!("avx512vbmi")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
+/// Checks `LWQ_ISA`, for a program to call at its start.
+///
+/// # Errors
+/// [`IsaError`] when the variable is set, not empty, and not the name of a level of this architecture.
+pub fn check_environment() -> Result<(), IsaError> {
+    requested_cap().map(|_| ())
+}
+
+fn requested_cap() -> Result<Option<Level>, IsaError> {
+    let Some(value) = std::env::var_os(ISA_VARIABLE).filter(|value| !value.is_empty()) else {
+        return Ok(None);
+    };
+    let value = value.to_string_lossy();
+    parse_cap(&value).map(Some)
+}
+
+fn parse_cap(value: &str) -> Result<Level, IsaError> {
+    let mut of_this_build = Level::ALL.into_iter().filter(|level| level.is_of_this_architecture());
+    of_this_build.clone().find(|level| level.name().eq_ignore_ascii_case(value)).ok_or_else(|| IsaError {
+        value: value.to_owned(),
+        known: of_this_build.by_ref().map(Level::name).collect::<Vec<_>>().join(", "),
+    })
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detected_level() -> Level {
+    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+    if !avx2 {
+        return Level::Scalar;
+    }
+    let avx512 = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512cd")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl");
+    if !avx512 {
+        return Level::Avx2;
+    }
+    if is_x86_feature_detected!("avx512bf16") { Level::Avx512Bf16 } else { Level::Avx512 }
+}
+
+#[cfg(target_arch = "aarch64")]
+fn detected_level() -> Level {
+    if std::arch::is_aarch64_feature_detected!("neon") { Level::Neon } else { Level::Scalar }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn detected_level() -> Level {
+    Level::Scalar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scalar_is_always_available() {
+        assert_eq!(available_levels().next(), Some(Level::Scalar));
+        assert!(level().is_available());
+    }
+
+    #[test]
+    fn levels_of_another_architecture_are_refused_by_name() {
+        let foreign = if cfg!(target_arch = "x86_64") { "neon" } else { "avx2" };
+        let message = parse_cap(foreign).unwrap_err().to_string();
+        assert!(message.contains(foreign) && message.contains("scalar"), "{message}");
+        assert!(parse_cap("avx9").is_err());
+        assert_eq!(parse_cap("SCALAR").unwrap(), Level::Scalar);
+    }
+}
