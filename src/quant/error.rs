@@ -41,6 +41,12 @@ pub enum QuantError {
         /// Weights per row.
         row_len: usize,
     },
+    /// The format is too coarse to be of use without knowing which weights matter.
+    #[error("type {ty} needs importance weights; give an imatrix or choose another target type")]
+    NeedsImportance {
+        /// The type asked for.
+        ty: TensorType,
+    },
     /// Importance weights do not cover the row.
     #[error("{found} importance weights for {ty} rows of {row_len} weights; one per column is needed")]
     ImportanceLength {

@@ -9,6 +9,7 @@
 
 mod error;
 pub mod float16;
+pub mod grid;
 pub mod round;
 pub mod search;
 pub mod types;
@@ -19,7 +20,7 @@ use crate::gguf::{TensorType, TypeInfo};
 pub use error::QuantError;
 pub use validate::{ScaleField, ScaleFormat, first_non_finite, validate};
 
-use types::float;
+use types::{float, iq1, iq2, iq3, iq4};
 
 /// Quantizes `src` (rows of `row_len` weights each, row-major) into `dst`. `importance`, when given, holds
 /// `row_len` non-negative weights, one per column, shared by all rows.
@@ -64,12 +65,73 @@ pub static CODECS: &[Codec] = &[
         scales: &[f16("value", 0)],
     },
     Codec {
+        ty: TensorType::IQ2_XXS,
+        quantize: Some(iq2::quantize_iq2_xxs),
+        dequantize: iq2::dequantize_iq2_xxs,
+        scales: &[f16("d", 0)],
+    },
+    Codec {
+        ty: TensorType::IQ2_XS,
+        quantize: Some(iq2::quantize_iq2_xs),
+        dequantize: iq2::dequantize_iq2_xs,
+        scales: &[f16("d", 0)],
+    },
+    Codec {
+        ty: TensorType::IQ3_XXS,
+        quantize: Some(iq3::quantize_iq3_xxs),
+        dequantize: iq3::dequantize_iq3_xxs,
+        scales: &[f16("d", 0)],
+    },
+    Codec {
+        ty: TensorType::IQ1_S,
+        quantize: Some(iq1::quantize_iq1_s),
+        dequantize: iq1::dequantize_iq1_s,
+        scales: &[f16("d", 0)],
+    },
+    Codec {
+        ty: TensorType::IQ4_NL,
+        quantize: Some(iq4::quantize_iq4_nl),
+        dequantize: iq4::dequantize_iq4_nl,
+        scales: &[f16("d", 0)],
+    },
+    Codec {
+        ty: TensorType::IQ3_S,
+        quantize: Some(iq3::quantize_iq3_s),
+        dequantize: iq3::dequantize_iq3_s,
+        scales: &[f16("d", 0)],
+    },
+    Codec {
+        ty: TensorType::IQ2_S,
+        quantize: Some(iq2::quantize_iq2_s),
+        dequantize: iq2::dequantize_iq2_s,
+        scales: &[f16("d", 0)],
+    },
+    Codec {
+        ty: TensorType::IQ4_XS,
+        quantize: Some(iq4::quantize_iq4_xs),
+        dequantize: iq4::dequantize_iq4_xs,
+        scales: &[f16("d", 0)],
+    },
+    Codec {
+        ty: TensorType::IQ1_M,
+        quantize: Some(iq1::quantize_iq1_m),
+        dequantize: iq1::dequantize_iq1_m,
+        scales: &[ScaleField { name: "d", offset: 48, format: ScaleFormat::Iq1mNibbles }],
+    },
+    Codec {
         ty: TensorType::BF16,
         quantize: Some(float::quantize_bf16),
         dequantize: float::dequantize_bf16,
         scales: &[ScaleField { name: "value", offset: 0, format: ScaleFormat::Bf16 }],
     },
 ];
+
+impl Codec {
+    /// True if there is no encoding without importance weights (`ggml_quantize_requires_imatrix`).
+    pub fn needs_importance(&self) -> bool {
+        matches!(self.ty, TensorType::IQ2_XXS | TensorType::IQ2_XS | TensorType::IQ1_S)
+    }
+}
 
 /// The codec of `ty`, or `None` for integers, F64, Q8_1 and unknown ids.
 pub fn codec(ty: TensorType) -> Option<&'static Codec> {
@@ -103,6 +165,9 @@ pub fn quantize_rows(
         && weights.len() != row_len
     {
         return Err(QuantError::ImportanceLength { ty, found: weights.len(), row_len });
+    }
+    if importance.is_none() && codec.needs_importance() {
+        return Err(QuantError::NeedsImportance { ty });
     }
     let expected = encoded_bytes(ty, info, src.len())?;
     if dst.len() != expected {

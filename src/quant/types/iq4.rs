@@ -1,0 +1,178 @@
+//! IQ4_NL and IQ4_XS: 4-bit codes for sixteen values that are spaced more closely near zero.
+//!
+//! IQ4_NL: blocks of 32 weights, a binary16 `d` and 16 bytes of codes (weight `i` low, `i + 16` high); a weight is
+//! `d * value[code]`. IQ4_XS: blocks of 256 weights, `d`, a u16 with the two high bits of eight scales, 4 bytes with
+//! their low 4 bits, and the codes of 32 weights in 16 bytes as before; a weight is `d * (s - 32) * value[code]`.
+
+use super::superblock::{error_weights, for_each_block, for_each_encoded, sum_of_squares};
+use crate::quant::float16::{f16_to_f32, f32_to_f16};
+use crate::quant::round::nearest_int;
+
+/// `kvalues_iq4nl`.
+pub const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// Where a number stops being nearest to one value and starts being nearest to the next; a number on the border
+/// goes to the upper value. All of them are exact.
+const BORDERS: [f32; 15] = {
+    let mut borders = [0f32; 15];
+    let mut i = 0;
+    while i < 15 {
+        borders[i] = (VALUES[i] as f32 + VALUES[i + 1] as f32) / 2.0;
+        i += 1;
+    }
+    borders
+};
+
+/// Trials on each side of the scale that fits the largest weight.
+const TRIES: i32 = 7;
+
+/// Codes of the values nearest to `x * inverse_scale` (`best_index_int8`); NaN gets the last.
+#[inline(always)]
+fn nearest_codes(x: &[f32; 32], inverse_scale: f32) -> [u8; 32] {
+    let mut codes = [0i32; 32];
+    for (code, x) in codes.iter_mut().zip(x) {
+        let scaled = inverse_scale * x;
+        for border in BORDERS {
+            // Not `scaled >= border`: NaN has to pass.
+            #[allow(clippy::neg_cmp_op_on_partial_ord)]
+            let passed = !(scaled < border);
+            *code += i32::from(passed);
+        }
+    }
+    codes.map(|code| code as u8)
+}
+
+/// The values nearest to `x * inverse_scale`, by adding up the distances between the values that are passed.
+#[inline(always)]
+fn nearest_values(x: &[f32; 32], inverse_scale: f32) -> [f32; 32] {
+    let mut nearest = [f32::from(VALUES[0]); 32];
+    for (value, x) in nearest.iter_mut().zip(x) {
+        let scaled = inverse_scale * x;
+        for (i, &border) in BORDERS.iter().enumerate() {
+            let gap = f32::from(VALUES[i + 1]) - f32::from(VALUES[i]);
+            *value += if scaled < border { 0.0 } else { gap };
+        }
+    }
+    nearest
+}
+
+/// `(sum w q x, sum w q^2)` in order, for the values nearest to `x * inverse_scale`.
+#[inline(always)]
+fn sums(x: &[f32; 32], weights: &[f32; 32], inverse_scale: f32) -> (f32, f32) {
+    let nearest = nearest_values(x, inverse_scale);
+    let (mut sum_qx, mut sum_q2) = (0f32, 0f32);
+    for i in 0..32 {
+        let weighted = weights[i] * nearest[i];
+        sum_qx += weighted * x[i];
+        sum_q2 += weighted * nearest[i];
+    }
+    (sum_qx, sum_q2)
+}
+
+/// The scale that loses least among the least-squares scales of 16 assignments; zero for weights that are all
+/// nearly zero.
+fn best_scale(x: &[f32; 32], weights: &[f32; 32]) -> f32 {
+    let (mut magnitude, mut max) = (0f32, 0f32);
+    for &x in x {
+        if x.abs() > magnitude {
+            (magnitude, max) = (x.abs(), x);
+        }
+    }
+    if magnitude < 1e-15 {
+        return 0.0;
+    }
+    let lowest = f32::from(VALUES[0]);
+    let (sum_qx, sum_q2) = sums(x, weights, 1.0 / (-max / lowest));
+    let mut scale = if sum_q2 > 0.0 { sum_qx / sum_q2 } else { 0.0 };
+    let mut best = scale * sum_qx;
+    for n in -TRIES..=TRIES {
+        let (sum_qx, sum_q2) = sums(x, weights, (n as f32 + lowest) / max);
+        if sum_q2 > 0.0 && sum_qx * sum_qx > best * sum_q2 {
+            scale = sum_qx / sum_q2;
+            best = scale * sum_qx;
+        }
+    }
+    scale
+}
+
+/// `1 / scale`, and 0 for 0.
+#[inline(always)]
+fn inverse_or_zero(scale: f32) -> f32 {
+    if scale != 0.0 { 1.0 / scale } else { 0.0 }
+}
+
+#[inline(always)]
+fn pack(codes: &[u8; 32]) -> [u8; 16] {
+    std::array::from_fn(|i| codes[i] | codes[i + 16] << 4)
+}
+
+#[inline(always)]
+fn unpack(bytes: &[u8; 16], scale: f32, out: &mut [f32; 32]) {
+    for (i, byte) in bytes.iter().enumerate() {
+        out[i] = scale * f32::from(VALUES[(byte & 15) as usize]);
+        out[i + 16] = scale * f32::from(VALUES[(byte >> 4) as usize]);
+    }
+}
+
+/// Encodes IQ4_NL.
+pub fn quantize_iq4_nl(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+    for_each_block(src, row_len, importance, dst, |x: &[f32; 32], importance, out: &mut [u8; 18]| {
+        let variance = sum_of_squares(x) * (2.0 / 32.0);
+        let scale = best_scale(x, &error_weights(x, importance, variance, |x| x * x));
+        out[..2].copy_from_slice(&f32_to_f16(scale).to_le_bytes());
+        out[2..].copy_from_slice(&pack(&nearest_codes(x, inverse_or_zero(scale))));
+    });
+}
+
+/// Decodes IQ4_NL.
+pub fn dequantize_iq4_nl(src: &[u8], dst: &mut [f32]) {
+    for_each_encoded(src, dst, |block: &[u8; 18], out: &mut [f32; 32]| {
+        let [low, high, codes @ ..] = block;
+        unpack(codes, f16_to_f32(u16::from_le_bytes([*low, *high])), out);
+    });
+}
+
+/// Encodes IQ4_XS.
+pub fn quantize_iq4_xs(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+    for_each_block(src, row_len, importance, dst, |x: &[f32; 256], importance, out: &mut [u8; 136]| {
+        let variance = sum_of_squares(x) * (2.0 / 256.0);
+        let groups = x.as_chunks::<32>().0;
+        let mut scales = [0f32; 8];
+        let (mut magnitude, mut max) = (0f32, 0f32);
+        for (ib, values) in groups.iter().enumerate() {
+            let importance = importance.map(|w| &w.as_chunks::<32>().0[ib]);
+            scales[ib] = best_scale(values, &error_weights(values, importance, variance, |x| x * x));
+            if scales[ib].abs() > magnitude {
+                (magnitude, max) = (scales[ib].abs(), scales[ib]);
+            }
+        }
+        let d = -max / 32.0;
+        let inverse = inverse_or_zero(d);
+        let (head, body) = out.split_at_mut(8);
+        let mut high = 0u16;
+        head.fill(0);
+        for (ib, bytes) in body.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let code = nearest_int(inverse * scales[ib]).clamp(-32, 31);
+            *bytes = pack(&nearest_codes(&groups[ib], inverse_or_zero(d * code as f32)));
+            let code = (code + 32) as u16;
+            head[4 + ib / 2] |= ((code & 15) as u8) << (4 * (ib % 2));
+            high |= (code >> 4) << (2 * ib);
+        }
+        head[..2].copy_from_slice(&f32_to_f16(d).to_le_bytes());
+        head[2..4].copy_from_slice(&high.to_le_bytes());
+    });
+}
+
+/// Decodes IQ4_XS.
+pub fn dequantize_iq4_xs(src: &[u8], dst: &mut [f32]) {
+    for_each_encoded(src, dst, |block: &[u8; 136], out: &mut [f32; 256]| {
+        let d = f16_to_f32(u16::from_le_bytes([block[0], block[1]]));
+        let high = u16::from_le_bytes([block[2], block[3]]);
+        let codes = block[8..].as_chunks::<16>().0;
+        for (ib, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            let low = block[4 + ib / 2] >> (4 * (ib % 2)) & 15;
+            let code = i32::from(low) | i32::from(high >> (2 * ib) & 3) << 4;
+            unpack(&codes[ib], d * (code - 32) as f32, out);
+        }
+    });
+}
