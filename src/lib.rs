@@ -8,5 +8,6 @@ pub mod cli;
 pub mod compute;
 pub mod cpu;
 pub mod gguf;
+pub mod imatrix;
 pub mod os;
 pub mod quant;
