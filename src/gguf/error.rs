@@ -9,7 +9,7 @@ use super::cursor::CutShort;
 #[derive(Debug, thiserror::Error)]
 pub enum GgufError {
     /// The system refused to open, map or write a file.
-    #[error("{file}: cannot {action}: {source}")]
+    #[error("{file}: cannot {action}: {source}; {advice}")]
     Io {
         /// The file.
         file: String,
@@ -17,6 +17,8 @@ pub enum GgufError {
         action: &'static str,
         /// The system's answer.
         source: io::Error,
+        /// What to do.
+        advice: &'static str,
     },
     /// A path that names no regular file.
     #[error("{file}: is {found}, not a regular file; give the path of a GGUF file")]

@@ -19,6 +19,10 @@ const MAX_PAIRS: u64 = 1 << 20;
 pub(crate) const MAX_TENSORS: u64 = 1 << 20;
 /// Longest key in bytes, the limit of the GGUF specification.
 const MAX_KEY_BYTES: u64 = 65_535;
+/// Most bytes of all keys together: unlike values they are copied out of the file.
+const MAX_ALL_KEYS_BYTES: u64 = 1 << 26;
+/// Most bytes of arrays that have to be copied to be put in order: those of big-endian files.
+const MAX_COPIED_BYTES: u64 = 1 << 28;
 /// Longest string value in bytes, b10605's limit.
 const MAX_STRING_BYTES: u64 = 1 << 30;
 /// Most elements of fixed size in an array, b10605's limit.
@@ -46,7 +50,7 @@ pub(crate) struct ParsedFile {
 /// Parses the file in `source`; `file` is its name for messages, `shard` its number in the split.
 pub(crate) fn parse(source: &Arc<Source>, file: &str, shard: usize) -> Result<ParsedFile, GgufError> {
     let bytes = source.as_slice();
-    let mut parser = Parser { cursor: Cursor::new(bytes, false), source, file };
+    let mut parser = Parser { cursor: Cursor::new(bytes, false), source, file, copied_bytes: 0, key_bytes: 0 };
     let (version, big_endian) = parser.magic_and_version()?;
     let n_tensors = parser.count("n_tensors", MAX_TENSORS)?;
     let n_pairs = parser.count("n_kv", MAX_PAIRS)?;
@@ -66,6 +70,10 @@ struct Parser<'a> {
     cursor: Cursor<'a>,
     source: &'a Arc<Source>,
     file: &'a str,
+    /// Bytes of array elements copied so far.
+    copied_bytes: u64,
+    /// Bytes of keys copied so far.
+    key_bytes: u64,
 }
 
 impl Parser<'_> {
@@ -157,6 +165,11 @@ impl Parser<'_> {
         if len > MAX_KEY_BYTES {
             return Err(bad(format!("has length {len}, at most {MAX_KEY_BYTES} is allowed")));
         }
+        self.key_bytes += len;
+        if self.key_bytes > MAX_ALL_KEYS_BYTES {
+            let total = self.key_bytes;
+            return Err(bad(format!("takes the keys to {total} bytes, at most {MAX_ALL_KEYS_BYTES} are followed")));
+        }
         let raw = self.cursor.take(len).during(self.file, || format!("metadata key {}", place()))?;
         if raw.contains(&0) {
             return Err(bad(format!("{} holds a NUL byte", shown(raw))));
@@ -225,6 +238,14 @@ impl Parser<'_> {
         self.skip_elements(key, elem, count, 1, &mut walk)?;
         let range = start..self.cursor.position();
         let raw = if self.cursor.big_endian() || walk.odd_bool {
+            self.copied_bytes += range.len() as u64;
+            if self.copied_bytes > MAX_COPIED_BYTES {
+                let problem = format!(
+                    "takes the arrays to be reordered to {} bytes, at most {MAX_COPIED_BYTES} are followed",
+                    self.copied_bytes
+                );
+                return Err(self.bad_key(key, problem, DAMAGED));
+            }
             let mut canonical = Vec::with_capacity(range.len());
             let mut cursor = Cursor::new(&self.source.as_slice()[range], self.cursor.big_endian());
             append_canonical(&mut cursor, elem, count, &mut canonical)

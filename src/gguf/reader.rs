@@ -95,14 +95,15 @@ impl Gguf {
         let mut files = vec![(first, parsed)];
         for number in 1..count {
             let shard_path = split::shard_path(&prefix, number, count);
-            if !shard_path.exists() {
+            // Other failures, such as a loop of links, are reported by the attempt to open it.
+            if matches!(shard_path.try_exists(), Ok(false)) {
                 return Err(GgufError::Split {
                     file: shown_path(path),
                     problem: format!("shard {} of {count} is missing", number + 1),
                     advice: format!("put {} beside it", shown_path(&shard_path)),
                 });
             }
-            let (shard, parsed) = open_shard(&shard_path, usize::from(number))?;
+            let (shard, mut parsed) = open_shard(&shard_path, usize::from(number))?;
             tensors += parsed.tensors.len() as u64;
             check_belongs(&files[0], &shard, &parsed, number, count)?;
             if tensors > MAX_TENSORS {
@@ -112,6 +113,7 @@ impl Gguf {
                     advice: DAMAGED.to_owned(),
                 });
             }
+            parsed.metadata = Metadata::default();
             files.push((shard, parsed));
         }
         Gguf::assemble(files, Some(expected))
@@ -318,7 +320,7 @@ fn open_shard(path: &Path, number: usize) -> Result<(Shard, ParsedFile), GgufErr
     let label = shown_path(path);
     let io = |action: &'static str| {
         let file = label.clone();
-        move |source| GgufError::Io { file, action, source }
+        move |source| GgufError::Io { file, action, source, advice: "check the path and its permissions" }
     };
     // Asked before opening: opening a FIFO would wait for a writer.
     let kind = std::fs::metadata(path).map_err(io("open the file"))?.file_type();

@@ -133,12 +133,12 @@ pub fn plan_by_size(tensor_bytes: &[u64], max_bytes: u64, alignment: u32) -> Spl
     let (mut first, mut size) = (0, 0u64);
     for (position, bytes) in tensor_bytes.iter().enumerate() {
         let padded = align_up(*bytes, alignment.into()).unwrap_or(u64::MAX);
-        let grown = size.saturating_add(padded);
-        if grown > max_bytes && position > first {
-            plan.push(first..position);
-            (first, size) = (position, padded);
-        } else {
-            size = grown;
+        match size.checked_add(padded) {
+            Some(grown) if grown <= max_bytes || position == first => size = grown,
+            _ => {
+                plan.push(first..position);
+                (first, size) = (position, padded);
+            }
         }
     }
     plan.push(first..tensor_bytes.len());

@@ -19,11 +19,16 @@ pub struct RawGguf {
     pub n_kv: Option<i64>,
     /// Alignment that offsets and padding follow; add the key yourself.
     pub alignment: usize,
-    pairs: Vec<u8>,
-    pair_count: i64,
-    infos: Vec<u8>,
-    info_count: i64,
-    data: Vec<u8>,
+    /// Bytes of the pairs.
+    pub pairs: Vec<u8>,
+    /// Pairs added.
+    pub pair_count: i64,
+    /// Bytes of the tensor descriptions.
+    pub infos: Vec<u8>,
+    /// Tensor descriptions added.
+    pub info_count: i64,
+    /// The data section.
+    pub data: Vec<u8>,
 }
 
 impl Default for RawGguf {

@@ -168,7 +168,12 @@ impl GgufLayout {
     }
 
     fn io(&self, source: io::Error) -> GgufError {
-        GgufError::Io { file: self.file.clone(), action: "write the file", source }
+        GgufError::Io {
+            file: self.file.clone(),
+            action: "write the file",
+            source,
+            advice: "check the free space of the disk",
+        }
     }
 
     fn wrong(&self, problem: String) -> GgufError {
