@@ -269,6 +269,25 @@ fn a_sparse_file_cannot_make_the_reader_visit_gigabytes() {
 }
 
 #[test]
+fn long_strings_stay_in_the_file() {
+    let open = |file: RawGguf, len: u64| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("long.gguf");
+        std::fs::write(&path, file.header()).unwrap();
+        let whole = file.header().len() as u64 + len;
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(whole).unwrap();
+        open_watched(&path, file.header().len() as u64).unwrap()
+    };
+    let template = base().pair("tokenizer.chat_template", STRING, &100_000_000u64.to_le_bytes());
+    let gguf = open(template, 100_000_000);
+    assert_eq!(gguf.metadata().bytes("tokenizer.chat_template").unwrap().map(<[u8]>::len), Some(100_000_000));
+    let token = base().array("tokenizer.ggml.tokens", STRING, 1, &(1u64 << 30).to_le_bytes());
+    let gguf = open(token, 1 << 30);
+    let tokens = gguf.metadata().array("tokenizer.ggml.tokens").unwrap().unwrap();
+    assert_eq!(tokens.iter_str().unwrap().next().map(<[u8]>::len), Some(1 << 30));
+}
+
+#[test]
 fn odd_bools_are_true_and_written_as_one() {
     let gguf = accepted(base().pair("b", BOOL, &[2]).array("bs", BOOL, 3, &[0, 1, 200]).build());
     assert_eq!(gguf.metadata().bool("b").unwrap(), Some(true));

@@ -32,3 +32,43 @@ fn a_wrong_type_is_named_with_file_key_and_both_types() {
         assert!(message.contains(part), "{message}");
     }
 }
+
+#[test]
+fn an_open_model_can_be_shared_between_threads() {
+    fn shared<T: Send + Sync>(value: T) -> T {
+        value
+    }
+    let gguf = shared(Gguf::open(DOCLET).unwrap());
+    std::thread::scope(|scope| {
+        for tensor in gguf.tensors() {
+            let gguf = &gguf;
+            scope.spawn(move || assert_eq!(Some(gguf.data(tensor).unwrap().len() as u64), tensor.bytes));
+        }
+    });
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn released_pages_leave_memory_and_come_back_unchanged() {
+    /// Resident bytes of mapped files.
+    fn resident() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssFile:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("large.gguf");
+    let data: Vec<u8> = (0..64u32 << 20).map(|at| (at >> 10) as u8).collect();
+    let file = lwq::gguf::testing::RawGguf::new().tensor("t", &[1 << 20, 64], TensorType::I8, &data);
+    std::fs::write(&path, file.build()).unwrap();
+    let gguf = Gguf::open(&path).unwrap();
+    let tensor = gguf.tensor("t").unwrap();
+    assert!(gguf.data(tensor).unwrap() == data);
+    let before = resident();
+    gguf.release_rows(tensor, 0, 48);
+    let after = resident();
+    assert!(before - after > 40 << 20, "{before} bytes before, {after} after");
+    assert!(gguf.data(tensor).unwrap() == data);
+    gguf.release(tensor);
+    assert!(gguf.data(tensor).unwrap() == data);
+}

@@ -2,7 +2,9 @@
 //!
 //! A big-endian file stores every multi-byte number of a block in big-endian order (`gguf_convert_endian.py` does it
 //! for eight types); the rest follows from the block layouts of `ggml-common.h` and from how `ggml-quants.c` loads
-//! them where a field declared as bytes is copied into a wider integer.
+//! them where a field declared as bytes is copied into a wider integer. For the types that the script leaves out no
+//! file is known to exist. Where ggml's quantizer and dequantizer would disagree on a big-endian machine (the grid
+//! indices of IQ2_XXS), the dequantizer is followed.
 
 use super::tensor_type::TensorType;
 

@@ -35,8 +35,7 @@ impl TensorInfo {
 
     /// Rows: the product of all dimensions but the first.
     pub fn rows(&self) -> u64 {
-        // Every shape was checked: the product of its non-zero dimensions is below 2^63.
-        self.shape.iter().skip(1).product()
+        product(self.shape.iter().skip(1))
     }
 
     /// Rows of one matrix (`ne[1]`).
@@ -51,7 +50,7 @@ impl TensorInfo {
 
     /// Weights in all (`ggml_nelements`).
     pub fn elements(&self) -> u64 {
-        self.shape.iter().product()
+        product(self.shape.iter())
     }
 
     /// The shape for messages: `4096 x 32000`, or `scalar`.
@@ -68,6 +67,11 @@ impl TensorInfo {
     pub fn row_bytes(&self) -> Option<u64> {
         self.ty.info()?.row_bytes(self.row_len())
     }
+}
+
+/// The product of dimensions. Shapes that were read never reach the limit, those that a caller makes up may.
+fn product<'a>(dims: impl Iterator<Item = &'a u64>) -> u64 {
+    dims.fold(1, |product: u64, dim| product.saturating_mul(*dim))
 }
 
 /// A shape for messages: `4096 x 32000`, or `scalar`.
