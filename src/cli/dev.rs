@@ -40,6 +40,7 @@ enum DevCommand {
         #[arg(long = "type", value_parser = tensor_type)]
         ty: TensorType,
     },
+    Logits(super::dev_logits::LogitsArgs),
     /// Check the scales of blocks from stdin
     ValidateRows {
         /// Type of the blocks
@@ -75,6 +76,7 @@ pub fn run(args: &DevArgs, common: &Common) -> anyhow::Result<()> {
             quant::dequantize(*ty, &blocks, &mut weights)?;
             stdout_bytes(&weights.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())
         }
+        DevCommand::Logits(args) => args.run(),
         DevCommand::ValidateRows { ty } => Ok(quant::validate(*ty, &stdin_bytes()?)?),
     }
 }

@@ -4,6 +4,7 @@
 //! signal n.
 
 mod dev;
+mod dev_logits;
 mod format;
 mod inspect;
 mod progress;

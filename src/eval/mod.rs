@@ -1,0 +1,5 @@
+//! How good a model is: scores computed from logits.
+
+mod perplexity;
+
+pub use perplexity::{Perplexity, PerplexityOptions, perplexity};

@@ -1,0 +1,226 @@
+//! The architectures that the forward pass knows: one row each, holding only what differs between them.
+//!
+//! Facts follow llama.cpp b10605 (`src/models/*.cpp`, `llama_model_rope_type`). All rows share: RMS norms before
+//! attention and feed-forward, rotary positions, grouped-query attention with optional biases and optionally
+//! fused `attn_qkv`, a gated feed-forward network, residual connections around both.
+
+/// Which pairs of head values a rotary embedding turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopePairs {
+    /// Values `2i` and `2i + 1` (`LLAMA_ROPE_TYPE_NORM`).
+    Adjacent,
+    /// Values `i` and `i + n_rot / 2` (`LLAMA_ROPE_TYPE_NEOX`).
+    Halves,
+}
+
+/// How the gate enters the product of the feed-forward network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `silu(gate) * up`.
+    Silu,
+    /// `gelu(gate) * up`, tanh form.
+    Gelu,
+    /// gpt-oss: `g * sigmoid(1.702 g) * (u + 1)` with clamped `g` and `u`.
+    SwigluOai,
+}
+
+/// Which layers see only a window of the last tokens.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Sliding {
+    /// All layers see everything; the metadata's window is ignored.
+    None,
+    /// Of every `period` layers all but the last have a window.
+    Periodic {
+        /// Layers per cycle when `attention.sliding_window_pattern` is absent.
+        period: u64,
+        /// Window when the metadata has none; `None` means that no layer has a window then.
+        default_window: Option<u64>,
+        /// Rope base of windowed layers when `rope.freq_base_swa` is absent: the model's own base, or this.
+        default_base: Option<f32>,
+    },
+}
+
+/// How expert weights follow from the router's outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gating {
+    /// Softmax over all experts, the chosen ones taken as they are.
+    Softmax,
+    /// Softmax over all experts, the chosen ones scaled to sum to one.
+    SoftmaxNormalized,
+    /// Softmax over the chosen experts' logits only.
+    SoftmaxOfChosen,
+}
+
+/// Whether the model has dense feed-forward layers, experts, or may have either.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FeedForward {
+    /// Dense layers only.
+    Dense,
+    /// Experts when `expert_count` is above zero.
+    DenseOrExperts(Gating),
+    /// Experts always.
+    Experts(Gating),
+}
+
+/// Scale of the attention scores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScoreScale {
+    /// `1 / sqrt(head size)`.
+    HeadSize,
+    /// As `HeadSize`, but `1 / sqrt(n_embd / n_head)` for the model with this many layers.
+    HeadSizeExceptAt(usize),
+}
+
+/// One architecture: `general.architecture` and everything in which it differs from the others.
+#[derive(Debug)]
+pub struct Architecture {
+    /// Value of `general.architecture`; also the prefix of its metadata keys.
+    pub name: &'static str,
+    /// Models it covers, for messages.
+    pub covers: &'static str,
+    /// Pairs of the rotary embedding.
+    pub rope: RopePairs,
+    /// Gate function.
+    pub activation: Activation,
+    /// Dense or experts.
+    pub feed_forward: FeedForward,
+    /// A shared expert with its own sigmoid gate runs beside the routed ones.
+    pub shared_expert: bool,
+    /// Queries and keys are normed per head before the rotary embedding.
+    pub qk_norm: bool,
+    /// Norms after attention and after the feed-forward network (`post_attention_norm`, `post_ffw_norm`).
+    pub post_norms: bool,
+    /// Suffix of the norm before the feed-forward network.
+    pub ffn_norm: &'static str,
+    /// `ffn_up` holds gate and up rows in one matrix, gate first.
+    pub fused_gate_up: bool,
+    /// Embeddings are multiplied by `sqrt(n_embd)`.
+    pub scaled_embeddings: bool,
+    /// Layers with a window.
+    pub sliding: Sliding,
+    /// Scale of attention scores.
+    pub score_scale: ScoreScale,
+    /// Default of `attn_logit_softcapping`; `None` when scores are never capped.
+    pub score_cap: Option<f32>,
+    /// Default of `final_logit_softcapping`; 0 means uncapped unless the metadata asks for it.
+    pub logit_cap: Option<f32>,
+    /// Every head has a learned sink logit (`attn_sinks`).
+    pub sinks: bool,
+    /// `rope_freqs.weight` and, for long-rope models, `rope_factors_*.weight` divide the rotary frequencies.
+    pub rope_factors: bool,
+    /// `output.weight` may be absent; `token_embd.weight` then serves twice.
+    pub output: OutputMatrix,
+}
+
+/// Where the output matrix comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputMatrix {
+    /// `output.weight`, or the embedding when absent.
+    OwnOrTied,
+    /// Always `output.weight`.
+    Own,
+    /// Always the embedding.
+    Tied,
+}
+
+const PLAIN: Architecture = Architecture {
+    name: "",
+    covers: "",
+    rope: RopePairs::Halves,
+    activation: Activation::Silu,
+    feed_forward: FeedForward::Dense,
+    shared_expert: false,
+    qk_norm: false,
+    post_norms: false,
+    ffn_norm: "ffn_norm",
+    fused_gate_up: false,
+    scaled_embeddings: false,
+    sliding: Sliding::None,
+    score_scale: ScoreScale::HeadSize,
+    score_cap: None,
+    logit_cap: None,
+    sinks: false,
+    rope_factors: false,
+    output: OutputMatrix::OwnOrTied,
+};
+
+/// Every supported architecture.
+pub const ARCHITECTURES: &[Architecture] = &[
+    Architecture {
+        name: "llama",
+        covers: "Llama 1-3, Mistral, Mixtral, SmolLM, TinyLlama, DeepSeek-R1-Distill-Llama",
+        rope: RopePairs::Adjacent,
+        feed_forward: FeedForward::DenseOrExperts(Gating::SoftmaxNormalized),
+        rope_factors: true,
+        ..PLAIN
+    },
+    Architecture { name: "qwen2", covers: "Qwen2, Qwen2.5, DeepSeek-R1-Distill-Qwen", ..PLAIN },
+    Architecture {
+        name: "qwen2moe",
+        covers: "Qwen1.5-MoE, Qwen2-MoE",
+        feed_forward: FeedForward::Experts(Gating::Softmax),
+        shared_expert: true,
+        output: OutputMatrix::Own,
+        ..PLAIN
+    },
+    Architecture { name: "qwen3", covers: "Qwen3", qk_norm: true, ..PLAIN },
+    Architecture {
+        name: "qwen3moe",
+        covers: "Qwen3-MoE",
+        feed_forward: FeedForward::Experts(Gating::SoftmaxNormalized),
+        qk_norm: true,
+        ..PLAIN
+    },
+    Architecture {
+        name: "gemma",
+        covers: "Gemma 1",
+        activation: Activation::Gelu,
+        scaled_embeddings: true,
+        output: OutputMatrix::Tied,
+        ..PLAIN
+    },
+    Architecture {
+        name: "gemma2",
+        covers: "Gemma 2",
+        activation: Activation::Gelu,
+        post_norms: true,
+        scaled_embeddings: true,
+        sliding: Sliding::Periodic { period: 2, default_window: Some(4096), default_base: None },
+        score_scale: ScoreScale::HeadSizeExceptAt(46),
+        score_cap: Some(50.0),
+        logit_cap: Some(30.0),
+        output: OutputMatrix::Tied,
+        ..PLAIN
+    },
+    Architecture {
+        name: "gemma3",
+        covers: "Gemma 3",
+        activation: Activation::Gelu,
+        qk_norm: true,
+        post_norms: true,
+        scaled_embeddings: true,
+        sliding: Sliding::Periodic { period: 6, default_window: None, default_base: Some(10_000.0) },
+        score_scale: ScoreScale::HeadSizeExceptAt(62),
+        logit_cap: Some(0.0),
+        ..PLAIN
+    },
+    Architecture { name: "phi3", covers: "Phi-3, Phi-4", fused_gate_up: true, rope_factors: true, ..PLAIN },
+    Architecture {
+        name: "gpt-oss",
+        covers: "gpt-oss",
+        activation: Activation::SwigluOai,
+        feed_forward: FeedForward::Experts(Gating::SoftmaxOfChosen),
+        ffn_norm: "post_attention_norm",
+        sliding: Sliding::Periodic { period: 2, default_window: None, default_base: None },
+        sinks: true,
+        output: OutputMatrix::Own,
+        ..PLAIN
+    },
+];
+
+impl Architecture {
+    /// The row of `name`.
+    pub fn by_name(name: &str) -> Option<&'static Architecture> {
+        ARCHITECTURES.iter().find(|row| row.name == name)
+    }
+}

@@ -1,0 +1,192 @@
+//! Causal attention over the sequences of a tile.
+
+use rayon::prelude::*;
+
+use super::group::Tile;
+use super::math;
+use crate::compute::{GemmOperand, gemm_f32};
+
+/// Queries handled by one task: enough to amortize packing keys, few enough to waste little above the diagonal.
+const QUERY_BLOCK: usize = 96;
+
+/// Shapes and rules of one layer's attention.
+pub(super) struct AttentionParams<'a> {
+    pub n_head: usize,
+    pub n_head_kv: usize,
+    pub head: usize,
+    pub scale: f32,
+    pub cap: Option<f32>,
+    pub window: Option<usize>,
+    /// One logit per head that takes part in the softmax and attends to nothing.
+    pub sinks: Option<&'a [f32]>,
+}
+
+struct Task<'a> {
+    head: usize,
+    span: usize,
+    /// Queries of the span.
+    first: usize,
+    out: &'a mut [f32],
+}
+
+/// Attends with queries `[n, n_head * head]`, keys and values `[n, n_head_kv * head]` of the tile's rows; the mixed
+/// values `[n, n_head * head]` replace the queries.
+pub(super) fn attend(tile: &Tile, params: &AttentionParams<'_>, q: &mut [f32], k: &[f32], v: &[f32]) {
+    let n = tile.rows.len();
+    let head = params.head;
+    let mut mixed = vec![0.0; n * params.n_head * head];
+    let mut tasks = Vec::new();
+    let mut rest = mixed.as_mut_slice();
+    for h in 0..params.n_head {
+        for (index, span) in tile.spans.iter().enumerate() {
+            for first in (0..span.rows.len()).step_by(QUERY_BLOCK) {
+                let queries = QUERY_BLOCK.min(span.rows.len() - first);
+                let (out, tail) = rest.split_at_mut(queries * head);
+                rest = tail;
+                tasks.push(Task { head: h, span: index, first, out });
+            }
+        }
+    }
+    let queries: &[f32] = q;
+    tasks.into_par_iter().for_each_init(Vec::new, |scores, task| {
+        attend_block(tile, params, queries, k, v, scores, task);
+    });
+    // From head-major back to one row per token. Spans cover the rows of a tile in order, without gaps.
+    let stride = params.n_head * head;
+    q.par_chunks_mut(stride).enumerate().for_each(|(row, out)| {
+        for (h, values) in out.chunks_exact_mut(head).enumerate() {
+            values.copy_from_slice(&mixed[(h * n + row) * head..][..head]);
+        }
+    });
+}
+
+fn attend_block(
+    tile: &Tile,
+    params: &AttentionParams<'_>,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    scores: &mut Vec<f32>,
+    task: Task<'_>,
+) {
+    let span = &tile.spans[task.span];
+    let head = params.head;
+    let (q_stride, kv_stride) = (params.n_head * head, params.n_head_kv * head);
+    let kv_head = task.head / (params.n_head / params.n_head_kv);
+    let queries = task.out.len() / head;
+    let first_position = span.first_position + task.first;
+    let end_position = first_position + queries;
+    let visible_from = |position: usize| params.window.map_or(0, |window| (position + 1).saturating_sub(window));
+    let start = visible_from(first_position);
+    let width = end_position - start;
+    scores.clear();
+    scores.resize(queries * width, 0.0);
+    // Rows of the tile that hold positions start..end_position, in order.
+    let mut pieces = Vec::with_capacity(span.past.len() + 1);
+    let mut position = 0;
+    let own = span.rows.start..span.rows.start + task.first + queries;
+    for rows in span.past.iter().chain([&own]) {
+        let skipped = start.saturating_sub(position).min(rows.len());
+        if skipped < rows.len() {
+            pieces.push((position + skipped - start, rows.start + skipped..rows.end));
+        }
+        position += rows.len();
+    }
+    let first_row = span.rows.start + task.first;
+    let q_block = &q[first_row * q_stride + task.head * head..];
+    for (column, rows) in &pieces {
+        let keys = GemmOperand::Transposed { data: &k[rows.start * kv_stride + kv_head * head..], stride: kv_stride };
+        gemm_f32(queries, rows.len(), head, q_block, q_stride, keys, &mut scores[*column..], width, false);
+    }
+    for (i, row) in scores.chunks_exact_mut(width).enumerate() {
+        let position = first_position + i;
+        let (from, to) = (visible_from(position) - start, position + 1 - start);
+        row[..from].fill(0.0);
+        row[to..].fill(0.0);
+        let visible = &mut row[from..to];
+        math::scale(visible, params.scale);
+        if let Some(cap) = params.cap {
+            math::soft_cap(visible, cap);
+        }
+        math::soft_max(visible, params.sinks.map(|sinks| sinks[task.head]));
+    }
+    for (index, (column, rows)) in pieces.iter().enumerate() {
+        let values = GemmOperand::Plain { data: &v[rows.start * kv_stride + kv_head * head..], stride: kv_stride };
+        gemm_f32(queries, head, rows.len(), &scores[*column..], width, values, task.out, head, index > 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::group::TokenGroup;
+    use super::*;
+
+    /// Textbook attention in f64, one query at a time.
+    fn naive(group: &TokenGroup, params: &AttentionParams<'_>, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
+        let head = params.head;
+        let mut out = vec![0.0f64; q.len()];
+        let tile = &group.tiles(usize::MAX)[0];
+        for span in &tile.spans {
+            for (i, row) in span.rows.clone().enumerate() {
+                let position = span.first_position + i;
+                let mut seen: Vec<usize> = span.past.iter().flat_map(|r| r.clone()).collect();
+                seen.extend(span.rows.start..=row);
+                let seen = &seen[params.window.map_or(0, |w| (position + 1).saturating_sub(w))..];
+                for h in 0..params.n_head {
+                    let at = |row: usize, heads: usize, h: usize| (row * heads + h) * head;
+                    let kv = h / (params.n_head / params.n_head_kv);
+                    let scores: Vec<f64> = seen
+                        .iter()
+                        .map(|&s| {
+                            let a = &q[at(row, params.n_head, h)..][..head];
+                            let b = &k[at(s, params.n_head_kv, kv)..][..head];
+                            let dot: f64 = a.iter().zip(b).map(|(x, y)| f64::from(x * y)).sum();
+                            let score = dot * f64::from(params.scale);
+                            params.cap.map_or(score, |c| f64::from(c) * (score / f64::from(c)).tanh())
+                        })
+                        .collect();
+                    let sink = params.sinks.map_or(0.0, |s| f64::from(s[h]).exp());
+                    let total: f64 = scores.iter().map(|s| s.exp()).sum::<f64>() + sink;
+                    for (&s, score) in seen.iter().zip(&scores) {
+                        for d in 0..head {
+                            out[at(row, params.n_head, h) + d] +=
+                                score.exp() / total * f64::from(v[at(s, params.n_head_kv, kv) + d]);
+                        }
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn agrees_with_the_textbook_for_trees_windows_caps_and_sinks() {
+        let mut group = TokenGroup::new();
+        let root = group.push(&[0; 150]);
+        let a = group.push_continuation(root, &[0; 20]).unwrap();
+        group.push_continuation(root, &[0; 7]).unwrap();
+        group.push_continuation(a, &[0; 101]).unwrap();
+        group.push(&[0; 30]);
+        let sinks = [0.5, -1.0, 2.0, 0.0];
+        let mut seed = 1u32;
+        let mut random = |n: usize| -> Vec<f32> {
+            (0..n)
+                .map(|_| {
+                    seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    (seed >> 8) as f32 / (1 << 23) as f32 - 1.0
+                })
+                .collect()
+        };
+        let n = group.len();
+        for (window, cap, sinks) in [(None, None, None), (Some(33), Some(2.0), Some(&sinks[..]))] {
+            let params = AttentionParams { n_head: 4, n_head_kv: 2, head: 10, scale: 0.7, cap, window, sinks };
+            let (q, k, v) = (random(n * 40), random(n * 20), random(n * 20));
+            let want = naive(&group, &params, &q, &k, &v);
+            let mut got = q.clone();
+            attend(&group.tiles(usize::MAX)[0], &params, &mut got, &k, &v);
+            for (g, w) in got.iter().zip(&want) {
+                assert!((f64::from(*g) - w).abs() < 1e-5, "{g} {w}");
+            }
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! Tokens that go through the layers together, and their hidden states between two layers.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::error::ModelError;
+
+/// One run of tokens: a sequence of its own, or the continuation of an earlier one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Segment {
+    /// Rows of the group.
+    rows: Range<usize>,
+    /// Segment that this one continues.
+    parent: Option<usize>,
+    /// Position of the first token in its sequence.
+    first_position: usize,
+}
+
+/// Sequences of tokens that advance through the layers together. Attention is causal and never crosses from one
+/// sequence to another; a continuation sees the segment that it continues and that one's own past, so a prefix
+/// shared by several continuations is computed once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenGroup {
+    tokens: Vec<u32>,
+    segments: Vec<Segment>,
+    context: Option<usize>,
+}
+
+impl TokenGroup {
+    /// An empty group.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A group of independent sequences.
+    pub fn from_sequences<S: AsRef<[u32]>>(sequences: impl IntoIterator<Item = S>) -> Self {
+        let mut group = Self::new();
+        for sequence in sequences {
+            group.push(sequence.as_ref());
+        }
+        group
+    }
+
+    /// Adds a sequence; returns the number of its segment.
+    pub fn push(&mut self, tokens: &[u32]) -> usize {
+        self.append(tokens, None, 0)
+    }
+
+    /// Adds a continuation of segment `parent`; returns the number of the new segment.
+    ///
+    /// # Errors
+    /// When `parent` does not belong to the sequence pushed last.
+    pub fn push_continuation(&mut self, parent: usize, tokens: &[u32]) -> Result<usize, ModelError> {
+        let last_root = self.segments.iter().rposition(|s| s.parent.is_none());
+        let (Some(segment), Some(root)) = (self.segments.get(parent), last_root) else {
+            return Err(ModelError::BadInput { reason: format!("segment {parent} does not exist in this group") });
+        };
+        if parent < root {
+            let reason = format!("segment {parent} can no longer be continued: a new sequence was started after it");
+            return Err(ModelError::BadInput { reason });
+        }
+        let first_position = segment.first_position + segment.rows.len();
+        Ok(self.append(tokens, Some(parent), first_position))
+    }
+
+    fn append(&mut self, tokens: &[u32], parent: Option<usize>, first_position: usize) -> usize {
+        let start = self.tokens.len();
+        self.tokens.extend_from_slice(tokens);
+        self.segments.push(Segment { rows: start..self.tokens.len(), parent, first_position });
+        self.segments.len() - 1
+    }
+
+    /// States the context length that the sequences belong to, where it is longer than they are: models with two
+    /// sets of rotary factors choose between them by it.
+    pub fn with_context(mut self, context: usize) -> Self {
+        self.context = Some(context);
+        self
+    }
+
+    /// All tokens, one row each.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Number of tokens.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// True without tokens.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// Number of segments.
+    pub fn n_segments(&self) -> usize {
+        self.segments.len()
+    }
+
+    /// Rows of segment `index`.
+    ///
+    /// # Panics
+    /// When `index` is not below [`Self::n_segments`].
+    pub fn rows(&self, index: usize) -> Range<usize> {
+        self.segments[index].rows.clone()
+    }
+
+    /// Positions after the last one of the longest sequence.
+    pub fn longest(&self) -> usize {
+        self.segments.iter().map(|s| s.first_position + s.rows.len()).max().unwrap_or(0)
+    }
+
+    /// The context length given, or that of the longest sequence.
+    pub fn context(&self) -> usize {
+        self.context.unwrap_or(0).max(self.longest())
+    }
+
+    /// Position in its sequence of every row of `rows`.
+    pub(super) fn positions(&self, rows: Range<usize>) -> Vec<usize> {
+        let mut positions = Vec::with_capacity(rows.len());
+        for segment in &self.segments {
+            let start = segment.rows.start.max(rows.start);
+            let end = segment.rows.end.min(rows.end);
+            positions.extend((start..end).map(|row| segment.first_position + row - segment.rows.start));
+        }
+        positions
+    }
+
+    /// Cuts the group between sequences into tiles of at least `target` rows (the last may be smaller).
+    pub(super) fn tiles(&self, target: usize) -> Vec<Tile> {
+        let mut tiles = Vec::new();
+        let mut first = 0;
+        for (index, segment) in self.segments.iter().enumerate() {
+            let start = self.segments[first].rows.start;
+            if segment.parent.is_none() && segment.rows.start - start >= target {
+                tiles.push(self.tile(first..index));
+                first = index;
+            }
+        }
+        if first < self.segments.len() {
+            tiles.push(self.tile(first..self.segments.len()));
+        }
+        tiles
+    }
+
+    fn tile(&self, segments: Range<usize>) -> Tile {
+        let rows = self.segments[segments.start].rows.start..self.segments[segments.end - 1].rows.end;
+        let spans = segments.filter(|&i| !self.segments[i].rows.is_empty()).map(|index| {
+            let segment = &self.segments[index];
+            let mut past = Vec::new();
+            let mut ancestor = segment.parent;
+            while let Some(parent) = ancestor {
+                let above = &self.segments[parent];
+                past.push(above.rows.start - rows.start..above.rows.end - rows.start);
+                ancestor = above.parent;
+            }
+            past.reverse();
+            Span {
+                rows: segment.rows.start - rows.start..segment.rows.end - rows.start,
+                past,
+                first_position: segment.first_position,
+            }
+        });
+        Tile { spans: spans.collect(), rows: rows.clone() }
+    }
+}
+
+/// Whole sequences that attention handles together.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Tile {
+    /// Rows of the group.
+    pub rows: Range<usize>,
+    /// Segments; their rows count from the tile's first.
+    pub spans: Vec<Span>,
+}
+
+/// A segment within a tile.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Span {
+    /// Rows of the tile.
+    pub rows: Range<usize>,
+    /// Rows of the tile that hold the positions before the first one, in order.
+    pub past: Vec<Range<usize>>,
+    /// Position of the first row.
+    pub first_position: usize,
+}
+
+/// Input of layer `next_layer` for every token of a group: the state of a run between two layers. Clone it to
+/// return to this point later, for instance to repeat the layers after it with one tensor replaced.
+#[derive(Clone, Debug)]
+pub struct HiddenStates {
+    pub(super) group: Arc<TokenGroup>,
+    pub(super) next_layer: usize,
+    pub(super) n_embd: usize,
+    pub(super) data: Vec<f32>,
+}
+
+impl HiddenStates {
+    /// States from values computed before, `[group.len(), n_embd]` row-major.
+    ///
+    /// # Errors
+    /// When `data` has another length.
+    pub fn from_parts(
+        group: Arc<TokenGroup>,
+        next_layer: usize,
+        n_embd: usize,
+        data: Vec<f32>,
+    ) -> Result<Self, ModelError> {
+        if group.len().checked_mul(n_embd) != Some(data.len()) {
+            let reason = format!("{} values are not {} rows of {n_embd}", data.len(), group.len());
+            return Err(ModelError::BadInput { reason });
+        }
+        Ok(HiddenStates { group, next_layer, n_embd, data })
+    }
+
+    /// The tokens.
+    pub fn group(&self) -> &Arc<TokenGroup> {
+        &self.group
+    }
+
+    /// The layer that these values enter; the number of layers when all have run.
+    pub fn next_layer(&self) -> usize {
+        self.next_layer
+    }
+
+    /// The values, `[group.len(), n_embd]` row-major.
+    pub fn data(&self) -> &[f32] {
+        &self.data
+    }
+
+    /// Values of one token.
+    ///
+    /// # Panics
+    /// When `row` is not below the group's length.
+    pub fn row(&self, row: usize) -> &[f32] {
+        &self.data[row * self.n_embd..(row + 1) * self.n_embd]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn continuations_share_their_prefix() {
+        let mut group = TokenGroup::new();
+        let prefix = group.push(&[1, 2, 3]);
+        let a = group.push_continuation(prefix, &[4, 5]).unwrap();
+        group.push_continuation(prefix, &[6]).unwrap();
+        group.push_continuation(a, &[7]).unwrap();
+        assert_eq!(group.positions(0..7), [0, 1, 2, 3, 4, 3, 5]);
+        assert_eq!(group.longest(), 6);
+        let tiles = group.tiles(1);
+        assert_eq!(tiles.len(), 1);
+        assert_eq!(tiles[0].spans[3], Span { rows: 6..7, past: vec![0..3, 3..5], first_position: 5 });
+        group.push(&[9]);
+        assert!(group.push_continuation(prefix, &[1]).is_err());
+        assert_eq!(group.tiles(1)[1].rows, 7..8);
+    }
+
+    #[test]
+    fn tiles_hold_whole_sequences() {
+        let group = TokenGroup::from_sequences([vec![0; 5], vec![0; 5], vec![0; 3]]);
+        let rows: Vec<_> = group.tiles(6).into_iter().map(|t| t.rows).collect();
+        assert_eq!(rows, [0..10, 10..13]);
+        assert!(TokenGroup::new().tiles(4).is_empty());
+    }
+}

@@ -1,0 +1,161 @@
+//! Language models: an architecture table and a forward pass with taps.
+//!
+//! Execution is layer-major: all tokens of a [`TokenGroup`] go through layer 0, then layer 1, and so on. Each
+//! weight is read once per group from the mapped file and given back to the system after its layer, so a model
+//! larger than memory runs at the speed of the disk. Results depend neither on the number of threads nor on
+//! which sequences share a group.
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use lwq::gguf::Gguf;
+//! use lwq::model::{ForwardOptions, Model, NoTaps, Overrides, TokenGroup};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let gguf = Gguf::open("model.gguf")?;
+//! let model = Model::open(&gguf)?;
+//! let pass = model.pass(ForwardOptions::default(), Overrides::new())?;
+//! let group = Arc::new(TokenGroup::from_sequences([[1u32, 15, 27]]));
+//! let mut hidden = pass.embed(group)?;
+//! pass.run_remaining(&mut hidden, &mut NoTaps)?;
+//! pass.logits(&hidden, &[2], &mut NoTaps, |tile| {
+//!     println!("{:?}", tile.logits);
+//!     Ok(())
+//! })?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod arch;
+mod attention;
+mod dispatch;
+mod error;
+mod feed_forward;
+mod group;
+mod head;
+mod hparams;
+pub mod math;
+mod pass;
+mod rope;
+mod rounding;
+mod taps;
+mod weights;
+
+pub use arch::{
+    ARCHITECTURES, Activation, Architecture, FeedForward, Gating, OutputMatrix, RopePairs, ScoreScale, Sliding,
+};
+pub use error::ModelError;
+pub use group::{HiddenStates, TokenGroup};
+pub use head::LogitsTile;
+pub use hparams::{Experts, Hparams, RopeParams, RopeScaling};
+pub use pass::{Activations, ForwardOptions, Pass};
+pub use taps::{Expert, NoTaps, Rows, TapInput, Taps};
+pub use weights::Overrides;
+
+use crate::gguf::{Gguf, TensorInfo};
+use crate::os;
+use weights::Weights;
+
+/// Memory assumed to be free where the system does not tell.
+const ASSUMED_FREE: u64 = 4 << 30;
+
+/// A model whose hyperparameters and tensors have been checked.
+pub struct Model<'g> {
+    gguf: &'g Gguf,
+    hparams: Hparams,
+    weights: Weights<'g>,
+    /// Tensors of each layer, to be prefetched and released.
+    layer_tensors: Vec<Vec<&'g TensorInfo>>,
+}
+
+impl<'g> Model<'g> {
+    /// Checks metadata and tensors of a file and makes it ready to run. Reads no weights.
+    ///
+    /// # Errors
+    /// [`ModelError`] when the architecture is unknown, or metadata and tensors are incomplete, contradict each
+    /// other or go beyond what can be computed.
+    pub fn open(gguf: &'g Gguf) -> Result<Self, ModelError> {
+        let hparams = Hparams::from_metadata(gguf.metadata())?;
+        let weights = Weights::load(gguf, &hparams)?;
+        let mut layer_tensors = vec![Vec::new(); hparams.n_layer];
+        for tensor in gguf.tensors() {
+            if let Some(il) = layer_of(&tensor.name)
+                && let Some(tensors) = layer_tensors.get_mut(il)
+            {
+                tensors.push(tensor);
+            }
+        }
+        Ok(Model { gguf, hparams, weights, layer_tensors })
+    }
+
+    /// The file.
+    pub fn gguf(&self) -> &'g Gguf {
+        self.gguf
+    }
+
+    /// Hyperparameters.
+    pub fn hparams(&self) -> &Hparams {
+        &self.hparams
+    }
+
+    /// Number of layers.
+    pub fn n_layer(&self) -> usize {
+        self.hparams.n_layer
+    }
+
+    /// Vocabulary size.
+    pub fn n_vocab(&self) -> usize {
+        self.weights.token_embd.n_out
+    }
+
+    /// Name of the matrix that gives the logits: `output.weight`, or the embedding when tied.
+    pub fn output_tensor(&self) -> &'g str {
+        self.weights.output.weight.name
+    }
+
+    /// Prepares a run.
+    ///
+    /// # Errors
+    /// [`ModelError::BadOverride`] when a replacement names no tensor of the model or has another size.
+    pub fn pass<'m, 'o>(
+        &'m self,
+        options: ForwardOptions,
+        overrides: Overrides<'o>,
+    ) -> Result<Pass<'m, 'g, 'o>, ModelError> {
+        overrides.check(self.gguf)?;
+        Ok(Pass { model: self, options, overrides })
+    }
+
+    /// Tokens per group that keep a run with sequences of `n_ctx` tokens within `memory` bytes (default: half of
+    /// what is free), a multiple of `n_ctx` and at least one sequence. Weights are not counted: they are mapped and
+    /// the system may drop them at any time.
+    pub fn group_tokens(&self, memory: Option<u64>, n_ctx: usize) -> usize {
+        let memory = memory.unwrap_or_else(|| os::available_memory().unwrap_or(ASSUMED_FREE) / 2);
+        let fixed = self.working_bytes(n_ctx);
+        let sequences = memory.saturating_sub(fixed) / (self.token_bytes() * n_ctx.max(1) as u64);
+        n_ctx * usize::try_from(sequences).unwrap_or(usize::MAX).clamp(1, usize::MAX / n_ctx.max(1))
+    }
+
+    /// Bytes that every token of a group takes throughout a run.
+    fn token_bytes(&self) -> u64 {
+        4 * self.hparams.n_embd as u64
+    }
+
+    /// Upper bound of the bytes that a run takes beside the hidden states.
+    fn working_bytes(&self, n_ctx: usize) -> u64 {
+        let h = &self.hparams;
+        let widest = |f: &dyn Fn(usize) -> usize| (0..h.n_layer).map(f).max().unwrap_or(0) as u64;
+        let n_embd = h.n_embd as u64;
+        let attention_rows = (pass::ATTENTION_TILE + n_ctx) as u64;
+        let per_row = 3 * n_embd + 3 * widest(&|il| h.n_embd_q(il)) + 4 * widest(&|il| h.n_embd_kv(il));
+        let n_ff = h.experts.and_then(|e| e.n_ff).map_or(widest(&|il| h.n_ff[il]), |n| n as u64);
+        let ff_rows = feed_forward::tile_rows(n_ff as usize) as u64;
+        let routed = if h.experts.is_some() { feed_forward::ROUTED_ROWS as u64 * 2 * n_embd } else { 0 };
+        let feed_forward = ff_rows * (4 * n_embd + 4 * n_ff) + routed;
+        4 * (attention_rows * per_row).max(feed_forward) + 2 * head::TILE_BYTES as u64
+    }
+}
+
+/// The layer that a tensor name belongs to.
+fn layer_of(name: &str) -> Option<usize> {
+    name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
+}

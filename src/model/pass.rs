@@ -1,0 +1,410 @@
+//! A forward pass, one layer at a time for all tokens of a group.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rayon::prelude::*;
+
+use super::Model;
+use super::attention::{AttentionParams, attend};
+use super::error::ModelError;
+use super::group::{HiddenStates, Tile, TokenGroup};
+use super::math;
+use super::rope::RopeTable;
+use super::rounding::Rounding;
+use super::taps::{Expert, Rows, TapInput, Taps};
+use super::weights::{Layer, Linear, Overrides, Projections, Weight};
+use crate::compute::{Matrix, PackedActivations, Precision, matmul};
+
+/// Sequences are gathered into tiles of at least this many rows for attention, so that queries, keys and values of
+/// the whole group never exist at once.
+pub(super) const ATTENTION_TILE: usize = 2048;
+
+/// Rows of activations that a task of an element-wise step handles.
+const ROWS_PER_TASK: usize = 16;
+
+/// How activations enter the products.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Activations {
+    /// As computed, in f32: what is measured is the damage of the weights alone.
+    #[default]
+    Unrounded,
+    /// Rounded before every product as ggml's CPU backend does for that weight type, and keys, values and queries
+    /// rounded to binary16 as in llama.cpp's default cache: the damage as users run the file.
+    Ggml,
+}
+
+/// How to run.
+#[derive(Clone, Debug)]
+pub struct ForwardOptions {
+    /// Arithmetic of the products.
+    pub precision: Precision,
+    /// Rounding of their inputs.
+    pub activations: Activations,
+    /// Set it from a signal handler or another thread to stop the run with [`ModelError::Interrupted`].
+    pub cancel: Option<Arc<AtomicBool>>,
+}
+
+impl Default for ForwardOptions {
+    fn default() -> Self {
+        ForwardOptions { precision: Precision::Accurate, activations: Activations::Unrounded, cancel: None }
+    }
+}
+
+/// A model together with the options and the replaced tensors of a run.
+pub struct Pass<'m, 'g, 'o> {
+    pub(super) model: &'m Model<'g>,
+    pub(super) options: ForwardOptions,
+    pub(super) overrides: Overrides<'o>,
+}
+
+/// The place in the model that messages name.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    pub layer: Option<usize>,
+    /// Row of the group for a row of the current block.
+    pub token: &'a (dyn Fn(usize) -> usize + Sync),
+}
+
+/// Input rows of one or several products, rounded and packed as these need it.
+pub(super) struct ProductInput<'x> {
+    x: &'x [f32],
+    width: usize,
+    packed: PackedActivations,
+    packed_as: Option<Rounding>,
+}
+
+impl<'x> ProductInput<'x> {
+    pub fn new(x: &'x [f32], width: usize, precision: Precision) -> Self {
+        ProductInput { x, width, packed: PackedActivations::new(precision), packed_as: None }
+    }
+
+    fn packed(&mut self, rounding: Rounding) -> &PackedActivations {
+        if self.packed_as != Some(rounding) {
+            let rows = self.x.len() / self.width;
+            if rounding == Rounding::None {
+                self.packed.pack(self.x, rows, self.width, self.width);
+            } else {
+                let mut rounded = self.x.to_vec();
+                rounded.par_chunks_mut(self.width).with_min_len(ROWS_PER_TASK).for_each(|row| rounding.apply(row));
+                self.packed.pack(&rounded, rows, self.width, self.width);
+            }
+            self.packed_as = Some(rounding);
+        }
+        &self.packed
+    }
+}
+
+impl<'m, 'g, 'o> Pass<'m, 'g, 'o> {
+    /// The model.
+    pub fn model(&self) -> &'m Model<'g> {
+        self.model
+    }
+
+    /// The options.
+    pub fn options(&self) -> &ForwardOptions {
+        &self.options
+    }
+
+    /// Looks up the embeddings of all tokens: the input of layer 0.
+    ///
+    /// # Errors
+    /// When a token lies outside of the vocabulary, or an embedding is not finite.
+    pub fn embed(&self, group: Arc<TokenGroup>) -> Result<HiddenStates, ModelError> {
+        let model = self.model;
+        let weight = &model.weights.token_embd;
+        let n_vocab = model.n_vocab();
+        if let Some(position) = group.tokens().iter().position(|&token| token as usize >= n_vocab) {
+            return Err(ModelError::TokenOutOfRange { token: group.tokens()[position], position, n_vocab });
+        }
+        let n_embd = model.hparams.n_embd;
+        let len = group.len().checked_mul(n_embd).ok_or_else(|| ModelError::BadInput {
+            reason: format!("{} tokens are too many for one group", group.len()),
+        })?;
+        let mut data = vec![0.0; len];
+        let matrix = self.matrix(weight, 0)?;
+        let scale = model.hparams.arch.scaled_embeddings.then(|| (n_embd as f32).sqrt());
+        data.par_chunks_mut(n_embd).zip(group.tokens()).with_min_len(ROWS_PER_TASK).for_each(|(row, &token)| {
+            matrix.decode_row(token as usize, row);
+            if let Some(scale) = scale {
+                math::scale(row, scale);
+            }
+        });
+        self.check_finite(&data, n_embd, weight.name, Place { layer: None, token: &|row| row })?;
+        Ok(HiddenStates { group, next_layer: 0, n_embd, data })
+    }
+
+    /// Runs layer `hidden.next_layer()`. Afterwards none of its weights is resident.
+    ///
+    /// # Errors
+    /// When all layers have run, a value is not finite, a tap fails or the run is cancelled.
+    pub fn run_layer(&self, hidden: &mut HiddenStates, taps: &mut dyn Taps) -> Result<(), ModelError> {
+        let model = self.model;
+        let il = hidden.next_layer;
+        let Some(layer) = model.weights.layers.get(il) else {
+            let reason = format!("layer {il} was asked for; the model has {}", model.weights.layers.len());
+            return Err(ModelError::BadInput { reason });
+        };
+        if hidden.n_embd != model.hparams.n_embd {
+            let reason = format!("hidden states of width {} for a model of {}", hidden.n_embd, model.hparams.n_embd);
+            return Err(ModelError::BadInput { reason });
+        }
+        if let Some(next) = model.layer_tensors.get(il + 1) {
+            next.iter().for_each(|t| model.gguf.prefetch_rows(t, 0, t.rows()));
+        }
+        let group = hidden.group.clone();
+        let result = self
+            .attention_block(il, layer, &group, &mut hidden.data, taps)
+            .and_then(|()| self.feed_forward_block(il, layer, &mut hidden.data, taps));
+        model.layer_tensors[il].iter().for_each(|t| model.gguf.release(t));
+        result?;
+        hidden.next_layer += 1;
+        Ok(())
+    }
+
+    /// Runs all layers that `hidden` has not passed yet.
+    ///
+    /// # Errors
+    /// Those of [`Self::run_layer`].
+    pub fn run_remaining(&self, hidden: &mut HiddenStates, taps: &mut dyn Taps) -> Result<(), ModelError> {
+        while hidden.next_layer < self.model.n_layer() {
+            self.run_layer(hidden, taps)?;
+        }
+        Ok(())
+    }
+
+    fn attention_block(
+        &self,
+        il: usize,
+        layer: &Layer<'g>,
+        group: &TokenGroup,
+        data: &mut [f32],
+        taps: &mut dyn Taps,
+    ) -> Result<(), ModelError> {
+        let h = &self.model.hparams;
+        let params = if h.window[il].is_some() { h.rope_windowed } else { h.rope };
+        let factors = self.rope_factors(group.context())?;
+        let rope = RopeTable::new(h, params, factors.as_deref(), group.longest());
+        let norm = layer.attn_norm.decode(&self.overrides, 0)?;
+        for tile in group.tiles(ATTENTION_TILE) {
+            self.check_cancelled()?;
+            let start = tile.rows.start;
+            let place = Place { layer: Some(il), token: &|row| start + row };
+            let residual = &mut data[start * h.n_embd..tile.rows.end * h.n_embd];
+            let normed = self.normed(residual, &norm);
+            let mixed = self.attention(il, layer, group, &tile, &normed, &rope, place, taps)?;
+            drop(normed);
+            let n_q = h.n_embd_q(il);
+            self.tap(&[layer.attn_output.weight.name], Some(il), None, &mixed, n_q, taps)?;
+            let mut output = vec![0.0; residual.len()];
+            let mut input = ProductInput::new(&mixed, n_q, self.options.precision);
+            self.linear(&layer.attn_output, 0, &mut input, &mut output, place)?;
+            self.add_to_residual(residual, &mut output, layer.post_attn_norm.as_ref())?;
+        }
+        Ok(())
+    }
+
+    /// Mixed values of all heads, `[rows of the tile, n_head * head]`.
+    #[allow(clippy::too_many_arguments)] // the state of one layer's tile
+    fn attention(
+        &self,
+        il: usize,
+        layer: &Layer<'g>,
+        group: &TokenGroup,
+        tile: &Tile,
+        normed: &[f32],
+        rope: &RopeTable,
+        place: Place<'_>,
+        taps: &mut dyn Taps,
+    ) -> Result<Vec<f32>, ModelError> {
+        let h = &self.model.hparams;
+        let rows = tile.rows.len();
+        let (n_q, n_kv) = (h.n_embd_q(il), h.n_embd_kv(il));
+        let mut q = vec![0.0; rows * n_q];
+        let mut k = vec![0.0; rows * n_kv];
+        let mut v = vec![0.0; rows * n_kv];
+        let mut input = ProductInput::new(normed, h.n_embd, self.options.precision);
+        match &layer.projections {
+            Projections::Separate { q: wq, k: wk, v: wv } => {
+                let names = [wq.weight.name, wk.weight.name, wv.weight.name];
+                self.tap(&names, Some(il), None, normed, h.n_embd, taps)?;
+                self.linear(wq, 0, &mut input, &mut q, place)?;
+                self.linear(wk, 0, &mut input, &mut k, place)?;
+                self.linear(wv, 0, &mut input, &mut v, place)?;
+            }
+            Projections::Fused(qkv) => {
+                self.tap(&[qkv.weight.name], Some(il), None, normed, h.n_embd, taps)?;
+                let mut all = vec![0.0; rows * (n_q + 2 * n_kv)];
+                self.linear(qkv, 0, &mut input, &mut all, place)?;
+                for (row, values) in all.chunks_exact(n_q + 2 * n_kv).enumerate() {
+                    q[row * n_q..][..n_q].copy_from_slice(&values[..n_q]);
+                    k[row * n_kv..][..n_kv].copy_from_slice(&values[n_q..n_q + n_kv]);
+                    v[row * n_kv..][..n_kv].copy_from_slice(&values[n_q + n_kv..]);
+                }
+            }
+        }
+        drop(input);
+        let positions = group.positions(tile.rows.clone());
+        let q_norm = self.decode_optional(layer.q_norm.as_ref())?;
+        let k_norm = self.decode_optional(layer.k_norm.as_ref())?;
+        let finish = |values: &mut [f32], width: usize, norm: Option<&[f32]>| {
+            values.par_chunks_mut(width).zip(&positions).with_min_len(ROWS_PER_TASK).for_each(|(row, &position)| {
+                if let Some(norm) = norm {
+                    row.chunks_exact_mut(h.head_k).for_each(|x| math::rms_norm_in_place(x, norm, h.norm_epsilon));
+                }
+                rope.apply(h.arch.rope, position, row, h.head_k);
+            });
+        };
+        finish(&mut q, n_q, q_norm.as_deref());
+        finish(&mut k, n_kv, k_norm.as_deref());
+        if self.options.activations == Activations::Ggml {
+            for values in [&mut q, &mut k, &mut v] {
+                values.par_chunks_mut(4096).for_each(|part| Rounding::F16.apply(part));
+            }
+        }
+        let sinks = self.decode_optional(layer.sinks.as_ref())?;
+        let params = AttentionParams {
+            n_head: h.n_head[il],
+            n_head_kv: h.n_head_kv[il],
+            head: h.head_k,
+            scale: h.score_scale,
+            cap: h.score_cap,
+            window: h.window[il],
+            sinks: sinks.as_deref(),
+        };
+        attend(tile, &params, &mut q, &k, &v);
+        Ok(q)
+    }
+
+    fn rope_factors(&self, context: usize) -> Result<Option<Vec<f32>>, ModelError> {
+        let weights = &self.model.weights;
+        let chosen = match &weights.rope_freqs {
+            Some(freqs) => Some(freqs),
+            None if context > self.model.hparams.n_ctx_original => weights.rope_long.as_ref(),
+            None => weights.rope_short.as_ref(),
+        };
+        self.decode_optional(chosen)
+    }
+
+    pub(super) fn decode_optional(&self, weight: Option<&Weight<'g>>) -> Result<Option<Vec<f32>>, ModelError> {
+        weight.map(|w| w.decode(&self.overrides, 0)).transpose()
+    }
+
+    /// Adds `output`, normed when the architecture says so, to the residual stream.
+    pub(super) fn add_to_residual(
+        &self,
+        residual: &mut [f32],
+        output: &mut [f32],
+        norm: Option<&Weight<'g>>,
+    ) -> Result<(), ModelError> {
+        let h = &self.model.hparams;
+        let norm = self.decode_optional(norm)?;
+        let rows = residual.par_chunks_mut(h.n_embd).zip(output.par_chunks_mut(h.n_embd));
+        rows.with_min_len(ROWS_PER_TASK).for_each(|(residual, output)| {
+            if let Some(norm) = &norm {
+                math::rms_norm_in_place(output, norm, h.norm_epsilon);
+            }
+            math::add(residual, output);
+        });
+        Ok(())
+    }
+
+    pub(super) fn normed(&self, rows: &[f32], norm: &[f32]) -> Vec<f32> {
+        let h = &self.model.hparams;
+        let mut normed = vec![0.0; rows.len()];
+        let pairs = rows.par_chunks(h.n_embd).zip(normed.par_chunks_mut(h.n_embd)).with_min_len(ROWS_PER_TASK);
+        pairs.for_each(|(x, out)| math::rms_norm(x, norm, h.norm_epsilon, out));
+        normed
+    }
+
+    pub(super) fn tap(
+        &self,
+        tensors: &[&str],
+        layer: Option<usize>,
+        expert: Option<Expert>,
+        rows: &[f32],
+        width: usize,
+        taps: &mut dyn Taps,
+    ) -> Result<(), ModelError> {
+        if rows.is_empty() || !tensors.iter().any(|name| taps.wants(name)) {
+            return Ok(());
+        }
+        taps.input(&TapInput { tensors, layer, expert, rows: Rows::new(rows, width) })
+    }
+
+    pub(super) fn matrix<'a>(&'a self, weight: &Weight<'g>, mat: usize) -> Result<Matrix<'a>, ModelError>
+    where
+        'g: 'a,
+    {
+        let rows = weight.rows(&self.overrides, mat);
+        Matrix::new(rows.ty, rows.n_out, rows.n_in, rows.data).map_err(|_| weight.undecodable(rows.ty))
+    }
+
+    /// `out[t] = (W x[t]) * scale + bias` for every row of the input.
+    pub(super) fn linear(
+        &self,
+        linear: &Linear<'g>,
+        mat: usize,
+        input: &mut ProductInput<'_>,
+        out: &mut [f32],
+        place: Place<'_>,
+    ) -> Result<(), ModelError> {
+        let matrix = self.matrix(&linear.weight, mat)?;
+        let n_out = matrix.rows();
+        let rounding = match self.options.activations {
+            Activations::Unrounded => Rounding::None,
+            Activations::Ggml => Rounding::of_weight(matrix.ty()),
+        };
+        matmul(input.packed(rounding), &matrix, out, n_out);
+        self.finish_product(linear, mat, out, 0..n_out)?;
+        self.check_finite(out, n_out, linear.weight.name, place)
+    }
+
+    /// Scale and bias of outputs `range`, which `out` holds for every row.
+    pub(super) fn finish_product(
+        &self,
+        linear: &Linear<'g>,
+        mat: usize,
+        out: &mut [f32],
+        range: std::ops::Range<usize>,
+    ) -> Result<(), ModelError> {
+        let scale = self.decode_optional(linear.scale.as_ref())?.map(|scales| scales[mat]);
+        let bias = linear.bias.as_ref().map(|b| b.decode(&self.overrides, mat)).transpose()?;
+        if scale.is_none() && bias.is_none() {
+            return Ok(());
+        }
+        let bias = bias.as_deref().map(|b| &b[range.clone()]);
+        out.par_chunks_mut(range.len()).with_min_len(ROWS_PER_TASK).for_each(|row| {
+            if let Some(scale) = scale {
+                math::scale(row, scale);
+            }
+            if let Some(bias) = bias {
+                math::add(row, bias);
+            }
+        });
+        Ok(())
+    }
+
+    pub(super) fn check_finite(
+        &self,
+        values: &[f32],
+        width: usize,
+        tensor: &str,
+        place: Place<'_>,
+    ) -> Result<(), ModelError> {
+        let bad = values.par_chunks(width).with_min_len(ROWS_PER_TASK).position_first(|row| !math::all_finite(row));
+        match bad {
+            None => Ok(()),
+            Some(row) => {
+                Err(ModelError::NonFinite { layer: place.layer, tensor: tensor.to_owned(), token: (place.token)(row) })
+            }
+        }
+    }
+
+    pub(super) fn check_cancelled(&self) -> Result<(), ModelError> {
+        match &self.options.cancel {
+            Some(flag) if flag.load(Ordering::Relaxed) => Err(ModelError::Interrupted),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Rounding of activations as ggml's CPU backend does before a product.
+//!
+//! ggml converts the input rows of a product to a type that its dot product with the weight's type reads
+//! (`vec_dot_type` of llama.cpp b10605, `ggml/src/ggml-cpu/ggml-cpu.c`): blocks of 32 or 256 eight-bit integers, or
+//! 16-bit floats.
+
+use half::{bf16, f16};
+
+use crate::gguf::TensorType;
+
+/// What happens to the input rows of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Rounding {
+    /// Nothing: f32 as it is.
+    None,
+    /// Rounded to binary16.
+    F16,
+    /// Rounded to bfloat16.
+    Bf16,
+    /// Blocks of 32 eight-bit integers with a binary16 scale (Q8_0 and Q8_1).
+    Q8,
+    /// Blocks of 256 eight-bit integers with an f32 scale (Q8_K).
+    Q8K,
+}
+
+impl Rounding {
+    /// The rounding that belongs to weights of type `ty`.
+    pub fn of_weight(ty: TensorType) -> Self {
+        match ty {
+            TensorType::F32 => Rounding::None,
+            TensorType::F16 => Rounding::F16,
+            TensorType::BF16 => Rounding::Bf16,
+            _ if ty.info().is_some_and(|info| info.block_len == 256) => Rounding::Q8K,
+            _ => Rounding::Q8,
+        }
+    }
+
+    /// Rounds one row in place.
+    pub fn apply(self, row: &mut [f32]) {
+        match self {
+            Rounding::None => {}
+            Rounding::F16 => row.iter_mut().for_each(|v| *v = f16::from_f32(*v).to_f32()),
+            Rounding::Bf16 => row.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32()),
+            Rounding::Q8 => row.chunks_mut(32).for_each(round_q8),
+            Rounding::Q8K => row.chunks_mut(256).for_each(round_q8_k),
+        }
+    }
+}
+
+/// Q8_0 as the vector code of ggml's x86 backend has it: integers from the unrounded scale, half to even.
+fn round_q8(block: &mut [f32]) {
+    let largest = block.iter().fold(0.0f32, |a, v| a.max(v.abs()));
+    let scale = f16::from_f32(largest / 127.0).to_f32();
+    let inverse = if largest == 0.0 { 0.0 } else { 127.0 / largest };
+    for v in block {
+        *v = (*v * inverse).round_ties_even() * scale;
+    }
+}
+
+/// Q8_K: the value of largest magnitude, its sign included, becomes -127.
+fn round_q8_k(block: &mut [f32]) {
+    let mut extreme = 0.0f32;
+    for &v in block.iter() {
+        if v.abs() > extreme.abs() {
+            extreme = v;
+        }
+    }
+    if extreme == 0.0 {
+        block.fill(0.0);
+        return;
+    }
+    let inverse = -127.0 / extreme;
+    let scale = 1.0 / inverse;
+    for v in block {
+        *v = (*v * inverse).round_ties_even().min(127.0) * scale;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn block_roundings_keep_the_largest_value_and_err_by_half_a_step() {
+        let row: Vec<f32> = (0..256).map(|i| ((i * 37) % 101) as f32 - 50.0).collect();
+        for (rounding, step) in [(Rounding::Q8, 50.0 / 127.0), (Rounding::Q8K, 50.0 / 127.0)] {
+            let mut rounded = row.clone();
+            rounding.apply(&mut rounded);
+            for (a, b) in row.iter().zip(&rounded) {
+                assert!((a - b).abs() <= step * 0.51 + 0.03, "{a} {b}");
+            }
+        }
+        let mut zeros = vec![0.0; 256];
+        Rounding::Q8K.apply(&mut zeros);
+        Rounding::Q8.apply(&mut zeros);
+        assert!(zeros.iter().all(|v| *v == 0.0));
+    }
+
+    #[test]
+    fn types_map_to_the_dot_product_type_of_ggml() {
+        assert_eq!(Rounding::of_weight(TensorType::Q4_0), Rounding::Q8);
+        assert_eq!(Rounding::of_weight(TensorType::MXFP4), Rounding::Q8);
+        assert_eq!(Rounding::of_weight(TensorType::IQ2_XXS), Rounding::Q8K);
+        assert_eq!(Rounding::of_weight(TensorType::BF16), Rounding::Bf16);
+        assert_eq!(Rounding::of_weight(TensorType::F32), Rounding::None);
+    }
+}
