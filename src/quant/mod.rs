@@ -10,6 +10,7 @@
 mod error;
 pub mod float16;
 pub mod grid;
+mod lanes;
 pub mod round;
 pub mod search;
 pub mod types;
@@ -20,7 +21,7 @@ use crate::gguf::{TensorType, TypeInfo};
 pub use error::QuantError;
 pub use validate::{ScaleField, ScaleFormat, first_non_finite, validate};
 
-use types::{float, iq1, iq2, iq3, iq4};
+use types::{float, fp4, iq1, iq2, iq3, iq4, legacy, low_bit, q2_k, q3_k, q4_k, q5_k, q6_k, q8_k, ternary};
 
 /// Quantizes `src` (rows of `row_len` weights each, row-major) into `dst`. `importance`, when given, holds
 /// `row_len` non-negative weights, one per column, shared by all rows.
@@ -50,80 +51,49 @@ const fn f16(name: &'static str, offset: usize) -> ScaleField {
     ScaleField { name, offset, format: ScaleFormat::F16 }
 }
 
+/// A row for a type with encoder and decoder.
+const fn both(ty: TensorType, quantize: QuantizeFn, dequantize: DequantizeFn, scales: &'static [ScaleField]) -> Codec {
+    Codec { ty, quantize: Some(quantize), dequantize, scales }
+}
+
+const F32_VALUE: ScaleField = ScaleField { name: "value", offset: 0, format: ScaleFormat::F32 };
+const BF16_VALUE: ScaleField = ScaleField { name: "value", offset: 0, format: ScaleFormat::Bf16 };
+const MXFP4_EXPONENT: ScaleField = ScaleField { name: "e", offset: 0, format: ScaleFormat::E8m0 };
+const IQ1_M_SCALE: ScaleField = ScaleField { name: "d", offset: 48, format: ScaleFormat::Iq1mNibbles };
+const Q8_K_SCALE: ScaleField = ScaleField { name: "d", offset: 0, format: ScaleFormat::F32 };
+
 /// One row per type, in the order of the ids.
 pub static CODECS: &[Codec] = &[
-    Codec {
-        ty: TensorType::F32,
-        quantize: Some(float::quantize_f32),
-        dequantize: float::dequantize_f32,
-        scales: &[ScaleField { name: "value", offset: 0, format: ScaleFormat::F32 }],
-    },
-    Codec {
-        ty: TensorType::F16,
-        quantize: Some(float::quantize_f16),
-        dequantize: float::dequantize_f16,
-        scales: &[f16("value", 0)],
-    },
-    Codec {
-        ty: TensorType::IQ2_XXS,
-        quantize: Some(iq2::quantize_iq2_xxs),
-        dequantize: iq2::dequantize_iq2_xxs,
-        scales: &[f16("d", 0)],
-    },
-    Codec {
-        ty: TensorType::IQ2_XS,
-        quantize: Some(iq2::quantize_iq2_xs),
-        dequantize: iq2::dequantize_iq2_xs,
-        scales: &[f16("d", 0)],
-    },
-    Codec {
-        ty: TensorType::IQ3_XXS,
-        quantize: Some(iq3::quantize_iq3_xxs),
-        dequantize: iq3::dequantize_iq3_xxs,
-        scales: &[f16("d", 0)],
-    },
-    Codec {
-        ty: TensorType::IQ1_S,
-        quantize: Some(iq1::quantize_iq1_s),
-        dequantize: iq1::dequantize_iq1_s,
-        scales: &[f16("d", 0)],
-    },
-    Codec {
-        ty: TensorType::IQ4_NL,
-        quantize: Some(iq4::quantize_iq4_nl),
-        dequantize: iq4::dequantize_iq4_nl,
-        scales: &[f16("d", 0)],
-    },
-    Codec {
-        ty: TensorType::IQ3_S,
-        quantize: Some(iq3::quantize_iq3_s),
-        dequantize: iq3::dequantize_iq3_s,
-        scales: &[f16("d", 0)],
-    },
-    Codec {
-        ty: TensorType::IQ2_S,
-        quantize: Some(iq2::quantize_iq2_s),
-        dequantize: iq2::dequantize_iq2_s,
-        scales: &[f16("d", 0)],
-    },
-    Codec {
-        ty: TensorType::IQ4_XS,
-        quantize: Some(iq4::quantize_iq4_xs),
-        dequantize: iq4::dequantize_iq4_xs,
-        scales: &[f16("d", 0)],
-    },
-    Codec {
-        ty: TensorType::IQ1_M,
-        quantize: Some(iq1::quantize_iq1_m),
-        dequantize: iq1::dequantize_iq1_m,
-        scales: &[ScaleField { name: "d", offset: 48, format: ScaleFormat::Iq1mNibbles }],
-    },
-    Codec {
-        ty: TensorType::BF16,
-        quantize: Some(float::quantize_bf16),
-        dequantize: float::dequantize_bf16,
-        scales: &[ScaleField { name: "value", offset: 0, format: ScaleFormat::Bf16 }],
-    },
+    both(TensorType::F32, float::quantize_f32, float::dequantize_f32, &[F32_VALUE]),
+    both(TensorType::F16, float::quantize_f16, float::dequantize_f16, &[f16("value", 0)]),
+    both(TensorType::Q4_0, legacy::quantize_q4_0, legacy::dequantize_q4_0, &[f16("d", 0)]),
+    both(TensorType::Q4_1, legacy::quantize_q4_1, legacy::dequantize_q4_1, &[f16("d", 0), f16("m", 2)]),
+    both(TensorType::Q5_0, legacy::quantize_q5_0, legacy::dequantize_q5_0, &[f16("d", 0)]),
+    both(TensorType::Q5_1, legacy::quantize_q5_1, legacy::dequantize_q5_1, &[f16("d", 0), f16("m", 2)]),
+    both(TensorType::Q8_0, legacy::quantize_q8_0, legacy::dequantize_q8_0, &[f16("d", 0)]),
+    both(TensorType::Q2_K, q2_k::quantize, q2_k::dequantize, &[f16("d", q2_k::D), f16("dmin", q2_k::DMIN)]),
+    both(TensorType::Q3_K, q3_k::quantize, q3_k::dequantize, &[f16("d", q3_k::D)]),
+    both(TensorType::Q4_K, q4_k::quantize, q4_k::dequantize, &[f16("d", 0), f16("dmin", 2)]),
+    both(TensorType::Q5_K, q5_k::quantize, q5_k::dequantize, &[f16("d", 0), f16("dmin", 2)]),
+    both(TensorType::Q6_K, q6_k::quantize, q6_k::dequantize, &[f16("d", q6_k::D)]),
+    Codec { ty: TensorType::Q8_K, quantize: None, dequantize: q8_k::dequantize, scales: &[Q8_K_SCALE] },
+    both(TensorType::IQ2_XXS, iq2::quantize_iq2_xxs, iq2::dequantize_iq2_xxs, &[f16("d", 0)]),
+    both(TensorType::IQ2_XS, iq2::quantize_iq2_xs, iq2::dequantize_iq2_xs, &[f16("d", 0)]),
+    both(TensorType::IQ3_XXS, iq3::quantize_iq3_xxs, iq3::dequantize_iq3_xxs, &[f16("d", 0)]),
+    both(TensorType::IQ1_S, iq1::quantize_iq1_s, iq1::dequantize_iq1_s, &[f16("d", 0)]),
+    both(TensorType::IQ4_NL, iq4::quantize_iq4_nl, iq4::dequantize_iq4_nl, &[f16("d", 0)]),
+    both(TensorType::IQ3_S, iq3::quantize_iq3_s, iq3::dequantize_iq3_s, &[f16("d", 0)]),
+    both(TensorType::IQ2_S, iq2::quantize_iq2_s, iq2::dequantize_iq2_s, &[f16("d", 0)]),
+    both(TensorType::IQ4_XS, iq4::quantize_iq4_xs, iq4::dequantize_iq4_xs, &[f16("d", 0)]),
+    both(TensorType::IQ1_M, iq1::quantize_iq1_m, iq1::dequantize_iq1_m, &[IQ1_M_SCALE]),
+    both(TensorType::BF16, float::quantize_bf16, float::dequantize_bf16, &[BF16_VALUE]),
+    both(TensorType::TQ1_0, ternary::quantize_tq1_0, ternary::dequantize_tq1_0, &[f16("d", ternary::TQ1_0_D)]),
+    both(TensorType::TQ2_0, ternary::quantize_tq2_0, ternary::dequantize_tq2_0, &[f16("d", ternary::TQ2_0_D)]),
+    both(TensorType::MXFP4, fp4::quantize_mxfp4, fp4::dequantize_mxfp4, &[MXFP4_EXPONENT]),
+    // Every byte is a sound scale of NVFP4.
+    both(TensorType::NVFP4, fp4::quantize_nvfp4, fp4::dequantize_nvfp4, &[]),
+    both(TensorType::Q1_0, low_bit::quantize_q1_0, low_bit::dequantize_q1_0, &[f16("d", 0)]),
+    both(TensorType::Q2_0, low_bit::quantize_q2_0, low_bit::dequantize_q2_0, &[f16("d", 0)]),
 ];
 
 impl Codec {

@@ -9,6 +9,12 @@ pub fn nearest_int(value: f32) -> i32 {
     (bits & 0x007f_ffff) as i32 - 0x0040_0000
 }
 
+/// [`nearest_int`] as a float, for values known to lie within +-2^22 (others give nonsense).
+#[inline(always)]
+pub fn nearest_small(value: f32) -> f32 {
+    (value + 12_582_912.0) - 12_582_912.0
+}
+
 /// C's `(int) value` on x86 (`cvttss2si`): toward zero; NaN and everything out of range give `i32::MIN`.
 #[inline]
 pub fn truncate(value: f32) -> i32 {
@@ -18,7 +24,13 @@ pub fn truncate(value: f32) -> i32 {
 /// C's `(int) roundf(value)` on x86: to nearest, halves away from zero; NaN and out of range as [`truncate`].
 #[inline]
 pub fn round_away(value: f32) -> i32 {
-    truncate(value.round())
+    let whole = truncate(value);
+    if whole == i32::MIN {
+        return whole;
+    }
+    // Exact: below 2^24 both numbers share their unit, above it the difference is zero.
+    let rest = value - whole as f32;
+    whole + i32::from(rest >= 0.5) - i32::from(rest <= -0.5)
 }
 
 #[cfg(test)]
@@ -47,6 +59,10 @@ mod tests {
         }
         assert_eq!(truncate(-1.9), -1);
         assert_eq!(truncate(2_147_483_520.0), 2_147_483_520);
-        assert_eq!(round_away(-2.5), -3);
+        for (value, expected) in [(-2.5, -3), (2.5, 3), (0.49999997, 0), (-0.5, -1), (8_388_609.0, 8_388_609)] {
+            assert_eq!(round_away(value), expected, "{value}");
+        }
+        assert_eq!(round_away(f32::INFINITY), i32::MIN);
+        assert_eq!(round_away(f32::NEG_INFINITY), i32::MIN);
     }
 }

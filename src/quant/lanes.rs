@@ -1,0 +1,69 @@
+//! A few floats side by side: candidates of a search that share their input but not their sums.
+//!
+//! Each lane does exactly what scalar code would do, in the same order, so results do not depend on how many
+//! lanes there are. The compiler turns the loops into vector instructions of whatever width it may use.
+
+use std::ops::{Add, AddAssign, Div, Mul, Sub};
+
+/// `N` floats with elementwise arithmetic.
+#[derive(Debug, Clone, Copy)]
+pub struct Lanes<const N: usize>(pub [f32; N]);
+
+impl<const N: usize> Lanes<N> {
+    /// Zero in every lane.
+    pub const ZERO: Self = Self([0.0; N]);
+
+    /// Lane `k` gets `f(k)`.
+    #[inline(always)]
+    pub fn from_fn(f: impl FnMut(usize) -> f32) -> Self {
+        Self(std::array::from_fn(f))
+    }
+
+    /// Applies `f` to every lane.
+    #[inline(always)]
+    pub fn map(self, f: impl FnMut(f32) -> f32) -> Self {
+        Self(self.0.map(f))
+    }
+
+    /// `f` of the corresponding lanes of two values.
+    #[inline(always)]
+    fn zip(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
+        Self(std::array::from_fn(|k| f(self.0[k], other.0[k])))
+    }
+}
+
+macro_rules! elementwise {
+    ($($operation:ident $method:ident $symbol:tt;)*) => {$(
+        impl<const N: usize> $operation for Lanes<N> {
+            type Output = Self;
+
+            #[inline(always)]
+            fn $method(self, other: Self) -> Self {
+                self.zip(other, |a, b| a $symbol b)
+            }
+        }
+
+        impl<const N: usize> $operation<f32> for Lanes<N> {
+            type Output = Self;
+
+            #[inline(always)]
+            fn $method(self, other: f32) -> Self {
+                self.map(|a| a $symbol other)
+            }
+        }
+    )*};
+}
+
+elementwise! {
+    Add add +;
+    Sub sub -;
+    Mul mul *;
+    Div div /;
+}
+
+impl<const N: usize> AddAssign for Lanes<N> {
+    #[inline(always)]
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
+    }
+}

@@ -1,0 +1,166 @@
+//! What Q4_K and Q5_K share: 256 weights in 8 groups of 32, weight = `d * scale * level - dmin * min`, binary16 `d`
+//! and `dmin` at the start of the block, then 12 bytes with 6-bit scales and minima.
+//!
+//! Of the 12 bytes, byte `j` holds scale `j` and byte `j + 4` holds min `j` for `j < 4`, in their low 6 bits. Byte
+//! `j + 4` for `j >= 4` holds the low nibbles of scale `j` (below) and min `j` (above), whose top two bits are the
+//! top two bits of bytes `j - 4` and `j`.
+
+use super::{error_weights, get_f16, put_f16, sum_of_squares};
+use crate::quant::round::nearest_int;
+use crate::quant::search::{AffineSearch, ErrorMeasure, fit_affine, fit_positive};
+
+pub(super) const LEN: usize = 256;
+pub(super) const GROUP: usize = 32;
+const GROUPS: usize = LEN / GROUP;
+/// Bytes of `d`, `dmin` and the packed scales.
+pub(super) const HEADER: usize = 4 + 12;
+
+/// Highest scale and min of a group.
+const TOP: u8 = 63;
+
+/// How the two formats differ.
+pub(super) struct Format {
+    /// Highest level of a weight.
+    pub max_level: u8,
+    /// Candidates without importance: `first` and `steps` of the search.
+    pub plain_first: f32,
+    pub plain_steps: usize,
+    /// Whether fitted scales are limited to 63. Only a scale that rounding made negative, and that wraps around
+    /// therefore, ever exceeds it; ggml limits it in Q5_K and not in Q4_K.
+    pub limit_fitted_scales: bool,
+}
+
+impl Format {
+    /// Writes the header and gives the levels, for scales rounded against their maxima.
+    #[inline(always)]
+    pub(super) fn encode(&self, x: &[f32; LEN], header: &mut [u8; HEADER]) -> [u8; LEN] {
+        let search = AffineSearch {
+            max_level: self.max_level.into(),
+            first: self.plain_first,
+            step: 0.1,
+            steps: self.plain_steps,
+            error: ErrorMeasure::Squared,
+        };
+        let mut levels = [0; LEN];
+        let (mut scales, mut mins) = ([0.0; GROUPS], [0.0; GROUPS]);
+        let (mut max_scale, mut max_min) = (0.0, 0.0);
+        for (j, (x, levels)) in groups(x).iter().zip(levels.as_chunks_mut::<GROUP>().0).enumerate() {
+            let spread = (sum_of_squares(x) / GROUP as f32).sqrt();
+            let fit = fit_affine(x, &x.map(|v| spread + v.abs()), &search);
+            (scales[j], mins[j], *levels) = (fit.scale, fit.min, fit.levels);
+            if fit.scale > max_scale {
+                max_scale = fit.scale;
+            }
+            if fit.min > max_min {
+                max_min = fit.min;
+            }
+        }
+        let top = f32::from(TOP);
+        let rounded = |values: [f32; GROUPS], max: f32| {
+            let inverse = if max > 0.0 { top / max } else { 0.0 };
+            values.map(|v| (nearest_int(inverse * v) as u8).min(TOP))
+        };
+        put_f16(header, 0, max_scale / top);
+        put_f16(header, 2, max_min / top);
+        pack_scales(&rounded(scales, max_scale), &rounded(mins, max_min), header);
+        self.round_with_stored_scales(x, header, &mut levels);
+        levels
+    }
+
+    /// Writes the header and gives the levels, for scales fitted with the summed weights of their groups.
+    #[inline(always)]
+    pub(super) fn encode_weighted(
+        &self,
+        x: &[f32; LEN],
+        importance: &[f32; LEN],
+        header: &mut [u8; HEADER],
+    ) -> [u8; LEN] {
+        let search = AffineSearch {
+            max_level: self.max_level.into(),
+            first: -0.9,
+            step: 0.05,
+            steps: 36,
+            error: ErrorMeasure::Squared,
+        };
+        let mut levels = [0; LEN];
+        let (mut scales, mut mins, mut sums) = ([0.0; GROUPS], [0.0; GROUPS], [0.0; GROUPS]);
+        let sigma2 = 2.0 * sum_of_squares(x) / LEN as f32;
+        for (j, ((x, w), levels)) in
+            groups(x).iter().zip(groups(importance)).zip(levels.as_chunks_mut::<GROUP>().0).enumerate()
+        {
+            let weights = error_weights(x, w, sigma2);
+            sums[j] = weights.iter().fold(0.0, |sum, w| sum + w);
+            let fit = fit_affine(x, &weights, &search);
+            (scales[j], mins[j], *levels) = (fit.scale, fit.min, fit.levels);
+        }
+        let mut scales = fit_positive(&scales, &sums, TOP.into());
+        let mut mins = fit_positive(&mins, &sums, TOP.into());
+        if self.limit_fitted_scales {
+            scales.levels = scales.levels.map(|level| level.min(TOP));
+            mins.levels = mins.levels.map(|level| level.min(TOP));
+        }
+        put_f16(header, 0, scales.scale);
+        put_f16(header, 2, mins.scale);
+        pack_scales(&scales.levels, &mins.levels, header);
+        self.round_with_stored_scales(x, header, &mut levels);
+        levels
+    }
+
+    /// Groups whose stored scale is zero keep the levels of the search.
+    #[inline(always)]
+    fn round_with_stored_scales(&self, x: &[f32; LEN], header: &[u8; HEADER], levels: &mut [u8; LEN]) {
+        let (d, dmin) = (get_f16(header, 0), get_f16(header, 2));
+        for (j, (x, levels)) in groups(x).iter().zip(levels.as_chunks_mut::<GROUP>().0).enumerate() {
+            let (scale, min) = unpack_scale(header, j);
+            let scale = d * f32::from(scale);
+            if scale != 0.0 {
+                let min = dmin * f32::from(min);
+                *levels = x.map(|v| nearest_int((v + min) / scale).clamp(0, self.max_level.into()) as u8);
+            }
+        }
+    }
+}
+
+fn groups(x: &[f32; LEN]) -> &[[f32; GROUP]] {
+    x.as_chunks().0
+}
+
+fn pack_scales(scales: &[u8; GROUPS], mins: &[u8; GROUPS], header: &mut [u8; HEADER]) {
+    let packed = &mut header[4..];
+    for j in 0..4 {
+        packed[j] = scales[j] | ((scales[j + 4] >> 4) << 6);
+        packed[j + 4] = mins[j] | ((mins[j + 4] >> 4) << 6);
+        packed[j + 8] = (scales[j + 4] & 0x0f) | ((mins[j + 4] & 0x0f) << 4);
+    }
+}
+
+/// Scale and min of group `j` (`get_scale_min_k4`).
+#[inline(always)]
+pub(super) fn unpack_scale(header: &[u8; HEADER], j: usize) -> (u8, u8) {
+    let packed = &header[4..];
+    if j < 4 {
+        (packed[j] & 63, packed[j + 4] & 63)
+    } else {
+        let nibbles = packed[j + 4];
+        ((nibbles & 0x0f) | ((packed[j - 4] >> 6) << 4), (nibbles >> 4) | ((packed[j] >> 6) << 4))
+    }
+}
+
+/// Factor and subtrahend of each group: weight = `factor * level - subtrahend`.
+#[inline(always)]
+pub(super) fn group_lines(header: &[u8; HEADER]) -> [(f32, f32); GROUPS] {
+    let (d, dmin) = (get_f16(header, 0), get_f16(header, 2));
+    std::array::from_fn(|j| {
+        let (scale, min) = unpack_scale(header, j);
+        (d * f32::from(scale), dmin * f32::from(min))
+    })
+}
+
+/// Splits a block into its header and the rest.
+#[inline(always)]
+pub(super) fn split_header(block: &mut [u8]) -> (&mut [u8; HEADER], &mut [u8]) {
+    match block.split_first_chunk_mut() {
+        Some(parts) => parts,
+        None => unreachable!("a block is longer than its header"),
+    }
+}

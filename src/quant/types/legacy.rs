@@ -1,0 +1,238 @@
+//! Q4_0, Q4_1, Q5_0, Q5_1, Q8_0: blocks of 32 weights with one binary16 scale `d`, in the `_1` types also a
+//! binary16 minimum `m`. Weight = `d * (level - half)`, `d * level + m` or `d * level`.
+//!
+//! Levels of 4 bits are packed as nibbles, weight `j` below and weight `j + 16` above in byte `j`; the fifth bits of
+//! Q5 stand in a little-endian word, weight `j` at bit `j`.
+
+use super::{decode_blocks, encode_blocks, encode_weighted_blocks, error_weights, get_f16, put_f16, sum_of_squares};
+use crate::quant::round::{round_away, truncate};
+use crate::quant::search::{self, AffineSearch, ErrorMeasure, fit_affine, fit_symmetric};
+
+/// Weights per block.
+const LEN: usize = 32;
+const HALF: usize = LEN / 2;
+
+/// `1 / d`, or 0 for an empty block.
+#[inline(always)]
+fn inverse(d: f32) -> f32 {
+    if d != 0.0 { 1.0 / d } else { 0.0 }
+}
+
+/// C's `(int8_t) value`: the low byte of the truncated number.
+#[inline(always)]
+fn low_byte(value: f32) -> i8 {
+    truncate(value) as i8
+}
+
+#[inline(always)]
+fn put_nibbles(levels: &[u8; LEN], out: &mut [u8]) {
+    for j in 0..HALF {
+        out[j] = (levels[j] & 0x0f) | (levels[j + HALF] << 4);
+    }
+}
+
+#[inline(always)]
+fn fifth_bits(levels: &[u8; LEN]) -> u32 {
+    levels.iter().enumerate().fold(0, |bits, (j, &level)| bits | (u32::from((level >> 4) & 1) << j))
+}
+
+/// Level of weight `j`, without a fifth bit.
+#[inline(always)]
+fn nibble(packed: &[u8], j: usize) -> u8 {
+    if j < HALF { packed[j] & 0x0f } else { packed[j - HALF] >> 4 }
+}
+
+/// Mean of the squares of a row.
+fn mean_square(row: &[f32]) -> f32 {
+    sum_of_squares(row) / row.len() as f32
+}
+
+/// Scale and levels around zero without importance: the peak becomes level 0.
+#[inline(always)]
+fn round_symmetric(x: &[f32; LEN], half: u8) -> (f32, [u8; LEN]) {
+    let d = search::peak(x) / -f32::from(half);
+    let inverse = inverse(d);
+    let offset = f32::from(half) + 0.5;
+    let top = (2 * half - 1) as i8;
+    (d, x.map(|v| low_byte(v * inverse + offset).min(top) as u8))
+}
+
+/// Scale, minimum and levels without importance: the range of the block, divided evenly.
+#[inline(always)]
+fn round_affine(x: &[f32; LEN], top: u8, level: impl Fn(f32) -> u8) -> (f32, f32, [u8; LEN]) {
+    let (mut min, mut max) = (f32::MAX, f32::MIN);
+    for &v in x {
+        if v < min {
+            min = v;
+        }
+        if v > max {
+            max = v;
+        }
+    }
+    let d = (max - min) / f32::from(top);
+    let inverse = inverse(d);
+    (d, min, x.map(|v| level((v - min) * inverse + 0.5)))
+}
+
+const fn affine_search(max_level: f32) -> AffineSearch {
+    AffineSearch { max_level, first: -0.9, step: 0.05, steps: 36, error: ErrorMeasure::Squared }
+}
+
+#[inline(always)]
+fn put_q4_0(d: f32, levels: &[u8; LEN], block: &mut [u8; 18]) {
+    put_f16(block, 0, d);
+    put_nibbles(levels, &mut block[2..]);
+}
+
+/// Q4_0: `d`, 16 bytes of nibbles; weight = `d * (level - 8)` (`quantize_q4_0`).
+pub fn quantize_q4_0(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+    match importance {
+        None => encode_blocks(src, dst, |x, block| {
+            let (d, levels) = round_symmetric(x, 8);
+            put_q4_0(d, &levels, block);
+        }),
+        Some(importance) => {
+            encode_weighted_blocks(src, row_len, importance, dst, mean_square, |&sigma2, x, importance, block| {
+                let fit = fit_symmetric(x, &error_weights(x, importance, sigma2), 8);
+                put_q4_0(fit.scale, &fit.levels, block);
+            });
+        }
+    }
+}
+
+/// Decodes Q4_0.
+pub fn dequantize_q4_0(src: &[u8], dst: &mut [f32]) {
+    decode_blocks(src, dst, |block: &[u8; 18], x: &mut [f32; LEN]| {
+        let d = get_f16(block, 0);
+        for (j, v) in x.iter_mut().enumerate() {
+            *v = f32::from(nibble(&block[2..], j) as i8 - 8) * d;
+        }
+    });
+}
+
+#[inline(always)]
+fn put_q4_1(d: f32, m: f32, levels: &[u8; LEN], block: &mut [u8; 20]) {
+    put_f16(block, 0, d);
+    put_f16(block, 2, m);
+    put_nibbles(levels, &mut block[4..]);
+}
+
+/// Q4_1: `d`, `m`, 16 bytes of nibbles; weight = `d * level + m` (`quantize_q4_1`).
+pub fn quantize_q4_1(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+    match importance {
+        None => encode_blocks(src, dst, |x, block| {
+            let (d, m, levels) = round_affine(x, 15, |level| low_byte(level).min(15) as u8);
+            put_q4_1(d, m, &levels, block);
+        }),
+        Some(importance) => {
+            encode_weighted_blocks(src, row_len, importance, dst, mean_square, |&sigma2, x, importance, block| {
+                let fit = fit_affine(x, &error_weights(x, importance, sigma2), &affine_search(15.0));
+                put_q4_1(fit.scale, -fit.min, &fit.levels, block);
+            });
+        }
+    }
+}
+
+/// Decodes Q4_1.
+pub fn dequantize_q4_1(src: &[u8], dst: &mut [f32]) {
+    decode_blocks(src, dst, |block: &[u8; 20], x: &mut [f32; LEN]| {
+        let (d, m) = (get_f16(block, 0), get_f16(block, 2));
+        for (j, v) in x.iter_mut().enumerate() {
+            *v = f32::from(nibble(&block[4..], j)) * d + m;
+        }
+    });
+}
+
+#[inline(always)]
+fn put_q5_0(d: f32, levels: &[u8; LEN], block: &mut [u8; 22]) {
+    put_f16(block, 0, d);
+    block[2..6].copy_from_slice(&fifth_bits(levels).to_le_bytes());
+    put_nibbles(levels, &mut block[6..]);
+}
+
+/// Q5_0: `d`, 4 bytes of fifth bits, 16 bytes of nibbles; weight = `d * (level - 16)` (`quantize_q5_0`).
+pub fn quantize_q5_0(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+    match importance {
+        None => encode_blocks(src, dst, |x, block| {
+            let (d, levels) = round_symmetric(x, 16);
+            put_q5_0(d, &levels, block);
+        }),
+        Some(importance) => {
+            encode_weighted_blocks(src, row_len, importance, dst, mean_square, |&sigma2, x, importance, block| {
+                let fit = fit_symmetric(x, &error_weights(x, importance, sigma2), 16);
+                put_q5_0(fit.scale, &fit.levels, block);
+            });
+        }
+    }
+}
+
+/// Decodes Q5_0.
+pub fn dequantize_q5_0(src: &[u8], dst: &mut [f32]) {
+    decode_blocks(src, dst, |block: &[u8; 22], x: &mut [f32; LEN]| {
+        let d = get_f16(block, 0);
+        let high = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
+        for (j, v) in x.iter_mut().enumerate() {
+            let level = nibble(&block[6..], j) | (((high >> j) & 1) << 4) as u8;
+            *v = f32::from(level as i8 - 16) * d;
+        }
+    });
+}
+
+#[inline(always)]
+fn put_q5_1(d: f32, m: f32, levels: &[u8; LEN], block: &mut [u8; 24]) {
+    put_f16(block, 0, d);
+    put_f16(block, 2, m);
+    block[4..8].copy_from_slice(&fifth_bits(levels).to_le_bytes());
+    put_nibbles(levels, &mut block[8..]);
+}
+
+/// Q5_1: `d`, `m`, 4 bytes of fifth bits, 16 bytes of nibbles; weight = `d * level + m` (`quantize_q5_1`).
+pub fn quantize_q5_1(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+    match importance {
+        None => encode_blocks(src, dst, |x, block| {
+            let (d, m, levels) = round_affine(x, 31, |level| low_byte(level) as u8);
+            put_q5_1(d, m, &levels, block);
+        }),
+        Some(importance) => {
+            encode_weighted_blocks(src, row_len, importance, dst, mean_square, |&sigma2, x, importance, block| {
+                let fit = fit_affine(x, &error_weights(x, importance, sigma2), &affine_search(31.0));
+                put_q5_1(fit.scale, -fit.min, &fit.levels, block);
+            });
+        }
+    }
+}
+
+/// Decodes Q5_1.
+pub fn dequantize_q5_1(src: &[u8], dst: &mut [f32]) {
+    decode_blocks(src, dst, |block: &[u8; 24], x: &mut [f32; LEN]| {
+        let (d, m) = (get_f16(block, 0), get_f16(block, 2));
+        let high = u32::from_le_bytes([block[4], block[5], block[6], block[7]]);
+        for (j, v) in x.iter_mut().enumerate() {
+            let level = nibble(&block[8..], j) | (((high >> j) & 1) << 4) as u8;
+            *v = f32::from(level) * d + m;
+        }
+    });
+}
+
+/// Q8_0: `d`, 32 signed bytes; weight = `d * level`, halves rounded away from zero (`quantize_q8_0`). Importance
+/// plays no part.
+pub fn quantize_q8_0(src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
+    encode_blocks(src, dst, |x: &[f32; LEN], block: &mut [u8; 34]| {
+        let d = super::largest_magnitude(x) / 127.0;
+        let inverse = inverse(d);
+        put_f16(block, 0, d);
+        for (out, v) in block[2..].iter_mut().zip(x) {
+            *out = round_away(v * inverse) as u8;
+        }
+    });
+}
+
+/// Decodes Q8_0.
+pub fn dequantize_q8_0(src: &[u8], dst: &mut [f32]) {
+    decode_blocks(src, dst, |block: &[u8; 34], x: &mut [f32; LEN]| {
+        let d = get_f16(block, 0);
+        for (v, &level) in x.iter_mut().zip(&block[2..]) {
+            *v = f32::from(level as i8) * d;
+        }
+    });
+}

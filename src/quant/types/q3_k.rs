@@ -1,0 +1,148 @@
+//! Q3_K: 256 weights in 16 groups of 16, weight = `d * (scale - 32) * (level - 4)` with 3-bit levels.
+//!
+//! Block of 110 bytes: 32 bytes with the third bits (bit plane `p` of byte `l` belongs to weight `32 p + l`), 64
+//! bytes of lower bits (see `pack_2bit`), 12 bytes with 6-bit scales, binary16 `d`. Scale `j` has its low nibble in
+//! byte `j % 8`, upper half for `j >= 8`, and its top two bits in byte `8 + j % 4` at bit `2 (j / 4)`.
+
+use super::pack::{pack_2bit, pack_bit_plane};
+use super::{decode_blocks, encode_blocks, encode_weighted_blocks, error_weights, get_f16, put_f16, sum_of_squares};
+use crate::quant::round::nearest_int;
+use crate::quant::search::{fit_symmetric, fit_symmetric_by_descent};
+
+const LEN: usize = 256;
+const BYTES: usize = 110;
+const GROUP: usize = 16;
+const GROUPS: usize = LEN / GROUP;
+const LEVELS: usize = 32;
+const SCALES: usize = LEVELS + 64;
+/// Byte offset of the scale of scales.
+pub(crate) const D: usize = SCALES + 12;
+const _: () = assert!(D + 2 == BYTES);
+
+/// Levels on either side of zero.
+const HALF: i32 = 4;
+/// Group scales on either side of zero.
+const SCALE_HALF: i32 = 32;
+
+/// Encodes Q3_K (`quantize_q3_K`).
+pub fn quantize(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+    match importance {
+        None => encode_blocks(src, dst, encode),
+        Some(importance) => {
+            encode_weighted_blocks(
+                src,
+                row_len,
+                importance,
+                dst,
+                |_| (),
+                |(), x, w, block| {
+                    encode_weighted(x, w, block);
+                },
+            );
+        }
+    }
+}
+
+/// Group scales by descent, rounded against the largest.
+fn encode(x: &[f32; LEN], block: &mut [u8; BYTES]) {
+    let mut levels = [0; LEN];
+    let mut scales = [0.0f32; GROUPS];
+    let mut peak = 0.0f32;
+    for (j, (x, levels)) in groups(x).iter().zip(levels.as_chunks_mut::<GROUP>().0).enumerate() {
+        let fit = fit_symmetric_by_descent(x, HALF);
+        (scales[j], *levels) = (fit.scale, fit.levels);
+        if fit.scale.abs() > peak.abs() {
+            peak = fit.scale;
+        }
+    }
+    let mut d = 0.0;
+    let mut packed = [0; 12];
+    if peak != 0.0 {
+        let inverse = -SCALE_HALF as f32 / peak;
+        packed = pack_scales(scales.map(|scale| {
+            let rounded = i32::from(nearest_int(inverse * scale) as i8);
+            (rounded.clamp(-SCALE_HALF, SCALE_HALF - 1) + SCALE_HALF) as u8
+        }));
+        d = 1.0 / inverse;
+    }
+    finish(x, d, packed, &mut levels, block);
+}
+
+/// Group scales by search over candidates, fitted with the summed weights of their groups.
+fn encode_weighted(x: &[f32; LEN], importance: &[f32; LEN], block: &mut [u8; BYTES]) {
+    let mut levels = [0; LEN];
+    let (mut scales, mut sums) = ([0.0; GROUPS], [0.0; GROUPS]);
+    let sigma2 = 2.0 * sum_of_squares(x) / LEN as f32;
+    for (j, ((x, w), levels)) in
+        groups(x).iter().zip(groups(importance)).zip(levels.as_chunks_mut::<GROUP>().0).enumerate()
+    {
+        let weights = error_weights(x, w, sigma2);
+        sums[j] = weights.iter().fold(0.0, |sum, w| sum + w);
+        let fit = fit_symmetric(x, &weights, HALF);
+        (scales[j], *levels) = (fit.scale, fit.levels);
+    }
+    let fit = fit_symmetric(&scales, &sums, SCALE_HALF);
+    finish(x, fit.scale, pack_scales(fit.levels), &mut levels, block);
+}
+
+fn pack_scales(scales: [u8; GROUPS]) -> [u8; 12] {
+    let mut packed = [0; 12];
+    for (j, scale) in scales.into_iter().enumerate() {
+        packed[j % 8] |= (scale & 0x0f) << (j / 8 * 4);
+        packed[8 + j % 4] |= (scale >> 4) << (j / 4 * 2);
+    }
+    packed
+}
+
+/// Scales with their offset removed, `-32..=31`.
+#[inline(always)]
+fn unpack_scales(packed: &[u8]) -> [i8; GROUPS] {
+    std::array::from_fn(|j| {
+        let low = (packed[j % 8] >> (j / 8 * 4)) & 0x0f;
+        let high = (packed[8 + j % 4] >> (j / 4 * 2)) & 3;
+        (low | (high << 4)) as i8 - SCALE_HALF as i8
+    })
+}
+
+/// Rounds the weights anew with the scales as stored, and writes the block. Groups whose stored scale is zero keep
+/// the levels of the search.
+fn finish(x: &[f32; LEN], d: f32, scales: [u8; 12], levels: &mut [u8; LEN], block: &mut [u8; BYTES]) {
+    block[SCALES..D].copy_from_slice(&scales);
+    put_f16(block, D, d);
+    let d = get_f16(block, D);
+    let stored = unpack_scales(&scales);
+    for ((x, levels), scale) in groups(x).iter().zip(levels.as_chunks_mut::<GROUP>().0).zip(stored) {
+        let scale = d * f32::from(scale);
+        if scale != 0.0 {
+            *levels = x.map(|v| (nearest_int(v / scale).clamp(-HALF, HALF - 1) + HALF) as u8);
+        }
+    }
+    if let Some(out) = block.first_chunk_mut() {
+        pack_bit_plane(levels, 2, out);
+    }
+    if let Some(out) = block[LEVELS..].first_chunk_mut() {
+        pack_2bit(&levels.map(|level| level & 3), out);
+    }
+}
+
+fn groups(x: &[f32; LEN]) -> &[[f32; GROUP]] {
+    x.as_chunks().0
+}
+
+/// Decodes Q3_K (`dequantize_row_q3_K`).
+pub fn dequantize(src: &[u8], dst: &mut [f32]) {
+    decode_blocks(src, dst, |block: &[u8; BYTES], x: &mut [f32; LEN]| {
+        let d = get_f16(block, D);
+        let scales = unpack_scales(&block[SCALES..D]);
+        for (j, x) in x.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
+            let scale = d * f32::from(scales[j]);
+            let column = j % 2 * GROUP;
+            let high = &block[column..][..GROUP];
+            let (low, shift) = (&block[LEVELS + j / 8 * 32 + column..][..GROUP], j % 8 / 2 * 2);
+            for i in 0..GROUP {
+                let level = ((low[i] >> shift) & 3) | (((high[i] >> (j / 2)) & 1) << 2);
+                x[i] = scale * f32::from(level as i8 - HALF as i8);
+            }
+        }
+    });
+}
