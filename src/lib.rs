@@ -13,3 +13,4 @@ pub mod imatrix;
 pub mod model;
 pub mod os;
 pub mod quant;
+pub mod tokenizer;

@@ -8,6 +8,7 @@ mod dev_logits;
 mod format;
 mod inspect;
 mod progress;
+mod tokenize;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -47,6 +48,7 @@ pub struct Common {
 #[derive(Subcommand, Debug)]
 enum Command {
     Inspect(inspect::InspectArgs),
+    Tokenize(tokenize::TokenizeArgs),
     /// Raw access to the block formats, for tests
     #[command(hide = true)]
     Dev(dev::DevArgs),
@@ -64,6 +66,7 @@ impl Cli {
         }
         match &self.command {
             Command::Inspect(args) => args.run(common),
+            Command::Tokenize(args) => args.run(common),
             Command::Dev(args) => dev::run(args, common),
         }
     }

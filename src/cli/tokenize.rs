@@ -1,0 +1,119 @@
+//! `lwq tokenize`: text to token ids.
+
+use std::fmt::Write as _;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::Args;
+use serde::Serialize;
+
+use super::Common;
+use crate::gguf::Gguf;
+use crate::tokenizer::Tokenizer;
+
+/// Show the tokens of a text, as the model's own vocabulary cuts it
+///
+/// The ids are those of llama.cpp. Without --file and --text, the text is read from stdin.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Examples:\n  lwq tokenize model.gguf --text 'Hello world'\n  lwq tokenize model.gguf -f a.txt --ids"
+)]
+pub struct TokenizeArgs {
+    /// Model whose vocabulary is used
+    #[arg(value_name = "MODEL")]
+    model: PathBuf,
+    /// Read text from FILE, - for stdin; may be given more than once, each file is tokenized on its own
+    #[arg(long, short, value_name = "FILE", conflicts_with = "text")]
+    file: Vec<PathBuf>,
+    /// Tokenize TEXT
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    text: Option<String>,
+    /// Print only the ids, one line per text
+    #[arg(long)]
+    ids: bool,
+    /// Leave out BOS, EOS and separators
+    #[arg(long)]
+    no_bos: bool,
+    /// Recognize control tokens such as <|im_start|> in the text
+    #[arg(long)]
+    parse_special: bool,
+    /// Use this pre-tokenizer instead of the one in the file
+    #[arg(long, value_name = "NAME")]
+    pre: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Report {
+    model: String,
+    pre: String,
+    texts: Vec<Vec<TokenReport>>,
+}
+
+#[derive(Serialize)]
+struct TokenReport {
+    id: u32,
+    /// Bytes that are not UTF-8 alone are replaced by U+FFFD.
+    text: String,
+}
+
+impl TokenizeArgs {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// If the model or a text cannot be read, or the vocabulary is not usable.
+    pub fn run(&self, common: &Common) -> anyhow::Result<()> {
+        let gguf = Gguf::open(&self.model)?;
+        let tokenizer = Tokenizer::from_gguf(gguf.metadata(), self.pre.as_deref())?;
+        for warning in tokenizer.warnings() {
+            common.warn(warning);
+        }
+        let mut report =
+            Report { model: gguf.label().to_owned(), pre: tokenizer.pre_name().to_owned(), texts: Vec::new() };
+        for text in self.texts()? {
+            let ids = tokenizer.encode(text, !self.no_bos, self.parse_special);
+            if common.json {
+                report.texts.push(ids.iter().map(|id| token_report(&tokenizer, *id)).collect());
+            } else if self.ids {
+                let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
+                common.result(format!("[{}]\n", ids.join(", ")))?;
+            } else {
+                common.result(listing(&tokenizer, &ids)?)?;
+            }
+        }
+        if common.json { common.result_json(&report) } else { Ok(()) }
+    }
+
+    fn texts(&self) -> anyhow::Result<Vec<Vec<u8>>> {
+        if let Some(text) = &self.text {
+            return Ok(vec![text.as_bytes().to_vec()]);
+        }
+        if self.file.is_empty() {
+            return Ok(vec![read_text(Path::new("-"))?]);
+        }
+        self.file.iter().map(|path| read_text(path)).collect()
+    }
+}
+
+fn read_text(path: &Path) -> anyhow::Result<Vec<u8>> {
+    if path == Path::new("-") {
+        let mut text = Vec::new();
+        io::stdin().lock().read_to_end(&mut text).context("stdin")?;
+        return Ok(text);
+    }
+    std::fs::read(path).with_context(|| format!("{}", path.display()))
+}
+
+fn token_report(tokenizer: &Tokenizer, id: u32) -> TokenReport {
+    TokenReport { id, text: String::from_utf8_lossy(&tokenizer.token_bytes(id)).into_owned() }
+}
+
+/// One line per token: id and quoted bytes.
+fn listing(tokenizer: &Tokenizer, ids: &[u32]) -> Result<String, std::fmt::Error> {
+    let width = tokenizer.len().to_string().len();
+    let mut out = String::new();
+    for id in ids {
+        writeln!(out, "{id:width$}  {}", crate::gguf::shown(&tokenizer.token_bytes(*id)))?;
+    }
+    Ok(out)
+}
