@@ -95,6 +95,13 @@ pub fn has_avx512_vbmi() -> bool {
     }
 }
 
+/// The CPU's own name for reports, or the architecture's where the system does not tell.
+pub fn name() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    name.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())
+}
+
 /// Checks `LWQ_ISA`, for a program to call at its start.
 ///
 /// # Errors

@@ -3,6 +3,7 @@
 //! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 128 + n ended by
 //! signal n.
 
+mod bench;
 mod dev;
 mod dev_logits;
 mod format;
@@ -49,6 +50,8 @@ pub struct Common {
 enum Command {
     Inspect(inspect::InspectArgs),
     Tokenize(tokenize::TokenizeArgs),
+    /// Measure kernels against this machine's own peak
+    Bench(bench::BenchArgs),
     /// Raw access to the block formats, for tests
     #[command(hide = true)]
     Dev(dev::DevArgs),
@@ -60,6 +63,7 @@ impl Cli {
     /// # Errors
     /// Whatever the command reports; [`report_error`] turns it into a line and an exit code.
     pub fn run(self) -> anyhow::Result<()> {
+        crate::cpu::check_environment()?;
         let common = &self.common;
         if let Some(threads) = common.threads {
             rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
@@ -67,6 +71,7 @@ impl Cli {
         match &self.command {
             Command::Inspect(args) => args.run(common),
             Command::Tokenize(args) => args.run(common),
+            Command::Bench(args) => bench::run(args, common),
             Command::Dev(args) => dev::run(args, common),
         }
     }

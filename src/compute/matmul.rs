@@ -142,7 +142,10 @@ unsafe fn multiply_tile(
         for (panel, packed) in row_panels.clone().zip(scratch.panels.as_mut_slice().chunks_exact_mut(panel_elements)) {
             pack_weights(kernel, w, panel, first_column, columns, &mut scratch.decoded, packed);
         }
+        let next_column = first_column + columns;
+        let mut ahead = Ahead::new(w, row_panels.clone(), nr, next_column, kernel.block_columns(), token_panels.len());
         for token_panel in token_panels.clone() {
+            ahead.prefetch_share();
             let token = token_panel * mr;
             let tokens = mr.min(x.tokens() - token);
             let a = x.panel(block, token_panel);
@@ -169,6 +172,52 @@ unsafe fn multiply_tile(
             }
         }
     }
+}
+
+/// Brings the weight bytes of the next block of columns near while the current one is multiplied: rows lie far
+/// apart, so that the CPU's own prefetchers see each too late.
+struct Ahead<'w, 'a> {
+    weights: &'w Matrix<'a>,
+    rows: Range<usize>,
+    column: usize,
+    columns: usize,
+    rows_per_share: usize,
+}
+
+impl<'w, 'a> Ahead<'w, 'a> {
+    fn new(
+        weights: &'w Matrix<'a>,
+        panels: Range<usize>,
+        nr: usize,
+        column: usize,
+        block_columns: usize,
+        shares: usize,
+    ) -> Self {
+        let rows = panels.start * nr..(panels.end * nr).min(weights.rows());
+        let columns = (weights.cols() - column).min(block_columns);
+        Ahead { weights, rows_per_share: rows.len().div_ceil(shares), rows, column, columns }
+    }
+
+    fn prefetch_share(&mut self) {
+        if self.columns == 0 {
+            return;
+        }
+        for row in self.rows.by_ref().take(self.rows_per_share) {
+            prefetch(self.weights.columns_bytes(row, self.column, self.columns));
+        }
+    }
+}
+
+/// Asks for every cache line of `bytes`, where there is an instruction for it on stable Rust.
+fn prefetch(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(64) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch may name any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
 }
 
 /// Writes the valid part of a register tile's row as the kernel itself would.

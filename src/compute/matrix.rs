@@ -106,9 +106,13 @@ impl<'a> Matrix<'a> {
 
     /// Decodes `dst.len()` weights of `row` from column `start` on; both must be whole blocks.
     pub(super) fn decode_columns(&self, row: usize, start: usize, dst: &mut [f32]) {
+        self.decoder.run(self.columns_bytes(row, start, dst.len()), dst);
+    }
+
+    /// The bytes of `columns` weights of `row` from column `start` on; both must be whole blocks.
+    pub(super) fn columns_bytes(&self, row: usize, start: usize, columns: usize) -> &'a [u8] {
         let first = row * self.row_bytes + start / self.info.block_len * self.info.block_bytes;
-        let bytes = dst.len() / self.info.block_len * self.info.block_bytes;
-        self.decoder.run(&self.data[first..first + bytes], dst);
+        &self.data[first..first + columns / self.info.block_len * self.info.block_bytes]
     }
 }
 

@@ -17,22 +17,26 @@ pub struct Peak {
 }
 
 impl Peak {
-    /// Floating-point operations per second of one thread (a multiply-add counts as two), from one run of about
-    /// `seconds`.
+    /// Runs `rounds` rounds on the calling thread and returns how many floating-point operations that were; a
+    /// multiply-add counts as two.
     ///
     /// # Panics
     /// When the CPU lacks the level or `LWQ_ISA` forbids it.
-    pub fn measure(&self, seconds: f64) -> f64 {
+    pub fn run(&self, rounds: u64) -> u64 {
         assert!(self.level.is_available(), "{} is not available", self.name);
-        let timed = |rounds: u64| {
-            let start = Instant::now();
-            let operations = (self.run)(rounds);
-            (operations as f64, start.elapsed().as_secs_f64())
-        };
-        let (_, trial) = timed(100_000);
-        let rounds = (100_000.0 * seconds / trial.max(1e-9)).max(1000.0);
-        let (operations, elapsed) = timed(rounds as u64);
-        operations / elapsed
+        (self.run)(rounds)
+    }
+
+    /// Rounds that take about `seconds` on this machine.
+    ///
+    /// # Panics
+    /// As [`Peak::run`].
+    pub fn rounds_for(&self, seconds: f64) -> u64 {
+        const TRIAL: u64 = 20_000;
+        self.run(TRIAL);
+        let start = Instant::now();
+        self.run(TRIAL);
+        (TRIAL as f64 * seconds / start.elapsed().as_secs_f64().max(1e-9)) as u64 + 1
     }
 
     /// The peaks of this architecture, those that the CPU lacks included.

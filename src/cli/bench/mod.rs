@@ -1,0 +1,30 @@
+//! `lwq bench`: what this machine can do, and how much of it the kernels use.
+
+mod kernels;
+
+use clap::{Args, Subcommand};
+
+use super::Common;
+
+/// Arguments of `lwq bench`.
+#[derive(Args, Debug)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    command: BenchCommand,
+}
+
+#[derive(Subcommand, Debug)]
+enum BenchCommand {
+    /// Matrix products of the forward pass, as shares of the machine's own peak
+    Kernels(kernels::KernelsArgs),
+}
+
+/// Runs `lwq bench`.
+///
+/// # Errors
+/// When a type cannot be measured or stdout cannot be written.
+pub fn run(args: &BenchArgs, common: &Common) -> anyhow::Result<()> {
+    match &args.command {
+        BenchCommand::Kernels(args) => kernels::run(args, common),
+    }
+}
