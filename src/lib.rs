@@ -14,3 +14,4 @@ pub mod model;
 pub mod os;
 pub mod quant;
 pub mod tokenizer;
+pub mod recipe;

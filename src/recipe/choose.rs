@@ -1,0 +1,496 @@
+//! From facts, tensors and options to a type for each tensor.
+
+use std::fmt;
+
+use super::error::{Note, RecipeError};
+use super::facts::ModelFacts;
+use super::fallback;
+use super::mix::{self, Place, Situation, Verdict};
+use super::overrides::TypeOverride;
+use super::roles::{self, Keep, Role};
+use super::target::Target;
+use crate::gguf::TensorType;
+
+/// A tensor as far as its recipe goes.
+#[derive(Clone, Copy, Debug)]
+pub struct TensorDesc<'a> {
+    /// Its name in the output (after pruning).
+    pub name: &'a str,
+    /// Its shape in ggml's order: row length first.
+    pub shape: &'a [u64],
+    /// Its type in the source.
+    pub ty: TensorType,
+}
+
+/// What the user asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The target.
+    pub target: Target,
+    /// True if importance data is given; some mixes depend on it.
+    pub has_imatrix: bool,
+    /// One type for all tensors instead of a mix; types given by hand still apply.
+    pub pure: bool,
+    /// Keep `output.weight` as it is.
+    pub leave_output_tensor: bool,
+    /// Type of `output.weight`, and of the token embedding where the model has no `output.weight`.
+    pub output_tensor_type: Option<TensorType>,
+    /// Type of `token_embd.weight` and `per_layer_token_embd.weight`.
+    pub token_embedding_type: Option<TensorType>,
+    /// Types by pattern; the first that matches a name wins.
+    pub tensor_types: Vec<TypeOverride>,
+    /// False to refuse types that are not the intended one.
+    pub allow_fallback: bool,
+}
+
+impl Options {
+    /// Options that leave everything but the target at its default.
+    pub fn new(target: Target) -> Options {
+        Options {
+            target,
+            has_imatrix: false,
+            pure: false,
+            leave_output_tensor: false,
+            output_tensor_type: None,
+            token_embedding_type: None,
+            tensor_types: Vec::new(),
+            allow_fallback: true,
+        }
+    }
+}
+
+/// Why a tensor gets its type.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// It keeps the type it has.
+    Kept(Keep),
+    /// `--output-tensor-type`.
+    OutputTensorType,
+    /// `--token-embedding-type`.
+    TokenEmbeddingType,
+    /// The pattern of a `--tensor-type`.
+    Pattern(String),
+    /// The target's base type: nothing says otherwise.
+    Base,
+    /// A rule of the target's mix, with the role that it is for.
+    Mix(Role, Verdict),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::Kept(keep) => write!(f, "kept ({keep})"),
+            Reason::OutputTensorType => f.write_str("--output-tensor-type"),
+            Reason::TokenEmbeddingType => f.write_str("--token-embedding-type"),
+            Reason::Pattern(pattern) => write!(f, "--tensor-type {pattern}"),
+            Reason::Base => f.write_str("base type"),
+            Reason::Mix(role, verdict) => {
+                write!(f, "{role}")?;
+                if let Some(rule) = verdict.rule {
+                    write!(f, "{rule}")?;
+                }
+                if verdict.raised_for_70b { f.write_str(", 70B class") } else { Ok(()) }
+            }
+        }
+    }
+}
+
+/// The type chosen for one tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The type to write.
+    pub ty: TensorType,
+    /// Where it comes from.
+    pub reason: Reason,
+    /// The intended type, where the row length does not permit it.
+    pub fallback_from: Option<TensorType>,
+    /// True if the conversion needs importance weights for this tensor to give a usable result.
+    pub requires_imatrix: bool,
+}
+
+/// What fallback types cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FallbackCost {
+    /// Number of tensors with a fallback type.
+    pub tensors: usize,
+    /// Bytes that these tensors would take in their intended types, if rows could end within a block.
+    pub wanted_bytes: u64,
+    /// Bytes that they take.
+    pub got_bytes: u64,
+}
+
+/// Types for all tensors of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recipe {
+    /// One choice for each tensor, in the order given.
+    pub choices: Vec<Choice>,
+    /// What fallback types cost.
+    pub fallback_cost: FallbackCost,
+    /// What the user should be told.
+    pub notes: Vec<Note>,
+}
+
+/// Chooses a type for each tensor.
+///
+/// `tensors` must stand in the order in which they will be written ([`roles::output_order`], or the file order when
+/// shards are kept): mixes count layers as they come.
+///
+/// # Errors
+/// A rule needs a fact that the metadata lacks or states wrongly; a fallback is needed and not allowed.
+pub fn choose_types(facts: &ModelFacts, tensors: &[TensorDesc], options: &Options) -> Result<Recipe, RecipeError> {
+    let mut chooser = Chooser::new(facts, tensors, options);
+    let choices = tensors.iter().map(|tensor| chooser.choose(tensor)).collect::<Result<Vec<_>, _>>()?;
+    let fallback_cost = chooser.fallback_cost(&choices)?;
+    let notes = chooser.into_notes(&choices);
+    Ok(Recipe { choices, fallback_cost, notes })
+}
+
+/// Tensors that share a note, with the first of them.
+#[derive(Default)]
+struct Tally {
+    count: usize,
+    first: String,
+}
+
+impl Tally {
+    fn add(&mut self, name: &str) {
+        if self.count == 0 {
+            self.first = name.to_owned();
+        }
+        self.count += 1;
+    }
+}
+
+/// What became of a pattern so far.
+#[derive(Clone, Default)]
+struct PatternUse {
+    applied: bool,
+    matched: bool,
+}
+
+/// State of the walk over the tensors.
+struct Chooser<'a> {
+    facts: &'a ModelFacts,
+    options: &'a Options,
+    tensors: &'a [TensorDesc<'a>],
+    tied: bool,
+    value_tensors: i64,
+    seen: LayerCounts,
+    pattern_uses: Vec<PatternUse>,
+    out_of_range: Tally,
+    layered_by_hand: usize,
+    overridden: usize,
+    notes: Vec<Note>,
+}
+
+/// Tensors met so far of each role that mixes count.
+#[derive(Default)]
+struct LayerCounts {
+    value: i64,
+    ffn_up: i64,
+    ffn_gate: i64,
+    ffn_down: i64,
+}
+
+impl LayerCounts {
+    /// The running count of the role, advanced by this tensor; `None` for roles without layers.
+    fn advance(&mut self, role: Role) -> Option<i64> {
+        let count = match role {
+            role if role.is_value() => &mut self.value,
+            Role::FfnUp => &mut self.ffn_up,
+            Role::FfnGate => &mut self.ffn_gate,
+            Role::FfnDown => &mut self.ffn_down,
+            _ => return None,
+        };
+        *count += 1;
+        Some(*count - 1)
+    }
+}
+
+/// The type that a tensor should have if its rows permit.
+struct Intent {
+    ty: TensorType,
+    reason: Reason,
+    /// The option that names this very tensor: llama-quantize does not look at the row length then.
+    by_tensor_option: Option<&'static str>,
+}
+
+impl Intent {
+    fn new(ty: TensorType, reason: Reason) -> Intent {
+        Intent { ty, reason, by_tensor_option: None }
+    }
+}
+
+impl<'a> Chooser<'a> {
+    fn new(facts: &'a ModelFacts, tensors: &'a [TensorDesc<'a>], options: &'a Options) -> Chooser<'a> {
+        Chooser {
+            facts,
+            options,
+            tensors,
+            tied: !tensors.iter().any(|tensor| tensor.name == roles::OUTPUT_WEIGHT),
+            value_tensors: tensors.iter().filter(|tensor| Role::of(tensor.name).is_value()).count() as i64,
+            seen: LayerCounts::default(),
+            pattern_uses: vec![PatternUse::default(); options.tensor_types.len()],
+            out_of_range: Tally::default(),
+            layered_by_hand: 0,
+            overridden: 0,
+            notes: Vec::new(),
+        }
+    }
+
+    fn choose(&mut self, tensor: &TensorDesc) -> Result<Choice, RecipeError> {
+        let pattern = self.matching_pattern(tensor);
+        if let Some(keep) = self.keep(tensor) {
+            return Ok(Choice {
+                ty: tensor.ty,
+                reason: Reason::Kept(keep),
+                fallback_from: None,
+                requires_imatrix: false,
+            });
+        }
+        let intent = self.intent(tensor, pattern)?;
+        let row_len = tensor.shape.first().copied().unwrap_or(1);
+        let fit = fallback::fit(intent.ty, row_len);
+        match (fit.from, intent.by_tensor_option) {
+            (Some(from), Some(option)) => {
+                let (tensor, to) = (tensor.name.to_owned(), fit.ty);
+                self.notes.push(Note::OptionTypeDoesNotFit { option, tensor, row_len, from, to });
+            }
+            (Some(from), None) if fit.beyond_reference => self.note_new_fallback(tensor, from, fit.ty, row_len),
+            _ => {}
+        }
+        Ok(Choice {
+            ty: fit.ty,
+            requires_imatrix: fit.ty != tensor.ty && requires_imatrix(tensor.name, fit.ty, self.options.target),
+            reason: intent.reason,
+            fallback_from: fit.from,
+        })
+    }
+
+    fn keep(&mut self, tensor: &TensorDesc) -> Option<Keep> {
+        if self.options.target == Target::COPY {
+            return Some(Keep::Copy);
+        }
+        if let Some(keep) = roles::exemption(tensor.name, tensor.shape) {
+            return Some(keep);
+        }
+        if self.options.leave_output_tensor && tensor.name == roles::OUTPUT_WEIGHT {
+            return Some(Keep::LeaveOutput);
+        }
+        if roles::is_unconvertible(tensor.ty) {
+            self.notes.push(Note::SourceTypeKept { tensor: tensor.name.to_owned(), ty: tensor.ty });
+            return Some(Keep::SourceType);
+        }
+        None
+    }
+
+    /// Index of the first pattern that matches the tensor. Every pattern that matches is remembered.
+    fn matching_pattern(&mut self, tensor: &TensorDesc) -> Option<usize> {
+        let mut first = None;
+        for (at, rule) in self.options.tensor_types.iter().enumerate() {
+            // A pattern that has already been applied has nothing left to prove when it comes second.
+            if (first.is_some() && self.pattern_uses[at].matched) || !rule.matches(tensor.name) {
+                continue;
+            }
+            self.pattern_uses[at].matched = true;
+            first = first.or(Some(at));
+        }
+        first
+    }
+
+    /// The type that the tensor should have if its rows permit.
+    fn intent(&mut self, tensor: &TensorDesc, pattern: Option<usize>) -> Result<Intent, RecipeError> {
+        let options = self.options;
+        let role = Role::of(tensor.name);
+        if let (Role::TokenEmbd, Some(ty)) = (role, options.token_embedding_type) {
+            let by_tensor_option = Some(TOKEN_EMBEDDING_TYPE);
+            return Ok(Intent { ty, reason: Reason::TokenEmbeddingType, by_tensor_option });
+        }
+        if let (Role::Output, Some(ty)) = (role, options.output_tensor_type) {
+            let by_tensor_option = Some(OUTPUT_TENSOR_TYPE);
+            return Ok(Intent { ty, reason: Reason::OutputTensorType, by_tensor_option });
+        }
+        let count = self.seen.advance(role);
+        if let Some(at) = pattern {
+            let rule = &options.tensor_types[at];
+            self.pattern_uses[at].applied = true;
+            self.overridden += 1;
+            self.layered_by_hand += usize::from(count.is_some());
+            return Ok(Intent::new(rule.ty, Reason::Pattern(rule.pattern.clone())));
+        }
+        if options.pure || options.target.is_plain() {
+            return Ok(Intent::new(options.target.base(), Reason::Base));
+        }
+        if let (Role::TokenEmbd, true, Some(ty)) = (role, self.tied, options.output_tensor_type) {
+            return Ok(Intent::new(ty, Reason::OutputTensorType));
+        }
+        let place = match count {
+            Some(count) if mix::uses_place(options.target, role) => self.place(tensor, role, count)?,
+            _ => Place { index: 0, count: 0 },
+        };
+        let situation = Situation { facts: self.facts, options, role, tied: self.tied, shape: tensor.shape, place };
+        let verdict = mix::apply(&situation)?;
+        let by_rule = verdict.rule.is_some() || verdict.raised_for_70b;
+        let reason = if by_rule { Reason::Mix(role, verdict) } else { Reason::Base };
+        Ok(Intent::new(verdict.ty, reason))
+    }
+
+    /// The tensor's place among the layers.
+    fn place(&mut self, tensor: &TensorDesc, role: Role, count: i64) -> Result<Place, RecipeError> {
+        if role.is_value() {
+            return Ok(Place { index: count, count: self.value_tensors });
+        }
+        let blocks = i64::from(self.facts.blocks()?);
+        if !mix::places_by_block_number(self.options.target, self.facts.experts()?) {
+            return Ok(Place { index: count, count: blocks });
+        }
+        let index = roles::block_number(tensor.name).map_or(-1, i64::from);
+        if index < 0 || index >= blocks {
+            self.out_of_range.add(tensor.name);
+        }
+        Ok(Place { index: index.clamp(0, (blocks - 1).max(0)), count: blocks })
+    }
+
+    fn note_new_fallback(&mut self, tensor: &TensorDesc, from: TensorType, ty: TensorType, row_len: u64) {
+        let known = self.notes.iter_mut().find_map(|note| match note {
+            Note::FallbackBeyondReference { tensors, from: known, to, row_len: length, .. } => {
+                (*known == from && *to == ty && *length == row_len).then_some(tensors)
+            }
+            _ => None,
+        });
+        match known {
+            Some(tensors) => *tensors += 1,
+            None => self.notes.push(Note::FallbackBeyondReference {
+                tensors: 1,
+                tensor: tensor.name.to_owned(),
+                row_len,
+                from,
+                to: ty,
+            }),
+        }
+    }
+
+    /// Adds up what fallbacks cost, or refuses them.
+    fn fallback_cost(&self, choices: &[Choice]) -> Result<FallbackCost, RecipeError> {
+        let mut cost = FallbackCost::default();
+        let mut first = None;
+        for (tensor, choice) in self.tensors.iter().zip(choices) {
+            let Some(from) = choice.fallback_from else { continue };
+            first = first.or(Some((tensor, from, choice.ty)));
+            cost.tensors += 1;
+            cost.wanted_bytes = cost.wanted_bytes.saturating_add(unrounded_bytes(from, tensor.shape));
+            cost.got_bytes = cost.got_bytes.saturating_add(unrounded_bytes(choice.ty, tensor.shape));
+        }
+        match first {
+            Some((tensor, intended, fallback)) if !self.options.allow_fallback => Err(RecipeError::FallbackRefused {
+                count: cost.tensors,
+                tensor: tensor.name.to_owned(),
+                row_len: tensor.shape.first().copied().unwrap_or(1),
+                intended,
+                fallback,
+                extra_bytes: cost.got_bytes.saturating_sub(cost.wanted_bytes),
+            }),
+            _ => Ok(cost),
+        }
+    }
+
+    fn into_notes(mut self, choices: &[Choice]) -> Vec<Note> {
+        self.note_patterns(choices);
+        self.note_options(choices);
+        if self.out_of_range.count > 0 {
+            let Tally { count: tensors, first: tensor } = self.out_of_range;
+            self.notes.push(Note::BlockOutOfRange { tensors, tensor, blocks: self.facts.blocks().unwrap_or(0) });
+        }
+        let target = self.options.target;
+        if target.is_plain() && self.overridden > 0 {
+            self.notes.push(Note::OverridesOnPlainTarget { target, tensors: self.overridden });
+        }
+        let mixed = choices.iter().any(|choice| matches!(choice.reason, Reason::Mix(..)));
+        if mixed && self.layered_by_hand > 0 {
+            self.notes.push(Note::MixNotShifted { tensors: self.layered_by_hand });
+        }
+        self.notes
+    }
+
+    fn note_patterns(&mut self, choices: &[Choice]) {
+        if self.options.target == Target::COPY {
+            return;
+        }
+        for (rule, usage) in self.options.tensor_types.iter().zip(&self.pattern_uses) {
+            if usage.applied {
+                continue;
+            }
+            let pattern = rule.pattern.clone();
+            if !usage.matched {
+                self.notes.push(Note::PatternMatchesNothing { pattern });
+                continue;
+            }
+            let mut matching = self.tensors.iter().zip(choices).filter(|(tensor, _)| rule.matches(tensor.name));
+            let all_kept = matching.clone().all(|(_, choice)| matches!(choice.reason, Reason::Kept(_)));
+            self.notes.push(match matching.next().filter(|_| all_kept) {
+                Some((tensor, _)) => Note::PatternOnlyExempt { pattern, tensor: tensor.name.to_owned() },
+                None => Note::PatternWithoutEffect { pattern },
+            });
+        }
+    }
+
+    fn note_options(&mut self, choices: &[Choice]) {
+        let options = self.options;
+        let output = options.output_tensor_type.map(|_| (OUTPUT_TENSOR_TYPE, Reason::OutputTensorType));
+        let embedding = options.token_embedding_type.map(|_| (TOKEN_EMBEDDING_TYPE, Reason::TokenEmbeddingType));
+        if options.target == Target::COPY {
+            let leave = options.leave_output_tensor.then_some("--leave-output-tensor");
+            let patterns = (!options.tensor_types.is_empty()).then_some("--tensor-type");
+            let pure = options.pure.then_some("--pure");
+            let given = [output.map(|option| option.0), embedding.map(|option| option.0), patterns, leave, pure];
+            self.notes.extend(given.into_iter().flatten().map(|option| Note::IgnoredByCopy { option }));
+            return;
+        }
+        for (option, reason) in [output, embedding].into_iter().flatten() {
+            if choices.iter().any(|choice| choice.reason == reason) {
+                continue;
+            }
+            let problem = match (&reason, options.leave_output_tensor && !self.tied) {
+                (Reason::OutputTensorType, true) => "--leave-output-tensor keeps output.weight as it is",
+                (Reason::OutputTensorType, false) if self.tied => {
+                    "the model has no output.weight (its token embedding serves as output, see --token-embedding-type)"
+                }
+                (Reason::OutputTensorType, false) => "output.weight is not quantized",
+                _ => "the model has no token embedding that is quantized",
+            };
+            self.notes.push(Note::OptionWithoutTensor { option, problem: problem.to_owned() });
+        }
+        if options.leave_output_tensor && self.tied {
+            let problem = "the model has no output.weight".to_owned();
+            self.notes.push(Note::OptionWithoutTensor { option: "--leave-output-tensor", problem });
+        }
+    }
+}
+
+const OUTPUT_TENSOR_TYPE: &str = "--output-tensor-type";
+const TOKEN_EMBEDDING_TYPE: &str = "--token-embedding-type";
+
+/// True if a tensor of this type is of no use without importance weights (`tensor_requires_imatrix`).
+pub fn requires_imatrix(name: &str, ty: TensorType, target: Target) -> bool {
+    if roles::is_embedding_or_output(name) {
+        return false;
+    }
+    match ty {
+        TensorType::IQ1_S
+        | TensorType::IQ1_M
+        | TensorType::IQ2_XXS
+        | TensorType::IQ2_XS
+        | TensorType::IQ2_S
+        | TensorType::IQ3_XXS => true,
+        TensorType::Q2_K => target == Target::Q2_K_S,
+        _ => false,
+    }
+}
+
+/// Bytes of a tensor of this shape, as if rows could end within a block; rounded up, saturating.
+fn unrounded_bytes(ty: TensorType, shape: &[u64]) -> u64 {
+    let Some(info) = ty.info() else { return 0 };
+    let elements = shape.iter().fold(1_u128, |product, &length| product.saturating_mul(u128::from(length)));
+    let bytes = elements.saturating_mul(info.block_bytes as u128).div_ceil(info.block_len as u128);
+    u64::try_from(bytes).unwrap_or(u64::MAX)
+}

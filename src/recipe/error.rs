@@ -1,0 +1,116 @@
+//! Errors of recipes and notes about choices, each one line.
+
+use std::fmt;
+
+use super::target::Target;
+use crate::gguf::TensorType;
+
+/// Why no recipe can be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)] // the messages say what the fields hold
+pub enum RecipeError {
+    #[error("unknown target {found:?}; known targets: {}", Target::list())]
+    UnknownTarget { found: String },
+    #[error("{place}: unknown tensor type {found:?}; known types: {}", super::overrides::storable_types())]
+    UnknownType { place: String, found: String },
+    #[error("{place}: {text:?} is not of the form REGEX=TYPE ({problem}), for example attn_v=q6_K")]
+    MalformedOverride { place: String, text: String, problem: &'static str },
+    #[error("{place}: pattern {pattern:?} is not a valid regular expression: {problem}")]
+    BadPattern { place: String, pattern: String, problem: String },
+    #[error("{key} is missing, the mix for this target needs it; add --override-kv {key}={form}")]
+    MissingKey { key: String, form: &'static str },
+    #[error("{key} is {found}, expected {expected}; correct it with --override-kv {key}={form}")]
+    BadValue { key: String, found: String, expected: String, form: &'static str },
+    #[error(
+        "{count} tensor(s) need a fallback type, first {tensor}: rows of {row_len} cannot be {intended}, {fallback} \
+         would take {extra_bytes} bytes more in all; drop --no-fallback or choose a type with a shorter block"
+    )]
+    FallbackRefused {
+        count: usize,
+        tensor: String,
+        row_len: u64,
+        intended: TensorType,
+        fallback: TensorType,
+        extra_bytes: u64,
+    },
+    #[error("--prune-layers: {text:?} is not a layer number, expected a list such as 3,4,17")]
+    BadLayerList { text: String },
+    #[error("--prune-layers would remove all {blocks} layers, keep at least one")]
+    NothingLeft { blocks: usize },
+}
+
+/// Something about the choices that a user may not expect. [`fmt::Display`] gives one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // the messages say what the fields hold
+pub enum Note {
+    /// No tensor has a name that the pattern occurs in.
+    PatternMatchesNothing { pattern: String },
+    /// Every tensor that the pattern matches is taken by an earlier pattern or option.
+    PatternWithoutEffect { pattern: String },
+    /// Every tensor that the pattern matches is of a kind that is never quantized.
+    PatternOnlyExempt { pattern: String, tensor: String },
+    /// An option names a tensor that the model lacks or that keeps its type.
+    OptionWithoutTensor { option: &'static str, problem: String },
+    /// A type given by hand for a layered role: llama-quantize would shift the mix of the later layers.
+    MixNotShifted { tensors: usize },
+    /// Overrides for a plain target, which llama-quantize ignores.
+    OverridesOnPlainTarget { target: Target, tensors: usize },
+    /// Options that convert tensors, given together with the target COPY.
+    IgnoredByCopy { option: &'static str },
+    /// A type given by option that does not fit the row; llama-quantize aborts there.
+    OptionTypeDoesNotFit { option: &'static str, tensor: String, row_len: u64, from: TensorType, to: TensorType },
+    /// A fallback that llama-quantize does not know: it refuses the model.
+    FallbackBeyondReference { tensors: usize, tensor: String, row_len: u64, from: TensorType, to: TensorType },
+    /// An expert model with a block number outside the stated count; llama-quantize refuses the model.
+    BlockOutOfRange { tensors: usize, tensor: String, blocks: u32 },
+    /// A tensor of a type that holds no weights.
+    SourceTypeKept { tensor: String, ty: TensorType },
+    /// A layer to prune that the model lacks.
+    LayerNotFound { layer: u32 },
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Note::PatternMatchesNothing { pattern } => {
+                write!(f, "--tensor-type {pattern}: matches no tensor (lwq inspect --tensors lists the names)")
+            }
+            Note::PatternWithoutEffect { pattern } => {
+                write!(f, "--tensor-type {pattern}: earlier patterns or options take every tensor that it matches")
+            }
+            Note::PatternOnlyExempt { pattern, tensor } => {
+                write!(f, "--tensor-type {pattern}: matches only tensors that are never quantized, such as {tensor}")
+            }
+            Note::OptionWithoutTensor { option, problem } => write!(f, "{option} has no effect: {problem}"),
+            Note::MixNotShifted { tensors } => write!(
+                f,
+                "{tensors} layered tensor(s) have a type given by hand; the other layers keep their place in the mix \
+                 (llama-quantize would shift them)"
+            ),
+            Note::OverridesOnPlainTarget { target, tensors } => write!(
+                f,
+                "--tensor-type applies to {tensors} tensor(s) of the plain target {target} (llama-quantize ignores it there)"
+            ),
+            Note::IgnoredByCopy { option } => write!(f, "{option} has no effect: the target COPY converts nothing"),
+            Note::OptionTypeDoesNotFit { option, tensor, row_len, from, to } => write!(
+                f,
+                "{option}: {tensor} has rows of {row_len}, which {from} cannot hold; it gets {to} \
+                 (llama-quantize aborts here)"
+            ),
+            Note::FallbackBeyondReference { tensors, tensor, row_len, from, to } => write!(
+                f,
+                "{tensors} tensor(s) such as {tensor} have rows of {row_len}, which {from} cannot hold; they get {to} \
+                 (llama-quantize refuses this model)"
+            ),
+            Note::BlockOutOfRange { tensors, tensor, blocks } => write!(
+                f,
+                "{tensors} expert-model tensor(s) such as {tensor} have no block number below the block count of {blocks}; \
+                 they are treated as the nearest block (llama-quantize refuses this model)"
+            ),
+            Note::SourceTypeKept { tensor, ty } => {
+                write!(f, "{tensor} is {ty}, which holds no weights that could be quantized; it is copied")
+            }
+            Note::LayerNotFound { layer } => write!(f, "--prune-layers {layer}: the model has no such layer"),
+        }
+    }
+}
