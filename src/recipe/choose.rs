@@ -9,7 +9,7 @@ use super::mix::{self, Place, Situation, Verdict};
 use super::overrides::TypeOverride;
 use super::roles::{self, Keep, Role};
 use super::target::Target;
-use crate::gguf::TensorType;
+use crate::gguf::{TensorInfo, TensorType};
 
 /// A tensor as far as its recipe goes.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +20,12 @@ pub struct TensorDesc<'a> {
     pub shape: &'a [u64],
     /// Its type in the source.
     pub ty: TensorType,
+}
+
+impl<'a> From<&'a TensorInfo> for TensorDesc<'a> {
+    fn from(tensor: &'a TensorInfo) -> TensorDesc<'a> {
+        TensorDesc { name: &tensor.name, shape: &tensor.shape, ty: tensor.ty }
+    }
 }
 
 /// What the user asked for.
@@ -139,7 +145,7 @@ pub struct Recipe {
 /// A rule needs a fact that the metadata lacks or states wrongly; a fallback is needed and not allowed.
 pub fn choose_types(facts: &ModelFacts, tensors: &[TensorDesc], options: &Options) -> Result<Recipe, RecipeError> {
     let mut chooser = Chooser::new(facts, tensors, options);
-    let choices = tensors.iter().map(|tensor| chooser.choose(tensor)).collect::<Result<Vec<_>, _>>()?;
+    let choices = (0..tensors.len()).map(|at| chooser.choose(at)).collect::<Result<Vec<_>, _>>()?;
     let fallback_cost = chooser.fallback_cost(&choices)?;
     let notes = chooser.into_notes(&choices);
     Ok(Recipe { choices, fallback_cost, notes })
@@ -161,11 +167,32 @@ impl Tally {
     }
 }
 
-/// What became of a pattern so far.
-#[derive(Clone, Default)]
-struct PatternUse {
-    applied: bool,
-    matched: bool,
+/// Which pattern takes which tensor.
+struct Matches {
+    /// For each tensor the first pattern that matches its name.
+    first_pattern: Vec<Option<usize>>,
+    /// For each pattern whether any name matches.
+    any_tensor: Vec<bool>,
+}
+
+impl Matches {
+    fn new(tensors: &[TensorDesc], patterns: &[TypeOverride]) -> Matches {
+        let mut first_pattern = vec![None; tensors.len()];
+        // Patterns in the outer loop: the automaton of one stays in cache while it runs over all names.
+        let any_tensor = patterns.iter().enumerate().map(|(at, pattern)| {
+            let mut any = false;
+            for (tensor, first) in tensors.iter().zip(&mut first_pattern) {
+                // A pattern that is known to match something need not be tried on a tensor that is taken.
+                if !(any && first.is_some()) && pattern.matches(tensor.name) {
+                    any = true;
+                    first.get_or_insert(at);
+                }
+            }
+            any
+        });
+        let any_tensor = any_tensor.collect();
+        Matches { first_pattern, any_tensor }
+    }
 }
 
 /// State of the walk over the tensors.
@@ -176,7 +203,9 @@ struct Chooser<'a> {
     tied: bool,
     value_tensors: i64,
     seen: LayerCounts,
-    pattern_uses: Vec<PatternUse>,
+    matches: Matches,
+    /// For each pattern whether it gave a tensor its type.
+    applied: Vec<bool>,
     out_of_range: Tally,
     layered_by_hand: usize,
     overridden: usize,
@@ -230,7 +259,8 @@ impl<'a> Chooser<'a> {
             tied: !tensors.iter().any(|tensor| tensor.name == roles::OUTPUT_WEIGHT),
             value_tensors: tensors.iter().filter(|tensor| Role::of(tensor.name).is_value()).count() as i64,
             seen: LayerCounts::default(),
-            pattern_uses: vec![PatternUse::default(); options.tensor_types.len()],
+            matches: Matches::new(tensors, &options.tensor_types),
+            applied: vec![false; options.tensor_types.len()],
             out_of_range: Tally::default(),
             layered_by_hand: 0,
             overridden: 0,
@@ -238,8 +268,8 @@ impl<'a> Chooser<'a> {
         }
     }
 
-    fn choose(&mut self, tensor: &TensorDesc) -> Result<Choice, RecipeError> {
-        let pattern = self.matching_pattern(tensor);
+    fn choose(&mut self, at: usize) -> Result<Choice, RecipeError> {
+        let tensor = &self.tensors[at];
         if let Some(keep) = self.keep(tensor) {
             return Ok(Choice {
                 ty: tensor.ty,
@@ -248,7 +278,7 @@ impl<'a> Chooser<'a> {
                 requires_imatrix: false,
             });
         }
-        let intent = self.intent(tensor, pattern)?;
+        let intent = self.intent(tensor, self.matches.first_pattern[at])?;
         let row_len = tensor.shape.first().copied().unwrap_or(1);
         let fit = fallback::fit(intent.ty, row_len);
         match (fit.from, intent.by_tensor_option) {
@@ -284,20 +314,6 @@ impl<'a> Chooser<'a> {
         None
     }
 
-    /// Index of the first pattern that matches the tensor. Every pattern that matches is remembered.
-    fn matching_pattern(&mut self, tensor: &TensorDesc) -> Option<usize> {
-        let mut first = None;
-        for (at, rule) in self.options.tensor_types.iter().enumerate() {
-            // A pattern that has already been applied has nothing left to prove when it comes second.
-            if (first.is_some() && self.pattern_uses[at].matched) || !rule.matches(tensor.name) {
-                continue;
-            }
-            self.pattern_uses[at].matched = true;
-            first = first.or(Some(at));
-        }
-        first
-    }
-
     /// The type that the tensor should have if its rows permit.
     fn intent(&mut self, tensor: &TensorDesc, pattern: Option<usize>) -> Result<Intent, RecipeError> {
         let options = self.options;
@@ -313,7 +329,7 @@ impl<'a> Chooser<'a> {
         let count = self.seen.advance(role);
         if let Some(at) = pattern {
             let rule = &options.tensor_types[at];
-            self.pattern_uses[at].applied = true;
+            self.applied[at] = true;
             self.overridden += 1;
             self.layered_by_hand += usize::from(count.is_some());
             return Ok(Intent::new(rule.ty, Reason::Pattern(rule.pattern.clone())));
@@ -325,8 +341,8 @@ impl<'a> Chooser<'a> {
             return Ok(Intent::new(ty, Reason::OutputTensorType));
         }
         let place = match count {
-            Some(count) if mix::uses_place(options.target, role) => self.place(tensor, role, count)?,
-            _ => Place { index: 0, count: 0 },
+            Some(count) if mix::uses_place(options.target, role) => self.place(tensor, role, count),
+            _ => Ok(Place { index: 0, count: 0 }),
         };
         let situation = Situation { facts: self.facts, options, role, tied: self.tied, shape: tensor.shape, place };
         let verdict = mix::apply(&situation)?;
@@ -416,12 +432,12 @@ impl<'a> Chooser<'a> {
         if self.options.target == Target::COPY {
             return;
         }
-        for (rule, usage) in self.options.tensor_types.iter().zip(&self.pattern_uses) {
-            if usage.applied {
+        for (at, rule) in self.options.tensor_types.iter().enumerate() {
+            if self.applied[at] {
                 continue;
             }
             let pattern = rule.pattern.clone();
-            if !usage.matched {
+            if !self.matches.any_tensor[at] {
                 self.notes.push(Note::PatternMatchesNothing { pattern });
                 continue;
             }
@@ -493,4 +509,240 @@ fn unrounded_bytes(ty: TensorType, shape: &[u64]) -> u64 {
     let elements = shape.iter().fold(1_u128, |product, &length| product.saturating_mul(u128::from(length)));
     let bytes = elements.saturating_mul(info.block_bytes as u128).div_ceil(info.block_len as u128);
     u64::try_from(bytes).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::MetaValue;
+
+    const F16: TensorType = TensorType::F16;
+
+    /// Metadata of a model with 32 blocks and grouped heads, keys added or replaced by `entries`.
+    fn facts(arch: &str, entries: &[(&str, u64)]) -> ModelFacts {
+        let base = [("block_count", 32), ("attention.head_count", 32), ("attention.head_count_kv", 8)];
+        ModelFacts::from_lookup(|key| {
+            if key == "general.architecture" {
+                return MetaValue::Text(arch.to_owned());
+            }
+            let key = key.strip_prefix(arch).and_then(|rest| rest.strip_prefix('.')).unwrap();
+            let found = entries.iter().chain(&base).find(|entry| entry.0 == key);
+            found.map_or(MetaValue::Absent, |entry| MetaValue::Unsigned(entry.1))
+        })
+    }
+
+    /// Names and shapes of a dense model with an output tensor, in output order.
+    fn dense(blocks: u32, row_len: u64) -> Vec<(String, Vec<u64>)> {
+        let mut tensors = vec![
+            ("output.weight".to_owned(), vec![row_len, 1000]),
+            ("output_norm.weight".to_owned(), vec![row_len]),
+            ("token_embd.weight".to_owned(), vec![row_len, 1000]),
+        ];
+        for block in 0..blocks {
+            for role in ["attn_k", "attn_output", "attn_q", "attn_v", "ffn_down", "ffn_gate", "ffn_up"] {
+                tensors.push((format!("blk.{block}.{role}.weight"), vec![row_len, row_len]));
+            }
+        }
+        tensors
+    }
+
+    fn run(facts: &ModelFacts, tensors: &[(String, Vec<u64>)], options: &Options) -> Result<Recipe, RecipeError> {
+        let descriptions: Vec<_> = tensors.iter().map(|(name, shape)| TensorDesc { name, shape, ty: F16 }).collect();
+        choose_types(facts, &descriptions, options)
+    }
+
+    fn types_of(tensors: &[(String, Vec<u64>)], recipe: &Recipe, part: &str) -> Vec<TensorType> {
+        let matching = tensors.iter().zip(&recipe.choices).filter(|((name, _), _)| name.contains(part));
+        matching.map(|(_, choice)| choice.ty).collect()
+    }
+
+    fn with_types(target: Target, types: &[&str]) -> Options {
+        let parse = |text: &&str| TypeOverride::parse(text, "--tensor-type").unwrap();
+        Options { tensor_types: types.iter().map(parse).collect(), ..Options::new(target) }
+    }
+
+    #[test]
+    fn a_type_by_hand_does_not_shift_the_mix_of_later_layers() {
+        let (facts, tensors) = (facts("llama", &[]), dense(32, 256));
+        let plain = run(&facts, &tensors, &Options::new(Target::Q4_K_M)).unwrap();
+        let by_hand = run(&facts, &tensors, &with_types(Target::Q4_K_M, &[r"blk\.[0-4]\.(attn_v|ffn_down)=q8_0"]));
+        let by_hand = by_hand.unwrap();
+        for part in ["attn_v", "ffn_down"] {
+            let (before, after) = (types_of(&tensors, &plain, part), types_of(&tensors, &by_hand, part));
+            assert_eq!(after[..5], [TensorType::Q8_0; 5]);
+            assert_eq!(after[5..], before[5..], "{part}");
+        }
+        assert_eq!(by_hand.notes, [Note::MixNotShifted { tensors: 10 }]);
+    }
+
+    #[test]
+    fn the_first_pattern_wins_and_useless_ones_are_named() {
+        let (facts, tensors) = (facts("llama", &[]), dense(2, 256));
+        let types = ["attn_q=q8_0", r"blk\.1\.attn_q=q4_0", "attn_w=q4_0", "output_norm=f16", "token_embd=q4_0"];
+        let mut options = with_types(Target::Q6_K, &types);
+        options.token_embedding_type = Some(TensorType::Q8_0);
+        let recipe = run(&facts, &tensors, &options).unwrap();
+        assert_eq!(types_of(&tensors, &recipe, "attn_q"), [TensorType::Q8_0; 2]);
+        assert_eq!(types_of(&tensors, &recipe, "token_embd"), [TensorType::Q8_0]);
+        let exempt = "output_norm.weight".to_owned();
+        assert_eq!(
+            recipe.notes,
+            [
+                Note::PatternWithoutEffect { pattern: r"blk\.1\.attn_q".to_owned() },
+                Note::PatternMatchesNothing { pattern: "attn_w".to_owned() },
+                Note::PatternOnlyExempt { pattern: "output_norm".to_owned(), tensor: exempt },
+                Note::PatternWithoutEffect { pattern: "token_embd".to_owned() },
+            ]
+        );
+    }
+
+    #[test]
+    fn types_by_hand_apply_to_plain_targets_too() {
+        let (facts, tensors) = (facts("llama", &[]), dense(1, 256));
+        let recipe = run(&facts, &tensors, &with_types(Target::BF16, &["ffn_up=q8_0"])).unwrap();
+        assert_eq!(types_of(&tensors, &recipe, "ffn_up"), [TensorType::Q8_0]);
+        assert_eq!(types_of(&tensors, &recipe, "ffn_down"), [TensorType::BF16]);
+        assert_eq!(recipe.notes, [Note::OverridesOnPlainTarget { target: Target::BF16, tensors: 1 }]);
+    }
+
+    #[test]
+    fn option_types_that_do_not_fit_the_row_fall_back() {
+        let (facts, tensors) = (facts("llama", &[]), dense(1, 576));
+        let mut options = Options::new(Target::Q8_0);
+        options.output_tensor_type = Some(TensorType::Q6_K);
+        options.token_embedding_type = Some(TensorType::Q4_K);
+        let recipe = run(&facts, &tensors, &options).unwrap();
+        assert_eq!(types_of(&tensors, &recipe, "output.weight")[0], TensorType::Q8_0);
+        assert_eq!(types_of(&tensors, &recipe, "token_embd"), [TensorType::Q5_0]);
+        assert_eq!(recipe.fallback_cost.tensors, 2);
+        let text: Vec<_> = recipe.notes.iter().map(Note::to_string).collect();
+        assert!(text[0].starts_with("--output-tensor-type: output.weight has rows of 576"), "{text:?}");
+        assert!(text[1].starts_with("--token-embedding-type: token_embd.weight has rows of 576"), "{text:?}");
+    }
+
+    #[test]
+    fn fallbacks_are_priced_and_can_be_refused() {
+        let (facts, tensors) = (facts("llama", &[]), dense(1, 320));
+        let mut options = Options::new(Target::Q4_K_S);
+        options.pure = true;
+        let recipe = run(&facts, &tensors, &options).unwrap();
+        let weights = 7 * 320 * 320 + 2 * 320 * 1000;
+        let cost = FallbackCost { tensors: 9, wanted_bytes: weights * 144 / 256, got_bytes: weights / 32 * 22 };
+        assert_eq!(recipe.fallback_cost, cost);
+        options.allow_fallback = false;
+        let error = run(&facts, &tensors, &options).unwrap_err().to_string();
+        assert!(error.contains("9 tensor(s)") && error.contains("rows of 320 cannot be q4_K"), "{error}");
+        assert!(error.contains(&(cost.got_bytes - cost.wanted_bytes).to_string()), "{error}");
+    }
+
+    #[test]
+    fn rows_without_any_block_become_f16_with_one_note() {
+        let (facts, tensors) = (facts("llama", &[]), dense(2, 100));
+        let recipe = run(&facts, &tensors, &Options::new(Target::Q8_0)).unwrap();
+        assert!(recipe.choices.iter().all(|choice| choice.ty == F16));
+        let text: Vec<_> = recipe.notes.iter().map(Note::to_string).collect();
+        assert_eq!(text.len(), 1, "{text:?}");
+        assert!(text[0].contains("16 tensor(s) such as output.weight have rows of 100"), "{text:?}");
+    }
+
+    #[test]
+    fn blocks_beyond_the_count_of_an_expert_model_count_as_the_last() {
+        let mut tensors = dense(33, 256);
+        tensors.push(("mtp.ffn_down.weight".to_owned(), vec![256, 256]));
+        let facts = facts("glm4moe", &[("expert_count", 128)]);
+        let recipe = run(&facts, &tensors, &Options::new(Target::Q4_K_M)).unwrap();
+        assert_eq!(types_of(&tensors, &recipe, "ffn_down")[32..], [TensorType::Q6_K; 2]);
+        let (tensors, tensor) = (2, "blk.32.ffn_down.weight".to_owned());
+        assert_eq!(recipe.notes, [Note::BlockOutOfRange { tensors, tensor, blocks: 32 }]);
+    }
+
+    #[test]
+    fn missing_metadata_stops_only_the_mixes_that_need_it() {
+        let none = ModelFacts::from_lookup(|_| MetaValue::Absent);
+        let tensors = dense(4, 256);
+        for target in [Target::Q8_0, Target::F16, Target::COPY, Target::Q6_K, Target::TQ1_0] {
+            let recipe = run(&none, &tensors, &Options { pure: true, ..Options::new(target) });
+            assert!(recipe.is_ok(), "{target}");
+        }
+        let error = run(&none, &tensors, &Options::new(Target::Q4_K_M)).unwrap_err().to_string();
+        assert!(error.contains("general.architecture is missing"), "{error}");
+        for bad in [0, 1 << 32] {
+            let facts = facts("llama", &[("block_count", bad)]);
+            let error = run(&facts, &tensors, &Options::new(Target::Q4_K_M)).unwrap_err().to_string();
+            assert!(error.contains("llama.block_count is"), "{error}");
+            assert!(run(&facts, &tensors, &Options::new(Target::Q4_0)).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_copy_keeps_everything_and_says_which_options_it_ignores() {
+        let mut options = with_types(Target::COPY, &["attn_q=q8_0"]);
+        options.pure = true;
+        let tensors = dense(1, 256);
+        let recipe = run(&facts("llama", &[]), &tensors, &options).unwrap();
+        assert!(recipe.choices.iter().all(|choice| choice.reason == Reason::Kept(Keep::Copy) && choice.ty == F16));
+        let ignored = ["--tensor-type", "--pure"].map(|option| Note::IgnoredByCopy { option });
+        assert_eq!(recipe.notes, ignored);
+    }
+
+    #[test]
+    fn options_for_a_tensor_that_is_not_there_are_named() {
+        let tied: Vec<_> = dense(1, 256).into_iter().filter(|tensor| tensor.0 != "output.weight").collect();
+        let mut options = Options::new(Target::Q4_K_M);
+        options.leave_output_tensor = true;
+        options.output_tensor_type = Some(TensorType::Q8_0);
+        let recipe = run(&facts("llama", &[]), &tied, &options).unwrap();
+        assert_eq!(types_of(&tied, &recipe, "token_embd"), [TensorType::Q8_0], "the embedding is the output");
+        assert_eq!(recipe.notes.len(), 1, "{:?}", recipe.notes);
+        assert!(recipe.notes[0].to_string().starts_with("--leave-output-tensor has no effect"));
+        let recipe = run(&facts("llama", &[]), &dense(1, 256), &options).unwrap();
+        assert_eq!(recipe.choices[0].reason, Reason::Kept(Keep::LeaveOutput));
+        assert!(recipe.notes[0].to_string().contains("--leave-output-tensor keeps output.weight"));
+    }
+
+    #[test]
+    fn importance_is_required_only_where_a_conversion_needs_it() {
+        let facts = facts("llama", &[]);
+        let name = "blk.0.ffn_up.weight";
+        let choose = |ty, target| {
+            let tensor = TensorDesc { name, shape: &[256, 256], ty };
+            choose_types(&facts, &[tensor], &Options::new(target)).unwrap().choices.remove(0).requires_imatrix
+        };
+        assert!(choose(F16, Target::IQ2_XS));
+        assert!(!choose(TensorType::IQ2_XS, Target::IQ2_XS), "a copy needs none");
+        assert!(choose(F16, Target::Q2_K_S));
+        assert!(!choose(F16, Target::Q2_K));
+        assert!(!choose(F16, Target::IQ3_S));
+        assert!(!requires_imatrix("token_embd.weight", TensorType::IQ1_S, Target::IQ1_S));
+    }
+
+    #[test]
+    fn integer_tensors_are_kept() {
+        let facts = facts("llama", &[]);
+        let tensor = TensorDesc { name: "blk.0.ids.weight", shape: &[256, 256], ty: TensorType::I32 };
+        let recipe = choose_types(&facts, &[tensor], &Options::new(Target::Q4_K_M)).unwrap();
+        assert_eq!(recipe.choices[0].ty, TensorType::I32);
+        assert_eq!(recipe.notes.len(), 1);
+    }
+
+    #[test]
+    fn absurd_shapes_do_not_overflow() {
+        let facts = facts("llama", &[]);
+        let shape = &[u64::MAX, u64::MAX, u64::MAX, u64::MAX];
+        let tensor = TensorDesc { name: "blk.0.attn_q.weight", shape, ty: F16 };
+        let recipe = choose_types(&facts, &[tensor], &Options::new(Target::Q4_K_M)).unwrap();
+        assert_eq!(recipe.fallback_cost.got_bytes, u64::MAX);
+    }
+
+    #[test]
+    fn ten_thousand_patterns_are_bearable() {
+        let patterns: Vec<_> = (0..10_000).map(|at| format!(r"blk\.{at}\.attn_[qk]\.weight$=q8_0")).collect();
+        let options = with_types(Target::Q4_K_M, &patterns.iter().map(String::as_str).collect::<Vec<_>>());
+        let start = std::time::Instant::now();
+        let tensors = dense(80, 256);
+        let recipe = run(&facts("llama", &[("block_count", 80)]), &tensors, &options).unwrap();
+        assert_eq!(types_of(&tensors, &recipe, "attn_q"), [TensorType::Q8_0; 80]);
+        assert_eq!(recipe.notes.len(), 10_000 - 80);
+        assert!(start.elapsed().as_secs() < 30, "{:?}", start.elapsed());
+    }
 }

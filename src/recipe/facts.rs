@@ -1,6 +1,7 @@
 //! What the mix rules need to know of a model, read from its metadata.
 
 use super::RecipeError;
+use crate::gguf::{Metadata, Value};
 
 /// A metadata value as far as recipes care.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +54,31 @@ const CLASS_70B: &[(&str, u32, bool)] = &[
     ("jais2", 68, false),
 ];
 
+impl MetaValue {
+    /// The value of a key; arrays are not expanded.
+    fn of(value: Option<&Value>) -> MetaValue {
+        match value {
+            None => MetaValue::Absent,
+            Some(Value::String(text)) => MetaValue::Text(String::from_utf8_lossy(text).into_owned()),
+            Some(Value::Array(array)) => match array.iter().next().map(|first| first.as_integer()) {
+                Some(Some(first)) => MetaValue::Integers { len: array.len(), first: i64::try_from(first).ok() },
+                Some(None) => MetaValue::Other(value.map(Value::describe).unwrap_or_default()),
+                None => MetaValue::Integers { len: 0, first: None },
+            },
+            Some(other) => match other.as_integer().map(u64::try_from) {
+                Some(Ok(number)) => MetaValue::Unsigned(number),
+                _ => MetaValue::Other(other.describe()),
+            },
+        }
+    }
+}
+
 impl ModelFacts {
+    /// Reads the facts from a model's metadata, overrides of keys already applied.
+    pub fn from_metadata(metadata: &Metadata) -> ModelFacts {
+        ModelFacts::from_lookup(|key| MetaValue::of(metadata.get(key)))
+    }
+
     /// Reads the facts through `look_up`, which returns the value of a metadata key.
     pub fn from_lookup(mut look_up: impl FnMut(&str) -> MetaValue) -> ModelFacts {
         let architecture = match look_up("general.architecture") {
@@ -156,12 +181,12 @@ fn number(key: &str, value: &MetaValue, min: u64, max: u64, default: Option<u32>
     let found = match value {
         MetaValue::Unsigned(found) if (min..=max).contains(found) => return Ok(*found as u32),
         MetaValue::Absent => {
-            return default.ok_or_else(|| RecipeError::MissingKey { key: key.to_owned(), form: "int:N" });
+            return default.ok_or_else(|| RecipeError::MissingKey { key: shown_key(key), form: "int:N" });
         }
         other => describe(other),
     };
     let expected = format!("an integer from {min} to {max}");
-    Err(RecipeError::BadValue { key: key.to_owned(), found, expected, form: "int:N" })
+    Err(RecipeError::BadValue { key: shown_key(key), found, expected, form: "int:N" })
 }
 
 /// An integer that may also be stated per block, of which the first counts.
@@ -173,7 +198,7 @@ fn first_number(key: &str, value: &MetaValue, blocks: Option<u32>, default: Opti
                 Some(blocks) => format!("one value per block ({blocks})"),
                 None => "one value per block".to_owned(),
             };
-            let bad = |found| RecipeError::BadValue { key: key.to_owned(), found, expected, form: "int:N" };
+            let bad = |found| RecipeError::BadValue { key: shown_key(key), found, expected, form: "int:N" };
             if *len == 0 || blocks.is_some_and(|blocks| u64::from(blocks) != *len) {
                 return Err(bad(format!("an array of {len}")));
             }
@@ -184,14 +209,21 @@ fn first_number(key: &str, value: &MetaValue, blocks: Option<u32>, default: Opti
     }
 }
 
+/// The key for a message: its architecture part comes from the file, which may hold anything.
+fn shown_key(key: &str) -> String {
+    const SHOWN: usize = 80;
+    let escaped: String = key.escape_debug().take(SHOWN + 1).collect();
+    if escaped.chars().count() > SHOWN {
+        format!("{}…", escaped.chars().take(SHOWN).collect::<String>())
+    } else {
+        escaped
+    }
+}
+
 fn describe(value: &MetaValue) -> String {
-    const SHOWN: usize = 40;
     match value {
         MetaValue::Absent => "missing".to_owned(),
-        MetaValue::Text(text) if text.chars().count() > SHOWN => {
-            format!("the string {:?}…", text.chars().take(SHOWN).collect::<String>())
-        }
-        MetaValue::Text(text) => format!("the string {text:?}"),
+        MetaValue::Text(text) => format!("the string {}", shown_key(text)),
         MetaValue::Unsigned(number) => number.to_string(),
         MetaValue::Integers { len, .. } => format!("an array of {len}"),
         MetaValue::Other(text) => text.clone(),
@@ -201,6 +233,7 @@ fn describe(value: &MetaValue) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gguf::{Array, ValueType};
 
     fn facts(entries: &[(&str, MetaValue)]) -> ModelFacts {
         ModelFacts::from_lookup(|key| {
@@ -285,7 +318,30 @@ mod tests {
             ("general.architecture", MetaValue::Text("llama".into())),
             ("llama.block_count", MetaValue::Text("x".repeat(1 << 20))),
         ]);
-        assert!(text.blocks().unwrap_err().to_string().len() < 200);
+        assert!(text.blocks().unwrap_err().to_string().len() < 300);
+        let long_name = facts(&[("general.architecture", MetaValue::Text("a\n".repeat(1 << 20)))]);
+        let error = long_name.blocks().unwrap_err().to_string();
+        assert!(error.len() < 300 && !error.contains('\n'), "{error}");
+    }
+
+    #[test]
+    fn metadata_values_of_every_kind_are_understood_or_described() {
+        let mut metadata = Metadata::new("test");
+        metadata.set("general.architecture", Value::String("deci".into()));
+        metadata.set("deci.block_count", Value::I32(80));
+        metadata.set("deci.attention.head_count", Value::U64(64));
+        let per_block = vec![Value::I32(8); 80];
+        metadata.set("deci.attention.head_count_kv", Value::Array(Array::of_values(ValueType::I32, &per_block)));
+        let facts = ModelFacts::from_metadata(&metadata);
+        assert_eq!((facts.blocks(), facts.heads_per_kv_head(), facts.is_70b()), (Ok(80), Ok(8), Ok(true)));
+
+        metadata.set("deci.attention.head_count_kv", Value::Array(Array::of_strings(["8"])));
+        metadata.set("deci.block_count", Value::I32(-1));
+        metadata.set("deci.expert_count", Value::F32(8.0));
+        let facts = ModelFacts::from_metadata(&metadata);
+        assert!(facts.heads_per_kv_head().unwrap_err().to_string().contains("arr of str"));
+        assert!(facts.blocks().unwrap_err().to_string().contains("-1"));
+        assert!(facts.experts().unwrap_err().to_string().contains("f32"));
     }
 
     #[test]

@@ -236,8 +236,8 @@ pub struct Situation<'a> {
     pub tied: bool,
     /// The tensor's shape, row length first.
     pub shape: &'a [u64],
-    /// The tensor's place; only read if [`uses_place`].
-    pub place: Place,
+    /// The tensor's place, or why it cannot be told; looked at only by conditions on it, none unless [`uses_place`].
+    pub place: Result<Place, RecipeError>,
 }
 
 /// What the mix says of a tensor.
@@ -309,7 +309,9 @@ impl When {
 impl Situation<'_> {
     fn holds(&self, when: When) -> Result<bool, RecipeError> {
         let architecture_is = |name| self.facts.architecture() == Some(name);
-        let Place { index: i, count: n } = self.place;
+        if when.looks_at() == Looks::Place {
+            return Ok(self.place.clone()?.satisfies(when));
+        }
         Ok(match when {
             Falcon(expected) => architecture_is("falcon") == expected,
             NotBailingMoe3 => !architecture_is("bailingmoe3"),
@@ -323,11 +325,22 @@ impl Situation<'_> {
             }
             Stacked => self.shape.get(2).is_some_and(|&matrices| matrices > 1),
             FeedForward => self.role.is_ffn(),
+            First(_) | FirstPart(_) | Middle | MoreBits => false,
+        })
+    }
+}
+
+impl Place {
+    /// Whether a condition on the place holds; true for conditions on other things.
+    fn satisfies(self, when: When) -> bool {
+        let Place { index: i, count: n } = self;
+        match when {
             First(layers) => i < layers,
             FirstPart(part) => i < n / part,
             Middle => i >= n / 8 && i < 7 * n / 8,
             MoreBits => i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2,
-        })
+            _ => true,
+        }
     }
 }
 
@@ -367,7 +380,7 @@ impl fmt::Display for Rule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipe::{MetaValue, TARGETS};
+    use crate::recipe::TARGETS;
 
     const ROLES: [Role; 12] = [
         Role::Output,
@@ -400,17 +413,7 @@ mod tests {
 
     #[test]
     fn more_bits_covers_both_ends_and_every_third_layer() {
-        let facts = ModelFacts::from_lookup(|_| MetaValue::Absent);
-        let options = Options::new(Q4_K_M);
-        let chosen: Vec<i64> = (0..32)
-            .filter(|&index| {
-                let place = Place { index, count: 32 };
-                let shape = &[256, 256];
-                let role = Role::FfnDown;
-                let situation = Situation { facts: &facts, options: &options, role, tied: false, shape, place };
-                situation.holds(MoreBits).unwrap()
-            })
-            .collect();
+        let chosen: Vec<i64> = (0..32).filter(|&index| Place { index, count: 32 }.satisfies(MoreBits)).collect();
         assert_eq!(chosen, [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]);
     }
 
