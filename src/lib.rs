@@ -12,6 +12,7 @@ pub mod gguf;
 pub mod imatrix;
 pub mod model;
 pub mod os;
+pub mod pipeline;
 pub mod quant;
-pub mod tokenizer;
 pub mod recipe;
+pub mod tokenizer;

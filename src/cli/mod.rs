@@ -9,6 +9,7 @@ mod dev_logits;
 mod format;
 mod inspect;
 mod progress;
+mod quantize;
 mod tokenize;
 
 use std::io::{self, Write};
@@ -48,6 +49,7 @@ pub struct Common {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    Quantize(quantize::QuantizeArgs),
     Inspect(inspect::InspectArgs),
     Tokenize(tokenize::TokenizeArgs),
     /// Measure kernels against this machine's own peak
@@ -69,6 +71,7 @@ impl Cli {
             rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
         }
         match &self.command {
+            Command::Quantize(args) => args.run(common),
             Command::Inspect(args) => args.run(common),
             Command::Tokenize(args) => args.run(common),
             Command::Bench(args) => bench::run(args, common),

@@ -1,0 +1,134 @@
+//! `lwq quantize`: any GGUF in, a mixed-precision GGUF out.
+
+mod kv;
+mod plan;
+mod report;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Context;
+use clap::Args;
+
+use super::{Common, Progress, Unit};
+use crate::atomic_file::AtomicFile;
+use crate::gguf::TensorType;
+use crate::pipeline;
+use crate::recipe::Target;
+
+use plan::Plan;
+use report::Report;
+
+/// Quantize a GGUF: one type per tensor, chosen by the rules of a target
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Targets, smallest first:\n  IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ2_M IQ3_XXS IQ3_XS IQ3_S IQ3_M IQ4_XS IQ4_NL\n  \
+Q1_0 TQ1_0 TQ2_0 Q2_0 Q2_K_S Q2_K Q3_K_S Q3_K_M Q3_K_L Q4_0 Q4_1 Q4_K_S Q4_K_M\n  Q5_0 Q5_1 Q5_K_S Q5_K_M Q6_K Q8_0 \
+MXFP4_MOE F16 BF16 F32 COPY"
+)]
+pub struct QuantizeArgs {
+    /// Model to read: a GGUF file, or the first file of a split one
+    input: PathBuf,
+    /// File to write [default: INPUT's name with the target, beside it]
+    output: Option<PathBuf>,
+    /// Target name, such as Q4_K_M, IQ3_M or COPY; any letter case
+    #[arg(long, value_name = "NAME", value_parser = parse_target)]
+    target: Target,
+    /// Importance matrix, GGUF or .dat
+    #[arg(long, value_name = "FILE")]
+    imatrix: Option<PathBuf>,
+    /// Use only the importance of tensors whose name contains TEXT; repeatable
+    #[arg(long, value_name = "TEXT", conflicts_with = "exclude_weights")]
+    include_weights: Vec<String>,
+    /// Ignore the importance of tensors whose name contains TEXT; repeatable
+    #[arg(long, value_name = "TEXT")]
+    exclude_weights: Vec<String>,
+    /// Type of output.weight
+    #[arg(long, value_name = "TYPE", value_parser = parse_type)]
+    output_tensor_type: Option<TensorType>,
+    /// Type of token_embd.weight and per_layer_token_embd.weight
+    #[arg(long, value_name = "TYPE", value_parser = parse_type)]
+    token_embedding_type: Option<TensorType>,
+    /// Type of the tensors whose name matches the pattern; repeatable, the first match wins
+    #[arg(long, value_name = "REGEX=TYPE")]
+    tensor_type: Vec<String>,
+    /// File with REGEX=TYPE patterns, separated by white space
+    #[arg(long, value_name = "FILE")]
+    tensor_type_file: Option<PathBuf>,
+    /// Give every tensor the target's base type, without the mix
+    #[arg(long)]
+    pure: bool,
+    /// Leave output.weight as it is
+    #[arg(long)]
+    leave_output_tensor: bool,
+    /// Accept a source that is quantized already
+    #[arg(long)]
+    allow_requantize: bool,
+    /// Refuse tensors whose rows do not fit their type, instead of taking a larger type
+    #[arg(long)]
+    no_fallback: bool,
+    /// Remove these blocks and renumber the rest, such as 20,21,22
+    #[arg(long, value_name = "N,N,..", value_delimiter = ',')]
+    prune_layers: Vec<u32>,
+    /// Set a metadata value; TYPE is int, float, bool or str; repeatable
+    #[arg(long, value_name = "KEY=TYPE:VALUE")]
+    override_kv: Vec<String>,
+    /// Write one file per input file
+    #[arg(long, conflicts_with = "split_max_size")]
+    keep_split: bool,
+    /// Start a new file before this many bytes of tensors, such as 500M or 4G (units of 1000)
+    #[arg(long, value_name = "SIZE", value_parser = crate::gguf::split::parse_size)]
+    split_max_size: Option<u64>,
+    /// Show what would be written, without writing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+fn parse_target(text: &str) -> Result<Target, String> {
+    Target::parse(text).map_err(|e| e.to_string())
+}
+
+fn parse_type(text: &str) -> Result<TensorType, String> {
+    crate::recipe::parse_storable_type(text, "tensor type").map_err(|e| e.to_string())
+}
+
+impl QuantizeArgs {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// Anything wrong with the files or the request; no output file is left then.
+    pub fn run(&self, common: &Common) -> anyhow::Result<()> {
+        let started = Instant::now();
+        let gguf = plan::open_source(&self.input)?;
+        let plan = Plan::make(self, &gguf)?;
+        for line in plan.notes() {
+            common.warn(line);
+        }
+        if self.dry_run {
+            return Report::new(&plan, None).print(common);
+        }
+        plan.refuse_what_cannot_be_done(common)?;
+
+        let files = plan.create_files(common)?;
+        let progress = Progress::new(common, "quantizing", plan.source_bytes(), Unit::Bytes);
+        let work = plan.work();
+        pipeline::run(&gguf, &work, &files, common.thread_count(), &mut |index, bytes| {
+            progress.advance(bytes, &work[index].source.name);
+        })?;
+        progress.finish();
+        commit(files).context("the tensors are done, but the file is not complete")?;
+        Report::new(&plan, Some(started.elapsed())).print(common)
+    }
+}
+
+/// Syncs all files before the first gets its name, then names them last to first: the file that a reader opens
+/// first appears when all others are there.
+fn commit(mut files: Vec<AtomicFile>) -> anyhow::Result<()> {
+    for file in &mut files {
+        file.sync()?;
+    }
+    while let Some(file) = files.pop() {
+        file.commit()?;
+    }
+    Ok(())
+}

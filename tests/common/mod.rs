@@ -1,0 +1,97 @@
+//! What the tests of the binary share.
+#![allow(dead_code)] // each test file uses a part
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use lwq::gguf::{Gguf, GgufLayout, Metadata, NewTensor, TensorType};
+use sha2::{Digest, Sha256};
+
+/// The bundled model.
+pub fn doclet() -> PathBuf {
+    data("doclet-4m-f16.gguf")
+}
+
+/// A file below tests/data.
+pub fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+/// The binary, ready for arguments.
+pub fn lwq() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_lwq"))
+}
+
+/// Runs a command line, given as separate arguments.
+pub fn run<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Output {
+    lwq().args(arguments).output().expect("the binary starts")
+}
+
+/// Asserts success and returns stdout.
+#[track_caller]
+pub fn stdout_of(output: Output) -> String {
+    assert!(output.status.success(), "{}\nstderr: {}", output.status, String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("stdout is UTF-8")
+}
+
+/// Asserts a failure with exit code 1 and exactly one error line on stderr; returns that line.
+#[track_caller]
+pub fn error_line(output: &Output) -> String {
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "stderr: {stderr}");
+    let errors: Vec<&str> = stderr.lines().filter(|line| !line.starts_with("warning: ")).collect();
+    assert_eq!(errors.len(), 1, "one error line expected: {stderr}");
+    assert!(errors[0].starts_with("error: "), "{stderr}");
+    errors[0].to_string()
+}
+
+/// Names in a folder, sorted.
+pub fn files_in(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).expect("folder is readable");
+    let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// Digest of a file's tensors, independent of their order and of the metadata: SHA-256 over the sorted lines
+/// `name type_id ne0xne1.. sha256(data)`.
+pub fn tensor_digest(path: &Path) -> String {
+    let gguf = Gguf::open(path).expect("output opens");
+    let mut lines: Vec<String> = gguf
+        .tensors()
+        .iter()
+        .map(|tensor| {
+            let shape: Vec<String> = tensor.shape.iter().map(u64::to_string).collect();
+            let data = hex(&Sha256::digest(gguf.data(tensor).expect("data is readable")));
+            format!("{} {} {} {data}\n", tensor.name, tensor.ty.0, shape.join("x"))
+        })
+        .collect();
+    lines.sort();
+    hex(&Sha256::digest(lines.concat()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A llama-like model of `blocks` blocks whose F32 weights are all zero, so that the file is sparse on disk:
+/// `rows x row_len` weights in each of two tensors per block.
+pub fn sparse_model(path: &Path, blocks: u32, row_len: u64, rows: u64) {
+    let mut metadata = Metadata::new(path.display().to_string());
+    metadata.set("general.architecture", "llama");
+    metadata.set("llama.block_count", blocks);
+    metadata.set("llama.embedding_length", row_len as u32);
+    metadata.set("llama.attention.head_count", 8u32);
+    metadata.set("llama.attention.head_count_kv", 8u32);
+    let mut tensors = Vec::new();
+    for block in 0..blocks {
+        for role in ["ffn_down", "ffn_up"] {
+            let name = format!("blk.{block}.{role}.weight");
+            tensors.push(NewTensor { name, shape: vec![row_len, rows], ty: TensorType::F32 });
+        }
+    }
+    let layout = GgufLayout::new("sparse", &metadata, tensors).unwrap();
+    let file = std::fs::File::create(path).unwrap();
+    file.set_len(layout.file_bytes()).unwrap();
+    layout.write_header_at(&file).unwrap();
+}
