@@ -29,7 +29,7 @@ pub enum Activations {
     /// As computed, in f32: what is measured is the damage of the weights alone.
     #[default]
     Unrounded,
-    /// Rounded before every product as ggml's CPU backend does for that weight type, and keys, values and queries
+    /// Rounded before every product as ggml's CPU backend does for that weight type, and keys and values
     /// rounded to binary16 as in llama.cpp's default cache: the damage as users run the file.
     Ggml,
 }
@@ -258,7 +258,7 @@ impl<'m, 'g, 'o> Pass<'m, 'g, 'o> {
         finish(&mut q, n_q, q_norm.as_deref());
         finish(&mut k, n_kv, k_norm.as_deref());
         if self.options.activations == Activations::Ggml {
-            for values in [&mut q, &mut k, &mut v] {
+            for values in [&mut k, &mut v] {
                 values.par_chunks_mut(4096).for_each(|part| Rounding::F16.apply(part));
             }
         }

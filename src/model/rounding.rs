@@ -17,7 +17,8 @@ pub(super) enum Rounding {
     F16,
     /// Rounded to bfloat16.
     Bf16,
-    /// Blocks of 32 eight-bit integers with a binary16 scale (Q8_0 and Q8_1).
+    /// Blocks of 32 eight-bit integers with a binary16 scale (Q8_0; also Q8_1, whose second figure, a block sum
+    /// rounded to binary16 for the minima of Q4_1 and Q5_1, has no counterpart here).
     Q8,
     /// Blocks of 256 eight-bit integers with an f32 scale (Q8_K).
     Q8K,

@@ -1,0 +1,141 @@
+"""Forward pass: logits of small random models of every architecture against llama.cpp in f32."""
+
+import os
+import subprocess
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType
+from llama_reference import Reference, kl_divergence
+from tiny_models import MODELS, N_VOCAB, llama
+
+LWQ = os.environ.get("LWQ_BIN", "target/release/lwq")
+N_CTX = 256
+
+
+def run(*args):
+    return subprocess.run([LWQ, *map(str, args)], capture_output=True, check=False)
+
+
+def lwq_logits(path, sequences, tmp_path, *options):
+    tokens = tmp_path / "tokens.i32"
+    np.concatenate(sequences).astype("<i4").tofile(tokens)
+    done = run("dev", "logits", path, "--tokens-file", tokens, "--ctx", len(sequences[0]), *options)
+    assert done.returncode == 0, done.stderr.decode()
+    return np.frombuffer(done.stdout, "<f4").reshape(sum(map(len, sequences)), -1)
+
+
+def random_sequences(n_vocab, n, length=N_CTX, seed=7):
+    return list(np.random.default_rng(seed).integers(0, n_vocab, (n, length)))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_agree_with_llama_cpp(name, tmp_path):
+    path = MODELS[name]().write(tmp_path / f"{name}.gguf")
+    sequences = random_sequences(N_VOCAB, 2)
+    reference = Reference(path)
+    want = reference.logits(sequences, N_CTX)
+    reference.close()
+    got = lwq_logits(path, sequences, tmp_path)
+    assert got.shape == want.shape
+    assert want.std() > 0.3, "the random model says nothing"
+    kl = kl_divergence(want, got)
+    assert kl.max() < 1e-6, f"{name}: worst KL divergence {kl.max():.3g}, mean {kl.mean():.3g}"
+    assert (want.argmax(-1) == got.argmax(-1)).all()
+
+
+def test_results_do_not_depend_on_threads_or_grouping(tmp_path):
+    path = MODELS["mixtral"]().write(tmp_path / "model.gguf")
+    sequences = random_sequences(N_VOCAB, 4, 96)
+    one = lwq_logits(path, sequences, tmp_path, "--threads", "1")
+    assert one.tobytes() == lwq_logits(path, sequences, tmp_path, "--threads", "3").tobytes()
+    alone = lwq_logits(path, sequences[2:3], tmp_path)
+    assert one[2 * 96 : 3 * 96].tobytes() == alone.tobytes()
+
+
+@pytest.mark.parametrize("matrix_type", [GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q5_0])
+def test_rounded_activations_come_closer_to_llama_cpp_as_run(matrix_type, tmp_path):
+    # One layer: further ones amplify the last bit of a rounding until even two runs of llama.cpp (with and without
+    # flash attention) differ by half of what the rounding itself does.
+    path = llama(n_layer=1).write(tmp_path / "model.gguf", matrix_type)
+    sequences = random_sequences(N_VOCAB, 2)
+    reference = Reference(path)
+    want = reference.logits(sequences, N_CTX, as_run=True)
+    reference.close()
+    rounded = kl_divergence(want, lwq_logits(path, sequences, tmp_path, "--activations", "ggml")).mean()
+    unrounded = kl_divergence(want, lwq_logits(path, sequences, tmp_path)).mean()
+    assert rounded < 0.05 * unrounded, f"{rounded:.3g} rounded, {unrounded:.3g} unrounded"
+
+
+def broken(change):
+    model = llama()
+    change(model)
+    return model
+
+
+def rename(model, old, new):
+    model.tensors[new] = model.tensors.pop(old)
+
+
+REFUSED = {
+    "unknown architecture": (lambda m: setattr(m, "arch", "mystery"), "known: llama"),
+    "missing tensor": (lambda m: m.tensors.pop("blk.1.attn_k.weight"), "blk.1.attn_k.weight is missing"),
+    "missing norm": (lambda m: m.tensors.pop("output_norm.weight"), "output_norm.weight is missing"),
+    "transposed": (
+        lambda m: m.tensors.update({"blk.0.ffn_up.weight": m.tensors["blk.0.ffn_up.weight"].T.copy()}),
+        "blk.0.ffn_up.weight has shape [96, 64]",
+    ),
+    "extra tensor": (lambda m: m.vector("blk.0.mystery.weight", 4), "blk.0.mystery.weight is not part of"),
+    "block beyond the count": (
+        lambda m: rename(m, "blk.2.attn_norm.weight", "blk.3.attn_norm.weight"),
+        "blk.2.attn_norm.weight is missing",
+    ),
+    "no blocks": (lambda m: m.u32("block_count", 0), "llama.block_count is 0"),
+    "too many blocks": (lambda m: m.u32("block_count", 2**32 - 1), "llama.block_count is 4294967295"),
+    "no heads": (lambda m: m.u32("attention.head_count", 0), "llama.attention.head_count is 0"),
+    "odd heads": (lambda m: m.u32("attention.head_count_kv", 3), "head_count_kv is 3; expected a divisor"),
+    "too many kv heads": (lambda m: m.u32("attention.head_count_kv", 8), "head_count_kv is 8; expected a divisor"),
+    "NaN epsilon": (lambda m: m.f32("attention.layer_norm_rms_epsilon", float("nan")), "rms_epsilon is NaN"),
+    "odd rope": (lambda m: m.u32("rope.dimension_count", 7), "rope.dimension_count is 7"),
+    "wide rope": (lambda m: m.u32("rope.dimension_count", 64), "rope.dimension_count is 64"),
+    "no context": (lambda m: m.u32("context_length", 0), "context_length is 0"),
+    "experts without tensors": (
+        lambda m: (m.u32("expert_count", 4), m.u32("expert_used_count", 2)),
+        "blk.0.ffn_gate_exps.weight is missing",
+    ),
+    "more experts used than there are": (
+        lambda m: (m.u32("expert_count", 4), m.u32("expert_used_count", 5)),
+        "expert_used_count is 5",
+    ),
+    "vocabulary of another size": (
+        lambda m: m.tensors.update({"token_embd.weight": m.tensors["token_embd.weight"][:-1]}),
+        "319 rows",
+    ),
+    "NaN weight": (
+        lambda m: m.tensors["blk.1.ffn_down.weight"].__setitem__((3, 4), np.nan),
+        "layer 1: blk.1.ffn_down.weight gave NaN",
+    ),
+    "unknown rope scaling": (lambda m: m.string("rope.scaling.type", "magic"), 'rope.scaling.type is "magic"'),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_broken_models_are_refused_in_one_line(name, tmp_path):
+    change, message = REFUSED[name]
+    path = broken(change).write(tmp_path / "model.gguf")
+    tokens = tmp_path / "tokens.i32"
+    np.arange(8, dtype="<i4").tofile(tokens)
+    done = run("dev", "logits", path, "--tokens-file", tokens)
+    text = done.stderr.decode()
+    assert done.returncode == 1, text
+    assert message in text, text
+    assert text.count("\n") == 1 and "panicked" not in text, text
+
+
+def test_tokens_outside_of_the_vocabulary_are_refused(tmp_path):
+    path = llama().write(tmp_path / "model.gguf")
+    tokens = tmp_path / "tokens.i32"
+    np.array([5, N_VOCAB], dtype="<i4").tofile(tokens)
+    done = run("dev", "logits", path, "--tokens-file", tokens)
+    assert done.returncode == 1
+    assert f"token {N_VOCAB} at position 1 is outside" in done.stderr.decode()
