@@ -30,6 +30,10 @@ RANDOM_BLOCKS = 4096
 #: ggml refuses to quantize these without importance weights.
 NEEDS_IMPORTANCE = {"iq2_xxs", "iq2_xs", "iq1_s"}
 
+#: ggml calls abort() when a group finds no point on these types' grids, as happens once products of weights overflow.
+ON_GRID = {"iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"}
+OVERFLOWING = {"huge"}
+
 
 def ggml_path():
     if "LWQ_GGML_LIB" in os.environ:
@@ -161,8 +165,8 @@ DISTRIBUTIONS = {
     "one-outlier": one_outlier,
     "denormal": lambda rng, n: rng.normal(size=(n, ROW_LEN)) * 10 ** rng.uniform(-44, -37, (n, 1)),
     "tiny": lambda rng, n: rng.normal(size=(n, ROW_LEN)) * 10 ** rng.uniform(-37, -6, (n, 1)),
-    "large": lambda rng, n: rng.normal(size=(n, ROW_LEN)) * 10 ** rng.uniform(2, 17, (n, 1)),
-    "huge": lambda rng, n: rng.uniform(-1, 1, size=(n, ROW_LEN)) * 10 ** rng.uniform(18, 38.5, (n, 1)),
+    "large": lambda rng, n: rng.normal(size=(n, ROW_LEN)) * 10 ** rng.uniform(1, 5, (n, 1)),
+    "huge": lambda rng, n: rng.uniform(-1, 1, size=(n, ROW_LEN)) * 10 ** rng.uniform(5, 38.5, (n, 1)),
     "alternating-sign": alternating,
     "sparse": sparse,
     "mixed-exponents": mixed_exponents,
@@ -240,6 +244,10 @@ def writable():
     return [ty for ty in types() if ty.access == "rw"]
 
 
+def ggml_aborts(ty, kind):
+    return ty.name in ON_GRID and kind in OVERFLOWING
+
+
 def shares(total, parts):
     """`total` rows over `parts` cases, none left out."""
     return -(-total // parts)
@@ -250,8 +258,11 @@ def shares(total, parts):
 def test_without_importance(ty, kind):
     if ty.name in NEEDS_IMPORTANCE:
         pytest.skip("ggml needs importance weights for this type")
-    blocks = assert_same_blocks(ty, rows_of(ty, kind, shares(ROWS, len(KINDS))), None)
-    assert_same_floats(ty, blocks)
+    rows = rows_of(ty, kind, shares(ROWS, len(KINDS)))
+    if ggml_aborts(ty, kind):
+        ty.lwq_quantize(rows, None)  # must not fail
+        return
+    assert_same_floats(ty, assert_same_blocks(ty, rows, None))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -260,6 +271,9 @@ def test_with_importance(ty, kind):
     rng = np.random.default_rng(len(kind))
     rows = rows_of(ty, kind, shares(shares(ROWS, len(KINDS)), len(IMPORTANCE)))
     for make in IMPORTANCE.values():
+        if ggml_aborts(ty, kind):
+            ty.lwq_quantize(rows, make(rng))  # must not fail
+            continue
         assert_same_floats(ty, assert_same_blocks(ty, rows, make(rng)))
 
 
