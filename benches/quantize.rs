@@ -1,0 +1,217 @@
+//! Quantizing and decoding, each type, one thread and all, against ggml in the same run.
+//!
+//!     LWQ_GGML_LIB=/path/to/libggml-base.so cargo bench --bench quantize [-- TYPE...]
+//!
+//! Both programs take turns on the same rows and the best time of each counts. Both split the rows over the same
+//! threads. Without LWQ_GGML_LIB only this program's speed is printed. `Mw/s` are million weights per second,
+//! `GB/s` the bytes of f32 read (quantize) or written (decode). `ratio` is ggml's time divided by ours: above 1 we
+//! are faster.
+
+use std::env;
+use std::ffi::{c_int, c_void};
+use std::time::{Duration, Instant};
+
+use libloading::{Library, Symbol};
+use lwq::gguf::{TensorType, TypeInfo};
+use lwq::quant::{CODECS, Codec};
+use rayon::prelude::*;
+
+const ROW_LEN: usize = 4096;
+const ROWS: usize = 32;
+/// Each side runs until this time is spent, at least twice.
+const BUDGET: Duration = Duration::from_millis(400);
+
+type QuantizeChunk = unsafe extern "C" fn(c_int, *const f32, *mut c_void, i64, i64, i64, *const f32) -> usize;
+type ToFloat = unsafe extern "C" fn(*const c_void, *mut f32, i64);
+
+/// `ggml_type_traits` as b10605 lays it out.
+#[repr(C)]
+struct TypeTraits {
+    name: *const u8,
+    block_len: i64,
+    interleave: i64,
+    block_bytes: usize,
+    is_quantized: bool,
+    to_float: Option<ToFloat>,
+    from_float_ref: *const c_void,
+}
+
+struct Ggml {
+    library: Library,
+}
+
+impl Ggml {
+    fn load() -> Option<Self> {
+        let path = env::var_os("LWQ_GGML_LIB")?;
+        // SAFETY: the user names ggml's library; its initializers only fill tables.
+        let library = unsafe { Library::new(&path) }.expect("LWQ_GGML_LIB names a library that can be loaded");
+        Some(Self { library })
+    }
+
+    fn quantize(&self) -> Symbol<'_, QuantizeChunk> {
+        // SAFETY: the type is that of ggml.h.
+        unsafe { self.library.get(b"ggml_quantize_chunk") }.expect("the library exports ggml_quantize_chunk")
+    }
+
+    fn prepare(&self, ty: TensorType) {
+        // SAFETY: the type is that of ggml.h; the call builds the tables of grid types.
+        unsafe {
+            let init: Symbol<'_, unsafe extern "C" fn(c_int)> =
+                self.library.get(b"ggml_quantize_init").expect("the library exports ggml_quantize_init");
+            init(ty.0 as c_int);
+        }
+    }
+
+    fn to_float(&self, ty: TensorType) -> Option<ToFloat> {
+        // SAFETY: the type is that of ggml.h, and the table it points into lives as long as the library.
+        unsafe {
+            let traits: Symbol<'_, unsafe extern "C" fn(c_int) -> *const TypeTraits> =
+                self.library.get(b"ggml_get_type_traits").expect("the library exports ggml_get_type_traits");
+            (*traits(ty.0 as c_int)).to_float
+        }
+    }
+}
+
+/// Best seconds of two sides that take turns.
+fn race(mut ours: impl FnMut(), mut theirs: Option<impl FnMut()>) -> (f64, Option<f64>) {
+    let mut best = [f64::INFINITY; 2];
+    let start = Instant::now();
+    let mut rounds = 0;
+    let mut time = |side: usize, run: &mut dyn FnMut()| {
+        let start = Instant::now();
+        run();
+        best[side] = best[side].min(start.elapsed().as_secs_f64());
+    };
+    while rounds < 2 || start.elapsed() < BUDGET {
+        time(0, &mut ours);
+        if let Some(theirs) = &mut theirs {
+            time(1, theirs);
+        }
+        rounds += 1;
+    }
+    (best[0], theirs.map(|_| best[1]))
+}
+
+struct Bench<'a> {
+    codec: &'static Codec,
+    info: &'static TypeInfo,
+    weights: &'a [f32],
+    importance: &'a [f32],
+    ggml: Option<&'a Ggml>,
+}
+
+impl Bench<'_> {
+    fn row_bytes(&self) -> usize {
+        ROW_LEN / self.info.block_len * self.info.block_bytes
+    }
+
+    fn quantize(&self, weighted: bool) -> Option<(f64, Option<f64>)> {
+        let quantize = self.codec.quantize?;
+        let importance = weighted.then_some(self.importance);
+        let mut ours = vec![0u8; ROWS * self.row_bytes()];
+        let mut theirs = ours.clone();
+        let id = self.info.ty.0 as c_int;
+        let symbol = self.ggml.map(|ggml| {
+            ggml.prepare(self.info.ty);
+            ggml.quantize()
+        });
+        let their_run = symbol.map(|symbol| {
+            let weights = self.weights;
+            let row_bytes = self.row_bytes();
+            let theirs = &mut theirs;
+            move || {
+                let rows = weights.par_chunks(ROW_LEN).zip(theirs.par_chunks_mut(row_bytes));
+                rows.for_each(|(row, out)| {
+                    let weights = importance.map_or(std::ptr::null(), <[f32]>::as_ptr);
+                    // SAFETY: one row of ROW_LEN weights, as many importance weights, and its encoded bytes.
+                    unsafe { symbol(id, row.as_ptr(), out.as_mut_ptr().cast(), 0, 1, ROW_LEN as i64, weights) };
+                });
+            }
+        });
+        let result = race(
+            || {
+                let rows = self.weights.par_chunks(ROW_LEN).zip(ours.par_chunks_mut(self.row_bytes()));
+                rows.for_each(|(row, out)| quantize(row, ROW_LEN, importance, out));
+            },
+            their_run,
+        );
+        assert!(self.ggml.is_none() || ours == theirs, "{}: bytes differ from ggml's", self.info.name);
+        Some(result)
+    }
+
+    fn dequantize(&self) -> (f64, Option<f64>) {
+        let mut blocks = vec![0u8; ROWS * self.row_bytes()];
+        if let Some(quantize) = self.codec.quantize {
+            quantize(self.weights, ROW_LEN, Some(self.importance), &mut blocks);
+        }
+        let mut ours = vec![0f32; self.weights.len()];
+        let mut theirs = ours.clone();
+        let their_run = self.ggml.and_then(|ggml| ggml.to_float(self.info.ty)).map(|to_float| {
+            let (blocks, theirs) = (&blocks, &mut theirs);
+            let row_bytes = self.row_bytes();
+            move || {
+                let rows = blocks.par_chunks(row_bytes).zip(theirs.par_chunks_mut(ROW_LEN));
+                // SAFETY: one encoded row and room for its ROW_LEN weights.
+                rows.for_each(|(row, out)| unsafe { to_float(row.as_ptr().cast(), out.as_mut_ptr(), ROW_LEN as i64) });
+            }
+        });
+        race(
+            || {
+                let rows = blocks.par_chunks(self.row_bytes()).zip(ours.par_chunks_mut(ROW_LEN));
+                rows.for_each(|(row, out)| (self.codec.dequantize)(row, out));
+            },
+            their_run,
+        )
+    }
+}
+
+fn print(name: &str, what: &str, threads: usize, (ours, theirs): (f64, Option<f64>)) {
+    let weights = (ROWS * ROW_LEN) as f64;
+    let speed = weights / ours / 1e6;
+    let gigabytes = weights * 4.0 / ours / 1e9;
+    let (rival, ratio) = match theirs {
+        Some(theirs) => (format!("{:.1}", weights / theirs / 1e6), format!("{:.2}", theirs / ours)),
+        None => ("-".into(), "-".into()),
+    };
+    println!("{name:<8} {what:<20} {threads:>7} {speed:>9.1} {gigabytes:>7.2} {rival:>10} {ratio:>6}");
+}
+
+fn main() {
+    let wanted: Vec<String> = env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
+    let ggml = Ggml::load();
+    let mut seed = 1u64;
+    let mut uniform = || {
+        // xorshift64: the bench needs rows that look like weights, not randomness.
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        (seed >> 40) as f32 / (1u64 << 24) as f32
+    };
+    let weights: Vec<f32> =
+        (0..ROWS * ROW_LEN).map(|_| (uniform() + uniform() + uniform() + uniform() - 2.0) * 0.05).collect();
+    let importance: Vec<f32> = (0..ROW_LEN).map(|_| (uniform() * 4.0 - 2.0).exp()).collect();
+
+    let all = std::thread::available_parallelism().map_or(1, Into::into);
+    println!("type     what                 threads      Mw/s    GB/s  ggml Mw/s  ratio");
+    for codec in CODECS {
+        let Some(info) = codec.ty.info() else { continue };
+        if !wanted.is_empty() && !wanted.iter().any(|name| name.eq_ignore_ascii_case(info.name)) {
+            continue;
+        }
+        let bench = Bench { codec, info, weights: &weights, importance: &importance, ggml: ggml.as_ref() };
+        for threads in if all > 1 { vec![1, all] } else { vec![1] } {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads can be started");
+            pool.install(|| {
+                if !codec.needs_importance()
+                    && let Some(result) = bench.quantize(false)
+                {
+                    print(info.name, "quantize", threads, result);
+                }
+                if let Some(result) = bench.quantize(true) {
+                    print(info.name, "quantize weighted", threads, result);
+                }
+                print(info.name, "dequantize", threads, bench.dequantize());
+            });
+        }
+    }
+}
