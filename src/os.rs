@@ -86,6 +86,22 @@ pub fn available_memory() -> Option<u64> {
     None
 }
 
+/// Columns of the terminal on stdout; `None` if there is none or it does not tell.
+pub fn terminal_width() -> Option<usize> {
+    #[cfg(unix)]
+    {
+        // SAFETY: TIOCGWINSZ fills a winsize, of which all-zero bytes are a valid value.
+        let mut size: libc::winsize = unsafe { std::mem::zeroed() };
+        // SAFETY: the pointer is to a live winsize, as the request wants.
+        let status = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &mut size) };
+        (status == 0 && size.ws_col > 0).then(|| size.ws_col.into())
+    }
+    #[cfg(not(unix))]
+    {
+        None
+    }
+}
+
 /// True when both paths name one file, by hard link, symbolic link or spelling.
 pub fn same_file(a: &Path, b: &Path) -> bool {
     #[cfg(unix)]

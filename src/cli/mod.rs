@@ -7,6 +7,7 @@ mod bench;
 mod dev;
 mod dev_logits;
 mod format;
+mod imatrix;
 mod inspect;
 mod progress;
 mod quantize;
@@ -50,6 +51,7 @@ pub struct Common {
 #[derive(Subcommand, Debug)]
 enum Command {
     Quantize(quantize::QuantizeArgs),
+    Imatrix(imatrix::ImatrixArgs),
     Inspect(inspect::InspectArgs),
     Tokenize(tokenize::TokenizeArgs),
     /// Measure kernels against this machine's own peak
@@ -72,6 +74,7 @@ impl Cli {
         }
         match &self.command {
             Command::Quantize(args) => args.run(common),
+            Command::Imatrix(args) => args.run(common),
             Command::Inspect(args) => args.run(common),
             Command::Tokenize(args) => args.run(common),
             Command::Bench(args) => bench::run(args, common),

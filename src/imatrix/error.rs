@@ -262,6 +262,16 @@ pub enum WriteProblem {
         /// The longest name that fits with its suffix.
         most: usize,
     },
+    /// A value that left its range on the way, such as calls times chunk size.
+    #[error("{field} of weight {tensor} becomes {value}, which no reader accepts; the input is damaged")]
+    OutOfRange {
+        /// Which value.
+        field: String,
+        /// The weight.
+        tensor: Quoted,
+        /// What it would be.
+        value: f64,
+    },
     /// No entry holds any data.
     #[error("none of its {entries} entries saw a token")]
     NoData {

@@ -15,7 +15,7 @@ const COUNTS: &str = ".counts";
 const TYPE: &str = "general.type";
 const DATASETS: &str = "imatrix.datasets";
 const CHUNK_COUNT: &str = "imatrix.chunk_count";
-const CHUNK_SIZE: &str = "imatrix.chunk_size";
+pub(super) const CHUNK_SIZE: &str = "imatrix.chunk_size";
 
 /// Floats are turned into bytes in pieces of this size, a multiple of 4.
 const BYTES_PER_WRITE: usize = 1 << 16;
@@ -169,6 +169,7 @@ pub(super) fn write(imatrix: &Imatrix, out: &mut impl Write) -> Result<Vec<Warni
             let problem = WriteProblem::LongName { tensor: weight.into(), found: weight.len(), most };
             return Err(ImatrixError::Unwritable { form: Form::Gguf.name(), problem });
         }
+        check_range(weight, entry)?;
         let matrices = entry.matrices() as u64;
         tensors.push(tensor(weight, SUMS, [entry.row_len() as u64, matrices]));
         tensors.push(tensor(weight, COUNTS, [1, matrices]));
@@ -180,6 +181,14 @@ pub(super) fn write(imatrix: &Imatrix, out: &mut impl Write) -> Result<Vec<Warni
     }
     writer.finish()?;
     Ok(imatrix.neutral_warning().into_iter().collect())
+}
+
+/// Refuses what [`read`] would refuse; only a conversion can bring it about.
+fn check_range(weight: &str, entry: &Entry) -> Result<(), ImatrixError> {
+    if let Some(&count) = entry.counts.iter().find(|count| **count > MOST_TOKENS) {
+        return Err(super::out_of_range(Form::Gguf, "a count".to_owned(), weight, count as f64));
+    }
+    super::check_written(Form::Gguf, weight, &entry.sums)
 }
 
 /// A tensor of up to two dimensions; ggml does not store a trailing one.

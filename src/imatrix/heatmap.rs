@@ -1,5 +1,7 @@
 //! A map of the mean square activation for terminals: a line per tensor role, a cell per layer.
 
+use std::collections::HashMap;
+
 use super::stats::ImatrixStats;
 
 /// How a heat map is drawn.
@@ -21,15 +23,13 @@ const NARROWEST: usize = 40;
 const LONGEST_ROLE: usize = 24;
 
 /// Draws layers (left to right) by tensor role (top to bottom); empty if no tensor belongs to a layer. The scale is
-/// logarithmic over all cells.
+/// logarithmic from the tenth percentile of all cells to the largest.
 pub fn heatmap(stats: &ImatrixStats, style: HeatmapStyle) -> String {
     let (layers, roles) = stats.by_role_and_layer();
-    let positive = || roles.values().flat_map(|cells| cells.values()).copied().filter(|mean| *mean > 0.0);
-    let low = positive().fold(f32::INFINITY, f32::min);
-    let high = positive().fold(0.0, f32::max);
-    if layers.is_empty() || low > high {
-        return String::new();
-    }
+    let mut means: Vec<f32> = roles.values().flat_map(HashMap::values).copied().filter(|mean| *mean > 0.0).collect();
+    means.sort_unstable_by(f32::total_cmp);
+    // The inputs of the first block are far below all others in many models; they must not flatten the rest.
+    let Some((&low, &high)) = means.get(means.len() / 10).zip(means.last()) else { return String::new() };
     let names: Vec<String> = roles.keys().map(|role| label(role)).collect();
     let margin = names.iter().map(|name| name.chars().count()).max().unwrap_or(0) + 1;
     let room = style.width.max(NARROWEST).saturating_sub(margin).max(8);
@@ -49,7 +49,7 @@ pub fn heatmap(stats: &ImatrixStats, style: HeatmapStyle) -> String {
     }
     let scale: String =
         (0..SHADES.len()).map(|step| cell(Some(step as f32 / (SHADES.len() - 1) as f32), 1, style.color)).collect();
-    out.push_str(&format!("mean square activation {low:.4} {scale} {high:.4}, logarithmic\n"));
+    out.push_str(&format!("mean square activation: up to {low:.4} {scale} {high:.4}, logarithmic\n"));
     out
 }
 

@@ -183,6 +183,7 @@ pub(super) fn write(imatrix: &Imatrix, out: &mut impl Write) -> Result<Vec<Warni
     put_i32(out, stored.len() as u64, || "the number of entries".to_owned())?;
     for (name, entry) in stored {
         let legacy = legacy_entry(imatrix, name, entry)?;
+        super::check_written(Form::Dat, name, &legacy.values)?;
         put_i32(out, name.len() as u64, || format!("the name length of {}", Quoted::from(name)))?;
         out.write_all(name.as_bytes())?;
         out.write_all(&legacy.ncall.to_le_bytes())?;

@@ -209,3 +209,140 @@ fn fingerprint(imatrix: &Imatrix) -> u64 {
     }
     hasher.finish()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn imatrix(entries: &[(&str, &[f32], &[u64])]) -> Imatrix {
+        Imatrix {
+            entries: entries
+                .iter()
+                .map(|(name, sums, counts)| {
+                    ((*name).to_owned(), Entry { sums: sums.to_vec(), counts: counts.to_vec() })
+                })
+                .collect(),
+            datasets: vec!["text".into()],
+            chunk_size: Some(16),
+            chunk_count: Some(1),
+            ..Imatrix::default()
+        }
+    }
+
+    fn legacy(entries: &[(&str, &[f32], &[u64])]) -> Imatrix {
+        Imatrix { form: Form::Dat, chunk_size: None, ..imatrix(entries) }
+    }
+
+    fn merge(inputs: &[Imatrix]) -> Result<(Imatrix, Vec<Warning>), ImatrixError> {
+        let mut merger = Merger::new(MergeOptions { legacy_chunk_size: 10 });
+        let mut warnings = Vec::new();
+        for (number, input) in inputs.iter().enumerate() {
+            warnings.extend(merger.add(&format!("part{number}"), input)?);
+        }
+        let merged = merger.finish()?;
+        warnings.extend(merged.warnings.clone());
+        Ok((merged, warnings))
+    }
+
+    #[track_caller]
+    fn refused(inputs: &[Imatrix], expected: &str) {
+        let error = merge(inputs).expect_err("contradicting files were merged").to_string();
+        assert!(error.contains(expected) && error.contains("part") && !error.contains('\n'), "{error}");
+    }
+
+    #[test]
+    fn sums_and_counts_are_added_per_expert() {
+        let a = imatrix(&[("w", &[1.0, 2.0, 0.0, 0.0], &[10, 0])]);
+        let b = imatrix(&[("w", &[0.5, 0.5, 3.0, 4.0], &[30, 5])]);
+        let (merged, warnings) = merge(&[a, b]).unwrap();
+        assert_eq!(merged.entries["w"], Entry { sums: vec![1.5, 2.5, 3.0, 4.0], counts: vec![40, 5] });
+        assert_eq!((merged.chunk_count, merged.chunk_size), (Some(2), Some(16)));
+        assert_eq!(merged.datasets, ["text"]);
+        assert_eq!(warnings, []);
+    }
+
+    #[test]
+    fn shards_give_the_values_of_a_single_run() {
+        // Squares of many magnitudes; each shard rounds its own sum to f32 once.
+        let squares: Vec<f64> = (0..4096).map(|i| (f64::from(i) * 0.7).sin().powi(2) * 10f64.powi(i % 7 - 3)).collect();
+        let total: f64 = squares.iter().sum();
+        for shards in [2, 8, 64] {
+            let inputs: Vec<_> = squares
+                .chunks(4096 / shards)
+                .map(|part| imatrix(&[("w", &[part.iter().sum::<f64>() as f32], &[part.len() as u64])]))
+                .collect();
+            let (merged, _) = merge(&inputs).unwrap();
+            let relative = (f64::from(merged.entries["w"].sums[0]) - total).abs() / total;
+            assert!(relative < 1.2e-7, "{shards} shards: {relative}");
+            assert_eq!(merged.entries["w"].counts, [4096]);
+        }
+    }
+
+    #[test]
+    fn one_input_comes_out_as_it_was() {
+        let a = imatrix(&[("v", &[0.1, 1e-30, 3e38], &[7]), ("w", &[0.0], &[0])]);
+        let (merged, warnings) = merge(std::slice::from_ref(&a)).unwrap();
+        assert_eq!((merged.entries, warnings), (a.entries, vec![]));
+    }
+
+    #[test]
+    fn legacy_inputs_count_their_calls_in_chunks() {
+        let a = legacy(&[("w", &[6.0, 2.0], &[2])]);
+        let b = imatrix(&[("w", &[30.0, 10.0], &[80])]);
+        let (merged, warnings) = merge(&[a, b]).unwrap();
+        assert_eq!(merged.entries["w"], Entry { sums: vec![90.0, 30.0], counts: vec![100] });
+        assert_eq!(warnings[0], Warning::AssumedChunkSize { file: "part0".into(), chunk_size: 10 });
+        assert_eq!(warnings[1], Warning::ChunkSizes { file: "part1".into(), found: 16, kept: 10 });
+    }
+
+    #[test]
+    fn a_single_count_serves_all_experts_but_fillers_weigh_nothing() {
+        let single = legacy(&[("w", &[6.0, 2.0, 2.0, 2.0], &[2])]);
+        let counted = imatrix(&[("w", &[3.0, 4.0, 5.0, 6.0], &[10, 20])]);
+        let expected = Entry { sums: vec![63.0, 24.0, 5.0, 6.0], counts: vec![30, 20] };
+        let (merged, warnings) = merge(&[single.clone(), counted.clone()]).unwrap();
+        assert_eq!(merged.entries["w"], expected);
+        assert!(warnings.contains(&Warning::SingleCounts { entries: 1, first: "w".into() }), "{warnings:?}");
+        let (merged, _) = merge(&[counted, single]).unwrap();
+        assert_eq!(merged.entries["w"], expected);
+    }
+
+    #[test]
+    fn files_of_other_models_are_refused() {
+        let a = imatrix(&[("w", &[1.0, 2.0], &[10])]);
+        refused(&[a.clone(), imatrix(&[("w", &[1.0, 2.0, 3.0], &[10])])], "\"w\" has 3 values, 2 in part0");
+        let six = |counts: &[u64]| imatrix(&[("w", &[1.0; 6], counts)]);
+        refused(&[six(&[1, 1]), six(&[1, 1, 1])], "\"w\" has 3 counts, 2 in part0");
+        assert!(matches!(merge(&[]), Err(ImatrixError::Merge { problem: MergeProblem::NoInput, .. })));
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_refused() {
+        let large = imatrix(&[("w", &[1.0], &[MOST_TOKENS])]);
+        assert!(merge(std::slice::from_ref(&large)).is_ok());
+        refused(&[large, imatrix(&[("w", &[2.0], &[1])])], "the count of weight \"w\" would pass 2^53");
+        let legacy_large = legacy(&[("w", &[1.0], &[u64::from(u32::MAX) << 22])]);
+        refused(&[legacy_large], "would pass 2^53");
+        let full = imatrix(&[("w", &[f32::MAX], &[1])]);
+        refused(&[full.clone(), full], "value 0 of weight \"w\" would pass the range of f32");
+    }
+
+    #[test]
+    fn odd_inputs_are_warned_about() {
+        let a = imatrix(&[("v", &[1.0], &[10]), ("w", &[1.0], &[10])]);
+        let (_, warnings) = merge(&[a.clone(), a.clone()]).unwrap();
+        assert_eq!(warnings, [Warning::SameContent { file: "part1".into(), earlier: "part0".into() }]);
+        let mut b = imatrix(&[("w", &[2.0], &[10])]);
+        b.chunk_size = Some(32);
+        b.datasets = vec!["text".into(), "more".into()];
+        let (merged, warnings) = merge(&[a, b]).unwrap();
+        assert_eq!(
+            warnings,
+            [
+                Warning::ChunkSizes { file: "part1".into(), found: 32, kept: 16 },
+                Warning::PartlyPresent { entries: 1, first: "v".into() },
+            ]
+        );
+        assert_eq!(merged.datasets, ["text", "more"]);
+    }
+}

@@ -205,7 +205,8 @@ impl Imatrix {
     }
 
     /// The same matrix with counts in tokens. Legacy entries become sums = value · `chunk_size` and
-    /// counts = calls · `chunk_size`, as llama-imatrix converts them; others are returned as they are.
+    /// counts = calls · `chunk_size`, as llama-imatrix converts them; others are returned as they are. Values may
+    /// leave the range of f32 here; [`Imatrix::write`] refuses them.
     pub fn counted(&self, chunk_size: u32) -> Imatrix {
         let mut counted = self.clone();
         if self.form == Form::Gguf {
@@ -257,6 +258,17 @@ impl Imatrix {
     }
 }
 
+/// Tokens per chunk that the GGUF file `path` states, without reading its tensors; `None` for legacy files and for
+/// anything that is no imatrix.
+pub fn stored_chunk_size(path: &Path) -> Option<u32> {
+    let mut magic = [0; 4];
+    File::open(path).and_then(|mut file| file.read_exact(&mut magic)).ok()?;
+    if magic != *b"GGUF" {
+        return None;
+    }
+    Gguf::open(path).ok()?.metadata().u32(gguf_form::CHUNK_SIZE).ok()?
+}
+
 fn neutral_warning<'a>(entries: impl Iterator<Item = (&'a String, &'a Entry)>) -> Option<Warning> {
     let mut partial = entries.filter(|(_, entry)| entry.neutral_matrices() > 0);
     let (first, entry) = partial.next()?;
@@ -280,12 +292,27 @@ fn check_sums(sums: &[f32], matrices: usize, tensor: &str) -> Result<(), Problem
     }
 }
 
+/// Refuses to write values that could not be read back.
+fn check_written(form: Form, tensor: &str, values: &[f32]) -> Result<(), ImatrixError> {
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(index) => Err(out_of_range(form, format!("value {index}"), tensor, values[index].into())),
+    }
+}
+
+fn out_of_range(form: Form, field: String, tensor: &str, value: f64) -> ImatrixError {
+    let problem = WriteProblem::OutOfRange { field, tensor: tensor.into(), value };
+    ImatrixError::Unwritable { form: form.name(), problem }
+}
+
 fn write_f32s(out: &mut impl Write, values: impl IntoIterator<Item = f32>) -> io::Result<()> {
     values.into_iter().try_for_each(|value| out.write_all(&value.to_le_bytes()))
 }
 
 #[cfg(test)]
 mod build;
+#[cfg(test)]
+mod stats_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -107,6 +107,25 @@ fn what_a_form_cannot_hold_is_refused() {
 }
 
 #[test]
+fn values_that_leave_their_range_are_not_written() {
+    let full = |form, count| Imatrix {
+        entries: [("w".to_owned(), Entry { sums: vec![0.0, f32::MAX], counts: vec![count] })].into(),
+        form,
+        ..Imatrix::default()
+    };
+    let error = full(Form::Dat, 1).write(Form::Gguf, Vec::new()).unwrap_err().to_string();
+    assert!(error.contains("value 1 of weight \"w\" becomes inf"), "{error}");
+    let mut partial = full(Form::Gguf, 1);
+    partial.entries.insert("v".into(), Entry { sums: vec![f32::MAX, 1.0], counts: vec![1, 5000] });
+    let error = partial.write(Form::Dat, Vec::new()).unwrap_err().to_string();
+    assert!(error.contains("value 0 of weight \"v\" becomes inf"), "{error}");
+    let mut many = full(Form::Gguf, 2 * MOST_TOKENS);
+    many.entries.get_mut("w").unwrap().sums = vec![1.0, 1.0];
+    let error = many.write(Form::Gguf, Vec::new()).unwrap_err().to_string();
+    assert!(error.contains("a count of weight \"w\" becomes 18014398509481984"), "{error}");
+}
+
+#[test]
 fn save_replaces_only_when_told() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("imx.dat");
