@@ -1,15 +1,14 @@
 //! Weight matrices as mapped bytes.
 
-use super::decode::Decoder;
-use crate::cpu;
 use crate::gguf::{TensorType, TypeInfo};
+use crate::quant::{DequantizeFn, kernels};
 use std::ops::Range;
 
 /// A weight matrix, row-major `[rows, cols]`, in any storage type that can be decoded.
 #[derive(Clone, Copy)]
 pub struct Matrix<'a> {
     info: &'static TypeInfo,
-    decoder: Decoder,
+    decode: DequantizeFn,
     rows: usize,
     cols: usize,
     row_bytes: usize,
@@ -56,14 +55,14 @@ impl<'a> Matrix<'a> {
     /// [`MatrixError`] when the type cannot be decoded or `data` does not have the size of the shape.
     pub fn new(ty: TensorType, rows: usize, cols: usize, data: &'a [u8]) -> Result<Self, MatrixError> {
         let info = ty.info().ok_or(MatrixError::Type { ty })?;
-        let decoder = Decoder::of(ty, cpu::level()).ok_or(MatrixError::Type { ty })?;
+        let decode = kernels::dequantizer(ty).ok_or(MatrixError::Type { ty })?;
         if !cols.is_multiple_of(info.block_len) {
             return Err(MatrixError::RowLength { ty, cols, block_len: info.block_len });
         }
         let row_bytes = (cols / info.block_len).checked_mul(info.block_bytes);
         match row_bytes.and_then(|row_bytes| row_bytes.checked_mul(rows)) {
             Some(bytes) if bytes == data.len() => {
-                Ok(Matrix { info, decoder, rows, cols, row_bytes: bytes.checked_div(rows).unwrap_or(0), data })
+                Ok(Matrix { info, decode, rows, cols, row_bytes: bytes.checked_div(rows).unwrap_or(0), data })
             }
             _ => Err(MatrixError::Size { ty, rows, cols, found: data.len() }),
         }
@@ -106,7 +105,7 @@ impl<'a> Matrix<'a> {
 
     /// Decodes `dst.len()` weights of `row` from column `start` on; both must be whole blocks.
     pub(super) fn decode_columns(&self, row: usize, start: usize, dst: &mut [f32]) {
-        self.decoder.run(self.columns_bytes(row, start, dst.len()), dst);
+        (self.decode)(self.columns_bytes(row, start, dst.len()), dst);
     }
 
     /// The bytes of `columns` weights of `row` from column `start` on; both must be whole blocks.

@@ -27,7 +27,6 @@
 
 mod activations;
 mod aligned;
-mod decode;
 mod gemm;
 mod matmul;
 mod matrix;

@@ -10,6 +10,7 @@
 mod error;
 pub mod float16;
 pub mod grid;
+pub mod kernels;
 mod lanes;
 pub mod round;
 pub mod search;
@@ -157,7 +158,7 @@ pub fn dequantize(ty: TensorType, src: &[u8], dst: &mut [f32]) -> Result<(), Qua
     if src.len() != expected {
         return Err(QuantError::EncodedLength { ty, weights: dst.len(), expected, found: src.len() });
     }
-    (codec.dequantize)(src, dst);
+    kernels::dequantizer(ty).unwrap_or(codec.dequantize)(src, dst);
     Ok(())
 }
 

@@ -13,7 +13,7 @@ pub(super) const LEN: usize = 256;
 pub(super) const GROUP: usize = 32;
 const GROUPS: usize = LEN / GROUP;
 /// Bytes of `d`, `dmin` and the packed scales.
-pub(super) const HEADER: usize = 4 + 12;
+pub(in crate::quant) const HEADER: usize = 4 + 12;
 
 /// Highest scale and min of a group.
 const TOP: u8 = 63;
@@ -148,7 +148,7 @@ pub(super) fn unpack_scale(header: &[u8; HEADER], j: usize) -> (u8, u8) {
 
 /// Factor and subtrahend of each group: weight = `factor * level - subtrahend`.
 #[inline(always)]
-pub(super) fn group_lines(header: &[u8; HEADER]) -> [(f32, f32); GROUPS] {
+pub(in crate::quant) fn group_lines(header: &[u8; HEADER]) -> [(f32, f32); GROUPS] {
     let (d, dmin) = (get_f16(header, 0), get_f16(header, 2));
     std::array::from_fn(|j| {
         let (scale, min) = unpack_scale(header, j);

@@ -12,7 +12,7 @@ use super::{decode_blocks, encode_blocks, largest_magnitude};
 use crate::quant::round::truncate;
 
 /// Twice the value of each code. Code 8, minus zero, decodes to plus zero as it does in ggml.
-const DOUBLED: [f32; 16] = [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
+pub(in crate::quant) const DOUBLED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 const MXFP4_LEN: usize = 32;
 const MXFP4_BYTES: usize = 17;
@@ -40,12 +40,12 @@ fn nearest_codes<const N: usize>(x: &[f32; N], half_scale: f32) -> [u8; N] {
 /// Value of each code under a scale.
 #[inline(always)]
 fn table(half_scale: f32) -> [f32; 16] {
-    DOUBLED.map(|v| v * half_scale)
+    DOUBLED.map(|v| f32::from(v) * half_scale)
 }
 
 /// Half of the power of two with biased exponent `e` (`ggml_e8m0_to_fp32_half`). 255 is not treated as NaN.
 #[inline(always)]
-fn e8m0_half(e: u8) -> f32 {
+pub(in crate::quant) fn e8m0_half(e: u8) -> f32 {
     f32::from_bits(if e < 2 { 0x0020_0000 << e } else { u32::from(e - 1) << 23 })
 }
 

@@ -4,7 +4,7 @@
 //! Quantizing functions follow [`QuantizeFn`](super::QuantizeFn), dequantizing ones
 //! [`DequantizeFn`](super::DequantizeFn). All multi-byte fields are little-endian.
 
-mod affine_k;
+pub(in crate::quant) mod affine_k;
 pub mod float;
 pub mod fp4;
 pub mod iq1;

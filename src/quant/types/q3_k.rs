@@ -96,7 +96,7 @@ fn pack_scales(scales: [u8; GROUPS]) -> [u8; 12] {
 
 /// Scales with their offset removed, `-32..=31`.
 #[inline(always)]
-fn unpack_scales(packed: &[u8]) -> [i8; GROUPS] {
+pub(in crate::quant) fn unpack_scales(packed: &[u8]) -> [i8; GROUPS] {
     std::array::from_fn(|j| {
         let low = (packed[j % 8] >> (j / 8 * 4)) & 0x0f;
         let high = (packed[8 + j % 4] >> (j / 4 * 2)) & 3;

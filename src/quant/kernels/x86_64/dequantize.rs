@@ -1,0 +1,321 @@
+//! Decoders: levels as bytes by AVX2, 32 weights at a time, then to floats by whole vectors of the level.
+//!
+//! Every weight is one conversion, one product and at most one sum, each rounded as the scalar decoders round
+//! theirs: no fused multiply-add.
+
+use crate::cpu::Level;
+use crate::gguf::TensorType;
+use crate::quant::DequantizeFn;
+use crate::quant::types::affine_k;
+use crate::quant::types::float::dequantize_f16;
+use crate::quant::types::{fp4, get_f16, iq4, q3_k};
+use std::arch::x86_64::*;
+
+/// The decoder of `ty` for `level`, which the CPU must have; `None` where scalar code does as well.
+pub(in crate::quant::kernels) fn dequantizer(ty: TensorType, level: Level) -> Option<DequantizeFn> {
+    if level >= Level::Avx512 && level.is_available() {
+        avx512::dequantizer(ty)
+    } else if level >= Level::Avx2 && level.is_available() {
+        avx2::dequantizer(ty)
+    } else {
+        None
+    }
+}
+
+/// 16 bytes of nibbles as 32 bytes: low nibbles first, then high ones.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn nibbles_of_16(bytes: &[u8; 16]) -> __m256i {
+    // SAFETY: 16 bytes are read.
+    let bytes = unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) };
+    let both = _mm256_set_m128i(_mm_srli_epi16::<4>(bytes), bytes);
+    _mm256_and_si256(both, _mm256_set1_epi8(0x0f))
+}
+
+/// The levels that nibbles stand for, by a table of 16.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn look_up(table: &[i8; 16], nibbles: __m256i) -> __m256i {
+    // SAFETY: 16 bytes are read.
+    let table = unsafe { _mm_loadu_si128(table.as_ptr().cast()) };
+    _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), nibbles)
+}
+
+/// Byte i is 16 where bit i is set, else 0.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn fifth_bits(bits: [u8; 4]) -> __m256i {
+    let spread = _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+    let bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(i32::from_le_bytes(bits)), spread);
+    let mask = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+    let set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, mask), mask);
+    _mm256_and_si256(set, _mm256_set1_epi8(16))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_32(bytes: &[u8; 32]) -> __m256i {
+    // SAFETY: 32 bytes are read.
+    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+}
+
+/// `value << bit` where bit `index` of the byte is set, else 0.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn plane(bytes: __m256i, index: usize, value: i8) -> __m256i {
+    let mask = _mm256_set1_epi8((1u8 << index) as i8);
+    let set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, mask), mask);
+    _mm256_and_si256(set, _mm256_set1_epi8(value))
+}
+
+/// Bits `shift` and above of each byte, `mask` of them; `shift` below 8.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn field(bytes: __m256i, shift: usize, mask: i8) -> __m256i {
+    let shifted = _mm256_srl_epi16(bytes, _mm_cvtsi64_si128(shift as i64));
+    _mm256_and_si256(shifted, _mm256_set1_epi8(mask))
+}
+
+/// The decoders of one level. `store` of the module around it writes 32 signed bytes as `level * scale (+ offset)`, with the first scale and
+/// offset for the first 16 weights and the second for the rest.
+macro_rules! decoders {
+    ($feature:literal, $level:expr) => {
+        pub(super) fn dequantizer(ty: TensorType) -> Option<DequantizeFn> {
+            match ty {
+                TensorType::F16 => Some(|src, dst| checked(src, dst, f16)),
+                TensorType::Q4_0 => Some(|src, dst| checked(src, dst, q4_0)),
+                TensorType::Q4_1 => Some(|src, dst| checked(src, dst, q4_1)),
+                TensorType::Q5_0 => Some(|src, dst| checked(src, dst, q5_0)),
+                TensorType::Q5_1 => Some(|src, dst| checked(src, dst, q5_1)),
+                TensorType::Q8_0 => Some(|src, dst| checked(src, dst, q8_0)),
+                TensorType::Q2_K => Some(|src, dst| checked(src, dst, q2_k)),
+                TensorType::Q3_K => Some(|src, dst| checked(src, dst, q3_k)),
+                TensorType::Q4_K => Some(|src, dst| checked(src, dst, q4_k)),
+                TensorType::Q5_K => Some(|src, dst| checked(src, dst, q5_k)),
+                TensorType::Q6_K => Some(|src, dst| checked(src, dst, q6_k)),
+                TensorType::IQ4_NL => Some(|src, dst| checked(src, dst, iq4_nl)),
+                TensorType::IQ4_XS => Some(|src, dst| checked(src, dst, iq4_xs)),
+                TensorType::MXFP4 => Some(|src, dst| checked(src, dst, mxfp4)),
+                _ => None,
+            }
+        }
+
+        #[inline]
+        fn checked(src: &[u8], dst: &mut [f32], decode: unsafe fn(&[u8], &mut [f32])) {
+            assert!($level.is_available());
+            // SAFETY: the level, just checked, has the features of every decoder here, and they need no more.
+            unsafe { decode(src, dst) }
+        }
+
+        #[target_feature(enable = $feature)]
+        fn q4_0(src: &[u8], dst: &mut [f32]) {
+            for ([d0, d1, levels @ ..], x) in src.as_chunks::<18>().0.iter().zip(dst.as_chunks_mut().0) {
+                let levels = _mm256_sub_epi8(nibbles_of_16(levels), _mm256_set1_epi8(8));
+                store(levels, [get_f16(&[*d0, *d1], 0); 2], None, x);
+            }
+        }
+
+        #[target_feature(enable = $feature)]
+        fn q4_1(src: &[u8], dst: &mut [f32]) {
+            for ([d0, d1, m0, m1, levels @ ..], x) in src.as_chunks::<20>().0.iter().zip(dst.as_chunks_mut().0) {
+                let (d, m) = (get_f16(&[*d0, *d1], 0), get_f16(&[*m0, *m1], 0));
+                store(nibbles_of_16(levels), [d; 2], Some([m; 2]), x);
+            }
+        }
+
+        #[target_feature(enable = $feature)]
+        fn q5_0(src: &[u8], dst: &mut [f32]) {
+            for (block, x) in src.as_chunks::<22>().0.iter().zip(dst.as_chunks_mut().0) {
+                let [d0, d1, b0, b1, b2, b3, low @ ..] = block;
+                let levels = _mm256_or_si256(nibbles_of_16(low), fifth_bits([*b0, *b1, *b2, *b3]));
+                let levels = _mm256_sub_epi8(levels, _mm256_set1_epi8(16));
+                store(levels, [get_f16(&[*d0, *d1], 0); 2], None, x);
+            }
+        }
+
+        #[target_feature(enable = $feature)]
+        fn q5_1(src: &[u8], dst: &mut [f32]) {
+            for (block, x) in src.as_chunks::<24>().0.iter().zip(dst.as_chunks_mut().0) {
+                let [d0, d1, m0, m1, b0, b1, b2, b3, low @ ..] = block;
+                let levels = _mm256_or_si256(nibbles_of_16(low), fifth_bits([*b0, *b1, *b2, *b3]));
+                let (d, m) = (get_f16(&[*d0, *d1], 0), get_f16(&[*m0, *m1], 0));
+                store(levels, [d; 2], Some([m; 2]), x);
+            }
+        }
+
+        #[target_feature(enable = $feature)]
+        fn q8_0(src: &[u8], dst: &mut [f32]) {
+            for ([d0, d1, levels @ ..], x) in src.as_chunks::<34>().0.iter().zip(dst.as_chunks_mut().0) {
+                store(load_32(levels), [get_f16(&[*d0, *d1], 0); 2], None, x);
+            }
+        }
+
+        #[target_feature(enable = $feature)]
+        fn q2_k(src: &[u8], dst: &mut [f32]) {
+            for (block, x) in src.as_chunks::<84>().0.iter().zip(dst.as_chunks_mut::<256>().0) {
+                let (d, dmin) = (get_f16(block, 80), get_f16(block, 82));
+                let planes = block[16..80].as_chunks().0;
+                for (j, x) in x.as_chunks_mut().0.iter_mut().enumerate() {
+                    let codes = [block[2 * j], block[2 * j + 1]];
+                    let scales = codes.map(|code| d * f32::from(code & 0x0f));
+                    let offsets = codes.map(|code| -(dmin * f32::from(code >> 4)));
+                    store(field(load_32(&planes[j / 4]), j % 4 * 2, 3), scales, Some(offsets), x);
+                }
+            }
+        }
+
+        #[target_feature(enable = $feature)]
+        fn q3_k(src: &[u8], dst: &mut [f32]) {
+            for (block, x) in src.as_chunks::<110>().0.iter().zip(dst.as_chunks_mut::<256>().0) {
+                let d = get_f16(block, 108);
+                let scales = q3_k::unpack_scales(&block[96..108]);
+                let [high, planes @ ..] = block[..96].as_chunks().0 else { continue };
+                let high = load_32(high);
+                for (j, x) in x.as_chunks_mut().0.iter_mut().enumerate() {
+                    let levels = _mm256_or_si256(field(load_32(&planes[j / 4]), j % 4 * 2, 3), plane(high, j, 4));
+                    let scales = [2 * j, 2 * j + 1].map(|group| d * f32::from(scales[group]));
+                    store(_mm256_sub_epi8(levels, _mm256_set1_epi8(4)), scales, None, x);
+                }
+            }
+        }
+
+        #[target_feature(enable = $feature)]
+        fn q4_k(src: &[u8], dst: &mut [f32]) {
+            for (block, x) in src.as_chunks::<144>().0.iter().zip(dst.as_chunks_mut::<256>().0) {
+                let Some((header, nibbles)) = block.split_first_chunk() else { continue };
+                let lines = affine_k::group_lines(header);
+                let nibbles = nibbles.as_chunks().0;
+                for (g, (x, (scale, min))) in x.as_chunks_mut().0.iter_mut().zip(lines).enumerate() {
+                    store(field(load_32(&nibbles[g / 2]), g % 2 * 4, 0x0f), [scale; 2], Some([-min; 2]), x);
+                }
+            }
+        }
+
+        #[target_feature(enable = $feature)]
+        fn q5_k(src: &[u8], dst: &mut [f32]) {
+            for (block, x) in src.as_chunks::<176>().0.iter().zip(dst.as_chunks_mut::<256>().0) {
+                let Some((header, bits)) = block.split_first_chunk() else { continue };
+                let [high, nibbles @ ..] = bits.as_chunks().0 else { continue };
+                let lines = affine_k::group_lines(header);
+                let high = load_32(high);
+                for (g, (x, (scale, min))) in x.as_chunks_mut().0.iter_mut().zip(lines).enumerate() {
+                    let low = field(load_32(&nibbles[g / 2]), g % 2 * 4, 0x0f);
+                    store(_mm256_or_si256(low, plane(high, g, 16)), [scale; 2], Some([-min; 2]), x);
+                }
+            }
+        }
+
+        #[target_feature(enable = $feature)]
+        fn q6_k(src: &[u8], dst: &mut [f32]) {
+            for (block, x) in src.as_chunks::<210>().0.iter().zip(dst.as_chunks_mut::<256>().0) {
+                let d = get_f16(block, 208);
+                let (low, high) = (block[..128].as_chunks().0, block[128..192].as_chunks().0);
+                for (j, x) in x.as_chunks_mut().0.iter_mut().enumerate() {
+                    let (half, quarter) = (j / 4, j % 4);
+                    let low = field(load_32(&low[half * 2 + quarter % 2]), quarter / 2 * 4, 0x0f);
+                    let high = _mm256_slli_epi16::<4>(field(load_32(&high[half]), quarter * 2, 3));
+                    let levels = _mm256_sub_epi8(_mm256_or_si256(low, high), _mm256_set1_epi8(32));
+                    let scales = [2 * j, 2 * j + 1].map(|group| d * f32::from(block[192 + group] as i8));
+                    store(levels, scales, None, x);
+                }
+            }
+        }
+
+        #[target_feature(enable = $feature)]
+        fn iq4_nl(src: &[u8], dst: &mut [f32]) {
+            for ([d0, d1, codes @ ..], x) in src.as_chunks::<18>().0.iter().zip(dst.as_chunks_mut().0) {
+                let levels = look_up(&iq4::VALUES, nibbles_of_16(codes));
+                store(levels, [get_f16(&[*d0, *d1], 0); 2], None, x);
+            }
+        }
+
+        #[target_feature(enable = $feature)]
+        fn iq4_xs(src: &[u8], dst: &mut [f32]) {
+            for (block, x) in src.as_chunks::<136>().0.iter().zip(dst.as_chunks_mut::<256>().0) {
+                let d = get_f16(block, 0);
+                let high = u16::from_le_bytes([block[2], block[3]]);
+                let codes = block[8..].as_chunks().0;
+                for (g, x) in x.as_chunks_mut().0.iter_mut().enumerate() {
+                    let low = (block[4 + g / 2] >> (g % 2 * 4)) & 0x0f;
+                    let code = i32::from(low) | i32::from((high >> (2 * g)) & 3) << 4;
+                    let scale = d * (code - 32) as f32;
+                    store(look_up(&iq4::VALUES, nibbles_of_16(&codes[g])), [scale; 2], None, x);
+                }
+            }
+        }
+
+        #[target_feature(enable = $feature)]
+        fn mxfp4(src: &[u8], dst: &mut [f32]) {
+            for ([exponent, codes @ ..], x) in src.as_chunks::<17>().0.iter().zip(dst.as_chunks_mut().0) {
+                let levels = look_up(&fp4::DOUBLED, nibbles_of_16(codes));
+                store(levels, [fp4::e8m0_half(*exponent); 2], None, x);
+            }
+        }
+    };
+}
+
+mod avx2 {
+    use super::*;
+
+    decoders!("avx2,f16c", Level::Avx2);
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn store(levels: __m256i, scales: [f32; 2], offsets: Option<[f32; 2]>, x: &mut [f32; 32]) {
+        let halves = [_mm256_castsi256_si128(levels), _mm256_extracti128_si256::<1>(levels)];
+        for (half, x) in x.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let (bytes, scale) = (halves[half], _mm256_set1_ps(scales[half]));
+            for (bytes, x) in [bytes, _mm_srli_si128::<8>(bytes)].into_iter().zip(x.as_chunks_mut::<8>().0) {
+                let mut value = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), scale);
+                if let Some(offsets) = offsets {
+                    value = _mm256_add_ps(value, _mm256_set1_ps(offsets[half]));
+                }
+                // SAFETY: 8 floats are written.
+                unsafe { _mm256_storeu_ps(x.as_mut_ptr(), value) };
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx2,f16c")]
+    fn f16(src: &[u8], dst: &mut [f32]) {
+        let (blocks, rest) = src.as_chunks::<16>();
+        let (vectors, tail) = dst.as_chunks_mut::<8>();
+        for (halves, x) in blocks.iter().zip(&mut *vectors) {
+            // SAFETY: 16 bytes are read, 8 floats written.
+            unsafe { _mm256_storeu_ps(x.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(halves.as_ptr().cast()))) };
+        }
+        dequantize_f16(rest, tail);
+    }
+}
+
+mod avx512 {
+    use super::*;
+
+    decoders!("avx2,f16c,avx512f", Level::Avx512);
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f")]
+    fn store(levels: __m256i, scales: [f32; 2], offsets: Option<[f32; 2]>, x: &mut [f32; 32]) {
+        let halves = [_mm256_castsi256_si128(levels), _mm256_extracti128_si256::<1>(levels)];
+        for (half, x) in x.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let floats = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(halves[half]));
+            let mut value = _mm512_mul_ps(floats, _mm512_set1_ps(scales[half]));
+            if let Some(offsets) = offsets {
+                value = _mm512_add_ps(value, _mm512_set1_ps(offsets[half]));
+            }
+            // SAFETY: 16 floats are written.
+            unsafe { _mm512_storeu_ps(x.as_mut_ptr(), value) };
+        }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn f16(src: &[u8], dst: &mut [f32]) {
+        let (blocks, rest) = src.as_chunks::<32>();
+        let (vectors, tail) = dst.as_chunks_mut::<16>();
+        for (halves, x) in blocks.iter().zip(&mut *vectors) {
+            // SAFETY: 32 bytes are read, 16 floats written.
+            unsafe { _mm512_storeu_ps(x.as_mut_ptr(), _mm512_cvtph_ps(_mm256_loadu_si256(halves.as_ptr().cast()))) };
+        }
+        dequantize_f16(rest, tail);
+    }
+}
