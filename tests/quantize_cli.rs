@@ -324,7 +324,7 @@ fn fallback_types_are_counted_or_refused() {
     let report = run(args!["quantize", &model, "--target", "Q4_K_S", "--json"]);
     let report: Json = serde_json::from_str(&stdout_of(report)).unwrap();
     assert_eq!(report["fallbacks"], 4);
-    assert_eq!(report["tensors"][0]["fallback_from"], "q5_K");
+    assert_eq!(report["tensors"][0]["fallback_from"], "q4_K");
     assert!(report["fallback_extra_bytes"].as_u64().unwrap() > 0);
     let line = error_line(&run(args!["quantize", &model, "--target", "Q4_K_S", "--no-fallback", "--force"]));
     assert!(line.contains("rows of 96"), "{line}");
