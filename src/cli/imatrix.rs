@@ -1,4 +1,6 @@
-//! `lwq imatrix merge|convert|stats`: files of importance matrices.
+//! `lwq imatrix`: collecting importance, and merging, converting and describing its files.
+
+mod collect;
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal};
@@ -16,11 +18,14 @@ use crate::imatrix::{
 };
 use crate::os::{same_file, terminal_width};
 
-/// Merge, convert and describe importance matrices
+/// Score every weight column of a model on calibration text
 #[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct ImatrixArgs {
+    #[command(flatten)]
+    collect: collect::CollectArgs,
     #[command(subcommand)]
-    command: ImatrixCommand,
+    command: Option<ImatrixCommand>,
 }
 
 /// What can be done with finished files.
@@ -125,9 +130,10 @@ impl ImatrixArgs {
     /// When a file cannot be read, does not fit the others, or cannot be written.
     pub fn run(&self, common: &Common) -> Result<()> {
         match &self.command {
-            ImatrixCommand::Merge(args) => args.run(common),
-            ImatrixCommand::Convert(args) => args.run(common),
-            ImatrixCommand::Stats(args) => args.run(common),
+            Some(ImatrixCommand::Merge(args)) => args.run(common),
+            Some(ImatrixCommand::Convert(args)) => args.run(common),
+            Some(ImatrixCommand::Stats(args)) => args.run(common),
+            None => self.collect.run(common),
         }
     }
 }

@@ -2,4 +2,4 @@
 
 mod perplexity;
 
-pub use perplexity::{Perplexity, PerplexityOptions, perplexity};
+pub use perplexity::{Perplexity, PerplexityOptions, perplexity, score_chunks};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::model::math::log_sum_exp;
-use crate::model::{ModelError, NoTaps, Pass, TokenGroup};
+use crate::model::{HiddenStates, ModelError, NoTaps, Pass, Taps, TokenGroup};
 
 /// Settings of a perplexity run.
 #[derive(Clone, Debug)]
@@ -101,28 +101,44 @@ pub fn perplexity(
         let group = Arc::new(TokenGroup::from_sequences(sequences));
         let mut hidden = pass.embed(group.clone())?;
         pass.run_remaining(&mut hidden, &mut NoTaps)?;
-        let scored = n_ctx / 2..n_ctx - 1;
-        let rows: Vec<usize> =
-            (0..end - first).flat_map(|chunk| scored.clone().map(move |row| chunk * n_ctx + row)).collect();
-        pass.logits(&hidden, &rows, &mut NoTaps, |tile| {
-            let losses: Vec<f64> = tile
-                .rows
-                .par_iter()
-                .zip(tile.logits.par_chunks_exact(tile.n_vocab))
-                .map(|(&row, logits)| {
-                    let next = group.tokens()[row + 1] as usize;
-                    log_sum_exp(logits) - f64::from(logits[next])
-                })
-                .collect();
-            losses.into_iter().for_each(|nll| total.add(nll));
-            Ok(())
-        })?;
+        score_chunks(pass, &hidden, n_ctx, &mut NoTaps, &mut total)?;
         total.chunks = end;
         if progress(&total).is_break() {
             break;
         }
     }
     Ok(total)
+}
+
+/// Adds the predictions made in the second half of every chunk of `n_ctx` tokens in `hidden`, which must have passed
+/// all layers. Taps see the inputs of the output matrix at the scored positions.
+///
+/// # Errors
+/// Those of the output product.
+pub fn score_chunks(
+    pass: &Pass<'_, '_, '_>,
+    hidden: &HiddenStates,
+    n_ctx: usize,
+    taps: &mut dyn Taps,
+    total: &mut Perplexity,
+) -> Result<(), ModelError> {
+    let group = hidden.group().clone();
+    let chunks = group.len() / n_ctx;
+    let rows: Vec<usize> =
+        (0..chunks).flat_map(|chunk| (n_ctx / 2..n_ctx - 1).map(move |row| chunk * n_ctx + row)).collect();
+    pass.logits(hidden, &rows, taps, |tile| {
+        let losses: Vec<f64> = tile
+            .rows
+            .par_iter()
+            .zip(tile.logits.par_chunks_exact(tile.n_vocab))
+            .map(|(&row, logits)| {
+                let next = group.tokens()[row + 1] as usize;
+                log_sum_exp(logits) - f64::from(logits[next])
+            })
+            .collect();
+        losses.into_iter().for_each(|nll| total.add(nll));
+        Ok(())
+    })
 }
 
 #[cfg(test)]

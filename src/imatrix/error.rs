@@ -44,6 +44,14 @@ pub enum ImatrixError {
         /// What does not fit.
         problem: WriteProblem,
     },
+    /// The state of an unfinished run cannot be used.
+    #[error("{file}: {problem}")]
+    Checkpoint {
+        /// The checkpoint's path.
+        file: String,
+        /// What is wrong and what to do.
+        problem: String,
+    },
     /// The output could not be made or given its name.
     #[error(transparent)]
     Output(#[from] OutputError),

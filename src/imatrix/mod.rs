@@ -9,6 +9,8 @@
 //! (`common_imatrix_load`, `load_imatrix` of llama-quantize, `save_imatrix` of llama-imatrix), because the bytes of
 //! quantized models depend on them.
 
+pub mod checkpoint;
+mod collect;
 mod error;
 mod gguf_form;
 mod heatmap;
@@ -25,6 +27,7 @@ use std::path::Path;
 use crate::atomic_file::AtomicFile;
 use crate::gguf::{Gguf, Value};
 
+pub use collect::{Collector, InputSums};
 pub use error::{ImatrixError, MergeProblem, Problem, Quoted, Warning, WriteProblem};
 pub use heatmap::{HeatmapStyle, heatmap};
 pub use matching::{
