@@ -162,3 +162,50 @@ fn a_model_is_refused_with_what_to_give_instead() {
     let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/doclet-4m-f16.gguf");
     fails(Path::new(GOLDEN), &["stats", model], "is a model (general.architecture is \"llama\")");
 }
+
+/// Runs `lwq quantize` on the bundled model with `imatrix`; the output is `out.gguf` in `dir`.
+fn quantize(dir: &Path, imatrix: &Path, target: &str) -> (i32, String) {
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/doclet-4m-f16.gguf");
+    let mut command = Command::cargo_bin("lwq").unwrap();
+    command.current_dir(dir).args(["quantize", model, "out.gguf", "--target", target, "--imatrix"]).arg(imatrix);
+    let output = command.output().unwrap();
+    (output.status.code().unwrap_or(-1), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn quantize_stops_before_work_when_needed_data_are_missing() {
+    let dir = folder();
+    let mut half = lwq::imatrix::Imatrix::open(&golden("doclet.imatrix.gguf")).unwrap();
+    half.entries.retain(|name, _| !name.starts_with("blk.3.ffn") && !name.starts_with("blk.4.attn_q"));
+    let path = dir.path().join("half.gguf");
+    half.save(&path, lwq::imatrix::Form::Gguf, false).unwrap();
+
+    let (code, stderr) = quantize(dir.path(), &path, "IQ2_XXS");
+    let error = stderr.lines().last().unwrap();
+    assert_eq!(code, 1, "{stderr}");
+    for name in
+        ["4 tensors have no imatrix data", "blk.3.ffn_down.weight", "blk.3.ffn_up.weight", "blk.4.attn_q.weight"]
+    {
+        assert!(error.contains(name), "{error:?} lacks {name:?}");
+    }
+    assert!(!dir.path().join("out.gguf").exists());
+
+    // Types that can do without are only warned about, by name.
+    let (code, stderr) = quantize(dir.path(), &path, "Q4_0");
+    assert!(code == 0 && stderr.contains("4 of the quantized tensors have no imatrix data"), "{stderr}");
+}
+
+#[test]
+fn quantize_refuses_the_imatrix_of_another_model() {
+    let dir = folder();
+    let mut other = lwq::imatrix::Imatrix::open(&golden("doclet.imatrix.gguf")).unwrap();
+    for entry in other.entries.values_mut() {
+        entry.sums.truncate(entry.sums.len() / 2);
+    }
+    let path = dir.path().join("other.gguf");
+    other.save(&path, lwq::imatrix::Form::Gguf, false).unwrap();
+    let (code, stderr) = quantize(dir.path(), &path, "Q4_K_M");
+    let error = stderr.lines().last().unwrap();
+    assert!(code == 1 && error.contains("42 imatrix entries have another length than the tensor"), "{stderr}");
+    assert!(!dir.path().join("out.gguf").exists());
+}

@@ -115,16 +115,22 @@ impl Entry {
     /// Column weights, computed with llama-quantize's operations: single-precision sum divided by the count
     /// rounded to single precision; ones where the count is zero.
     pub fn importance(&self) -> Importance {
-        let mut values = Vec::with_capacity(self.sums.len());
-        for (sums, &count) in self.sums.chunks_exact(self.row_len().max(1)).zip(&self.counts) {
+        self.clone().into_importance()
+    }
+
+    /// As [`Entry::importance`], in the memory of the sums.
+    pub fn into_importance(self) -> Importance {
+        let (neutral_matrices, row_len) = (self.neutral_matrices(), self.row_len().max(1));
+        let mut values = self.sums;
+        for (values, &count) in values.chunks_exact_mut(row_len).zip(&self.counts) {
             if count > 0 {
                 let count = count as f32;
-                values.extend(sums.iter().map(|sum| sum / count));
+                values.iter_mut().for_each(|value| *value /= count);
             } else {
-                values.extend(sums.iter().map(|_| 1.0f32));
+                values.fill(1.0);
             }
         }
-        Importance { values, neutral_matrices: self.neutral_matrices() }
+        Importance { values, neutral_matrices }
     }
 }
 

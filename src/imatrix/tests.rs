@@ -106,8 +106,8 @@ fn legacy_headers_that_lie_are_refused() {
     }
     refused(b"GGU\x07 is no magic but still a count", "no imatrix");
     refused(b"PK\x03\x04 some archive that was renamed to .dat", "no imatrix");
-    refused(b"GGUFx", "");
-    refused(b"GGUF\x03\0\0\0", "");
+    refused(b"GGUFx", "cut short");
+    refused(b"GGUF\x03\0\0\0", "cut short");
 }
 
 #[test]
@@ -257,7 +257,7 @@ mod gguf_files {
         ];
         for (shape, values, tokens) in cases {
             let file = gguf(&keys(), &[sums("w", &shape, &values), counts("w", &tokens)]);
-            refused(&file, "");
+            refused(&file, "sums must be a positive multiple of counts");
         }
     }
 
@@ -310,11 +310,11 @@ mod gguf_files {
         for elements in [(1u64 << 62) + (1 << 61), (1 << 62) - 8, u64::MAX, u64::MAX / 4 - 7] {
             let mut tensors = sound();
             tensors[0].2 = vec![elements];
-            refused(&gguf(&keys(), &tensors), "");
+            refused(&gguf(&keys(), &tensors), "tensor \"blk.0.a.weight.in_sum2\"");
         }
         let mut tensors = sound();
         tensors[0].2 = vec![1 << 32, 1 << 32];
-        refused(&gguf(&keys(), &tensors), "");
+        refused(&gguf(&keys(), &tensors), "tensor \"blk.0.a.weight.in_sum2\"");
     }
 
     #[test]

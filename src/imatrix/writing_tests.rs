@@ -165,3 +165,81 @@ fn model_metadata_names_the_imatrix() {
         assert_eq!(keys, ["quantize.imatrix.file", "quantize.imatrix.entries_count"]);
     }
 }
+
+mod properties {
+    use proptest::collection::{btree_map, vec};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Entries of one to four matrices, with magnitudes from tiny to large and some matrices without tokens.
+    fn entries(single_count: bool) -> impl Strategy<Value = BTreeMap<String, Entry>> {
+        let matrices = if single_count { 1..2usize } else { 1..5usize };
+        let sum = prop_oneof![Just(0.0f32), 0.0f32..1e6, (-30i32..30).prop_map(|exponent| 2f32.powi(exponent))];
+        let entry = (1usize..9, matrices).prop_flat_map(move |(row_len, matrices)| {
+            let count = if single_count { 1u64..1 << 31 } else { 0..1 << 24 };
+            (vec(sum.clone(), row_len * matrices), vec(count, matrices))
+                .prop_map(|(sums, counts)| Entry { sums, counts })
+        });
+        btree_map("[a-zA-Z0-9_.é]{1,20}", entry, 1..6)
+    }
+
+    fn imatrix(form: Form) -> impl Strategy<Value = Imatrix> {
+        let datasets = if form == Form::Dat { 0..2usize } else { 0..4 };
+        let count = 0u32..=i32::MAX as u32;
+        (entries(form == Form::Dat), vec("[^\0]{1,9}", datasets), count, 1u32..5000).prop_map(
+            move |(entries, datasets, chunk_count, chunk_size)| Imatrix {
+                entries,
+                datasets,
+                chunk_count: Some(chunk_count),
+                chunk_size: (form == Form::Gguf).then_some(chunk_size),
+                form,
+                warnings: Vec::new(),
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn gguf_comes_back_as_it_was(imatrix in imatrix(Form::Gguf)) {
+            let mut back = parse(&written(&imatrix, Form::Gguf).0);
+            // Sums without tokens are named when read.
+            back.warnings.clear();
+            prop_assert_eq!(back, imatrix);
+        }
+
+        #[test]
+        fn dat_comes_back_as_it_was(imatrix in imatrix(Form::Dat)) {
+            prop_assert_eq!(parse(&written(&imatrix, Form::Dat).0), imatrix);
+        }
+
+        #[test]
+        fn importance_survives_the_legacy_form(imatrix in imatrix(Form::Gguf)) {
+            let mut out = Vec::new();
+            if imatrix.write(Form::Dat, &mut out).is_ok() {
+                let back = parse(&out);
+                for (name, entry) in imatrix.entries.iter().filter(|(_, entry)| !entry.is_empty()) {
+                    let (a, b) = (entry.importance().values, back.entries[name].importance().values);
+                    for (a, b) in a.iter().zip(&b) {
+                        prop_assert!((a - b).abs() <= a * 3e-7 + f32::MIN_POSITIVE, "{}: {} {}", name, a, b);
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn damaged_bytes_never_panic(imatrix in imatrix(Form::Gguf), at in any::<proptest::sample::Index>(), byte: u8) {
+            for form in [Form::Gguf, Form::Dat] {
+                let mut out = Vec::new();
+                if imatrix.write(form, &mut out).is_ok() {
+                    let at = at.index(out.len());
+                    out[at] = byte;
+                    if let Err(error) = Imatrix::from_bytes(&out, "damaged") {
+                        prop_assert!(!error.to_string().contains('\n'));
+                    }
+                    let _ = Imatrix::from_bytes(&out[..at], "cut");
+                }
+            }
+        }
+    }
+}
