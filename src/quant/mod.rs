@@ -144,7 +144,7 @@ pub fn quantize_rows(
     if dst.len() != expected {
         return Err(QuantError::EncodedLength { ty, weights: src.len(), expected, found: dst.len() });
     }
-    quantize(src, row_len, importance, dst);
+    kernels::quantizer(ty).unwrap_or(quantize)(src, row_len, importance, dst);
     Ok(())
 }
 

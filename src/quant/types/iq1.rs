@@ -7,7 +7,9 @@
 //! | IQ1_S | `d`, 32 low bytes of points, per 32 weights a u16: four times 3 high bits, `s`, bit 15 set for shift -1/8 |
 //! | IQ1_M | 32 low bytes of points, 16 bytes with two times 3 high bits and the shift bit, 4 u16 with four `s` (16 weights each) and 4 bits of `d` on top |
 
-use super::superblock::{error_weights, for_each_block, for_each_encoded, sum_of_squares};
+use super::runs::ShiftedRun;
+use super::superblock::{error_weights_or, for_each_block};
+use super::{decode_blocks, get_f16, largest_magnitude, put_f16, sum_of_squares};
 use crate::quant::float16::{f16_to_f32, f32_to_f16};
 use crate::quant::grid::fit::scale_code;
 use crate::quant::grid::{self, Lattice, squared_errors};
@@ -115,12 +117,8 @@ fn onto_lattice<const N: usize>(
     (points, scale)
 }
 
-#[inline(always)]
-fn max_magnitude(values: &[f32]) -> f32 {
-    values.iter().fold(0.0, |max: f32, x| if max > x.abs() { max } else { x.abs() })
-}
-
 /// Tries all splits of 32 sorted weights with the shift up and the shift down.
+#[inline(always)]
 fn best_split_s(x: &[f32; 32], weights: &[f32; 32], order: &[u8; 32]) -> Option<Split> {
     let (mut sum_x, mut sum_w) = ([0f32; 33], [0f32; 33]);
     for (j, &i) in order.iter().enumerate() {
@@ -150,10 +148,12 @@ fn best_split_s(x: &[f32; 32], weights: &[f32; 32], order: &[u8; 32]) -> Option<
 }
 
 /// Encodes IQ1_S. ggml has no rule for weights of equal importance and aborts; here `None` means equal.
+#[inline(always)]
 pub fn quantize_iq1_s(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
     for_each_block(src, row_len, importance, dst, encode_s);
 }
 
+#[inline(always)]
 fn encode_s(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 50]) {
     let lattice = grid::iq1();
     let variance = 2.0 * sum_of_squares(x) / BLOCK as f32;
@@ -162,11 +162,11 @@ fn encode_s(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 
     let mut max_scale = 0f32;
     out.fill(0);
     for (ib, values) in x.as_chunks::<32>().0.iter().enumerate() {
-        if max_magnitude(values) < 1e-12 {
+        if largest_magnitude(values) < 1e-12 {
             continue;
         }
         let importance = importance.map(|w| &w.as_chunks::<32>().0[ib]);
-        let weights = error_weights(values, importance, variance, |x| (variance + x * x).sqrt());
+        let weights = error_weights_or(values, importance, variance, |x| (variance + x * x).sqrt());
         let order = ascending(values);
         let Some(mut split) = best_split_s(values, &weights, &order) else { continue };
         let mut levels = split_levels(&order, &split);
@@ -191,7 +191,7 @@ fn encode_s(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 
     } else {
         let d = max_scale / 15.0;
         // The factor makes up for what rounding the group scales loses on average.
-        out[..2].copy_from_slice(&f32_to_f16(d * 1.125).to_le_bytes());
+        put_f16(out, 0, d * 1.125);
         Some(1.0 / d)
     };
     for (ib, bytes) in out[34..].as_chunks_mut::<2>().0.iter_mut().enumerate() {
@@ -201,19 +201,30 @@ fn encode_s(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 
 }
 
 /// Decodes IQ1_S.
+#[inline(always)]
 pub fn dequantize_iq1_s(src: &[u8], dst: &mut [f32]) {
-    for_each_encoded(src, dst, |block: &[u8; 50], out: &mut [f32; BLOCK]| {
-        let d = f16_to_f32(u16::from_le_bytes([block[0], block[1]]));
-        for (ib, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            let word = u16::from_le_bytes([block[34 + 2 * ib], block[35 + 2 * ib]]);
-            let scale = d * f32::from(2 * (word >> 12 & 7) + 1);
-            let shift = if word & 0x8000 != 0 { -DELTA } else { DELTA };
-            for (k, out) in out.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-                let point = usize::from(block[2 + 4 * ib + k]) | usize::from(word >> (3 * k) & 7) << 8;
-                *out = shifted(scale, grid::IQ1_POINTS[point], shift);
-            }
-        }
+    decode_blocks(src, dst, |block: &[u8; 50], out: &mut [f32; BLOCK]| {
+        runs_s(block, |n, run| run.store(&mut out.as_chunks_mut::<16>().0[n]));
     });
+}
+
+/// Takes a block of IQ1_S apart.
+#[inline(always)]
+pub fn runs_s(block: &[u8; 50], mut emit: impl FnMut(usize, ShiftedRun)) {
+    let d = get_f16(block, 0);
+    for n in 0..16 {
+        let word = u16::from_le_bytes([block[34 + n / 2 * 2], block[35 + n / 2 * 2]]);
+        let high = usize::from(word >> (6 * (n % 2)));
+        let [first, second] = [usize::from(block[2 + 2 * n]), usize::from(block[3 + 2 * n])];
+        emit(
+            n,
+            ShiftedRun {
+                scale: d * f32::from(2 * (word >> 12 & 7) + 1),
+                values: [first | (high & 7) << 8, second | (high >> 3 & 7) << 8].map(|point| grid::IQ1_POINTS[point]),
+                shifts: [if word & 0x8000 != 0 { -DELTA } else { DELTA }; 2],
+            },
+        );
+    }
 }
 
 /// Combinations of shifts of the two runs of 8 in a group of IQ1_M: bit 1 for the first, bit 0 for the second;
@@ -233,6 +244,7 @@ fn add(sums: &Terms, terms: &Terms) -> Terms {
 
 /// Tries all splits of 16 sorted weights with four combinations of shifts. Every candidate is summed in sorted
 /// order from zero; what candidates have in common at their front is summed once.
+#[inline(always)]
 fn best_split_m(x: &[f32; 16], weights: &[f32; 16], order: &[u8; 16]) -> Option<Split> {
     let terms: [[Terms; 3]; 16] = order.map(|i| {
         let (i, run) = (i as usize, i as usize / 8);
@@ -264,21 +276,23 @@ fn best_split_m(x: &[f32; 16], weights: &[f32; 16], order: &[u8; 16]) -> Option<
 }
 
 /// Encodes IQ1_M.
+#[inline(always)]
 pub fn quantize_iq1_m(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
     for_each_block(src, row_len, importance, dst, encode_m);
 }
 
+#[inline(always)]
 fn encode_m(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 56]) {
     let lattice = grid::iq1();
     let variance = 2.0 * sum_of_squares(x) / BLOCK as f32;
-    let all_weights = error_weights(x, importance, variance, |x| x * x);
+    let all_weights = error_weights_or(x, importance, variance, |x| x * x);
     let (groups, weights) = (x.as_chunks::<16>().0, all_weights.as_chunks::<16>().0);
     let mut points = [[0u16; 2]; 16];
     let mut shifts = [0usize; 16];
     let mut scales = [0f32; 16];
     let mut max_scale = 0f32;
     for ib in 0..16 {
-        if max_magnitude(&groups[ib]) < 1e-7 {
+        if largest_magnitude(&groups[ib]) < 1e-7 {
             continue;
         }
         let order = ascending(&groups[ib]);
@@ -335,24 +349,30 @@ fn encode_m(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 
 }
 
 /// Decodes IQ1_M.
+#[inline(always)]
 pub fn dequantize_iq1_m(src: &[u8], dst: &mut [f32]) {
-    for_each_encoded(src, dst, |block: &[u8; 56], out: &mut [f32; BLOCK]| {
-        let words: [u16; 4] = std::array::from_fn(|i| u16::from_le_bytes([block[48 + 2 * i], block[49 + 2 * i]]));
-        let half = words.iter().rev().fold(0u16, |half, word| half << 4 | word >> 12);
-        let d = f16_to_f32(half);
-        for (n, out) in out.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            let ib = n / 2;
-            let scale = d * f32::from(2 * (words[ib / 4] >> (3 * (ib % 4)) & 7) + 1);
-            let high = block[32 + ib] >> (4 * (n % 2));
-            let shift = if high & 8 != 0 { -DELTA } else { DELTA };
-            let point = usize::from(block[n]) | usize::from(high & 7) << 8;
-            *out = shifted(scale, grid::IQ1_POINTS[point], shift);
-        }
+    decode_blocks(src, dst, |block: &[u8; 56], out: &mut [f32; BLOCK]| {
+        runs_m(block, |n, run| run.store(&mut out.as_chunks_mut::<16>().0[n]));
     });
 }
 
-/// Eight weights of a point.
+/// Takes a block of IQ1_M apart.
 #[inline(always)]
-fn shifted(scale: f32, point: u64, shift: f32) -> [f32; 8] {
-    point.to_le_bytes().map(|value| scale * (f32::from(value as i8) + shift))
+pub fn runs_m(block: &[u8; 56], mut emit: impl FnMut(usize, ShiftedRun)) {
+    let words: [u16; 4] = std::array::from_fn(|i| u16::from_le_bytes([block[48 + 2 * i], block[49 + 2 * i]]));
+    let half = words.iter().rev().fold(0u16, |half, word| half << 4 | word >> 12);
+    let d = f16_to_f32(half);
+    for n in 0..16 {
+        let high = block[32 + n];
+        let point = |k: usize| usize::from(block[2 * n + k]) | usize::from(high >> (4 * k) & 7) << 8;
+        let shift = |k: usize| f32::from_bits(DELTA.to_bits() | u32::from(high >> (4 * k + 3) & 1) << 31);
+        emit(
+            n,
+            ShiftedRun {
+                scale: d * f32::from(2 * (words[n / 4] >> (3 * (n % 4)) & 7) + 1),
+                values: [grid::IQ1_POINTS[point(0)], grid::IQ1_POINTS[point(1)]],
+                shifts: [shift(0), shift(1)],
+            },
+        );
+    }
 }

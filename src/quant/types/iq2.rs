@@ -10,11 +10,12 @@
 //! | IQ2_XS  | `d`, 32 u16 (9-bit point, 7-bit sign code), 8 bytes with the `s` of two groups each       |
 //! | IQ2_S   | `d`, 32 low bytes of points, 32 sign bytes, 8 bytes with two high bits of four points each, 8 bytes of `s` |
 
-use super::superblock::{error_weights, for_each_block, for_each_encoded, sum_of_squares};
-use crate::quant::float16::{f16_to_f32, f32_to_f16};
+use super::runs::SignedRun;
+use super::superblock::{error_weights_or, for_each_block};
+use super::{decode_blocks, get_f16, put_f16, sum_of_squares};
 use crate::quant::grid::fit::{Group, Refine, Signs, Trials, fit, scale_code};
 use crate::quant::grid::{self, even_signs};
-use crate::quant::round::nearest_int;
+use crate::quant::search::fit_positive;
 
 const BLOCK: usize = 256;
 /// Highest level plus one.
@@ -23,10 +24,12 @@ const LEVELS: i32 = 3;
 const TOP: i32 = 15;
 
 /// Encodes IQ2_XXS. ggml has no rule for weights of equal importance and aborts; here `None` means equal.
+#[inline(always)]
 pub fn quantize_iq2_xxs(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
     for_each_block(src, row_len, importance, dst, encode_xxs);
 }
 
+#[inline(always)]
 fn encode_xxs(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 66]) {
     const TRIALS: Trials = Trials { tries: 6, step: 0.1, levels: LEVELS, refine: Refine::Always };
     let lattice = grid::iq2_xxs();
@@ -37,13 +40,13 @@ fn encode_xxs(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8
     let mut max_scale = 0f32;
     for (ib, values) in groups.iter().enumerate() {
         let importance = importance.map(|w| &w.as_chunks::<32>().0[ib]);
-        let weights = error_weights(values, importance, variance, |x| (variance + x * x).sqrt());
+        let weights = error_weights_or(values, importance, variance, |x| (variance + x * x).sqrt());
         let mut group = Group::new(values, weights, Signs::Even);
         if group.max() < 1e-15 {
             continue;
         }
         // The first guess is the best scale of levels 0 to 4 without a lattice.
-        let start = fit_positive(&group.magnitudes, &group.weights, LEVELS + 1);
+        let start = fit_positive(&group.magnitudes, &group.weights, LEVELS + 1).scale;
         let reach = start * LEVELS as f32;
         if reach <= 0.0 {
             continue;
@@ -63,7 +66,7 @@ fn encode_xxs(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8
     let d = max_scale / 31.0;
     let inverse = 1.0 / d;
     let (head, body) = out.split_at_mut(2);
-    head.copy_from_slice(&f32_to_f16(d).to_le_bytes());
+    put_f16(head, 0, d);
     for (ib, bytes) in body.as_chunks_mut::<8>().0.iter_mut().enumerate() {
         let [points, signs] = words[ib];
         let signs = signs | u32::from(scale_code(inverse, scales[ib], TOP)) << 28;
@@ -73,18 +76,33 @@ fn encode_xxs(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8
 }
 
 /// Decodes IQ2_XXS.
+#[inline(always)]
 pub fn dequantize_iq2_xxs(src: &[u8], dst: &mut [f32]) {
-    for_each_encoded(src, dst, |block: &[u8; 66], out: &mut [f32; BLOCK]| {
-        let d = half_at(block, 0);
-        for (bytes, out) in block[2..].as_chunks::<8>().0.iter().zip(out.as_chunks_mut::<32>().0) {
-            let signs = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
-            let scale = d * (0.5 + (signs >> 28) as f32) * 0.25;
-            for (k, out) in out.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-                let point = grid::IQ2_XXS_POINTS[bytes[k] as usize];
-                *out = signed(scale, point, even_signs((signs >> (7 * k)) as u8));
-            }
-        }
+    decode_blocks(src, dst, |block: &[u8; 66], out: &mut [f32; BLOCK]| {
+        runs_xxs(block, |n, run| run.store(&mut out.as_chunks_mut::<16>().0[n]));
     });
+}
+
+/// Takes a block of IQ2_XXS apart.
+#[inline(always)]
+pub fn runs_xxs(block: &[u8; 66], mut emit: impl FnMut(usize, SignedRun)) {
+    let d = get_f16(block, 0);
+    for (ib, bytes) in block[2..].as_chunks::<8>().0.iter().enumerate() {
+        let word = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+        let scale = d * (0.5 + (word >> 28) as f32) * 0.25;
+        for half in 0..2 {
+            let codes = word >> (14 * half);
+            emit(
+                2 * ib + half,
+                SignedRun {
+                    scale,
+                    magnitudes: [bytes[2 * half], bytes[2 * half + 1]]
+                        .map(|point| grid::IQ2_XXS_POINTS[point as usize]),
+                    signs: u16::from_le_bytes([even_signs(codes as u8), even_signs((codes >> 7) as u8)]),
+                },
+            );
+        }
+    }
 }
 
 /// The two types with groups of 16 differ in lattice, constants and layout only.
@@ -110,7 +128,7 @@ impl Pairs {
         let mut pairs = Pairs { groups: [[0; 2]; 16], signs: [[0; 2]; 16], scales: [0.0; 16], max_scale: 0.0 };
         for (ib, values) in x.as_chunks::<16>().0.iter().enumerate() {
             let importance = importance.map(|w| &w.as_chunks::<16>().0[ib]);
-            let mut group = Group::new(values, error_weights(values, importance, variance, otherwise), rule);
+            let mut group = Group::new(values, error_weights_or(values, importance, variance, otherwise), rule);
             let max = group.max();
             if max < smallest {
                 continue;
@@ -125,6 +143,7 @@ impl Pairs {
     }
 
     /// The scale codes of all groups in units of `max_scale / 31`, two to a byte.
+    #[inline(always)]
     fn scale_codes(&self, unit: f32) -> [u8; 8] {
         let inverse = 1.0 / unit;
         let code = |ib: usize| scale_code(inverse, self.scales[ib], TOP);
@@ -133,156 +152,110 @@ impl Pairs {
 }
 
 /// Encodes IQ2_XS. ggml has no rule for weights of equal importance and aborts; here `None` means equal.
+#[inline(always)]
 pub fn quantize_iq2_xs(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
-    for_each_block(src, row_len, importance, dst, |x: &[f32; BLOCK], importance, out: &mut [u8; 74]| {
-        let variance = sum_of_squares(x) / BLOCK as f32;
-        let equal = |x: f32| (variance + x * x).sqrt();
-        let pairs = Pairs::fit(x, importance, grid::iq2_xs(), Signs::Even, 1e-15, variance, equal);
-        out.fill(0);
-        if pairs.max_scale == 0.0 {
-            return;
-        }
-        let d = pairs.max_scale / 31.0;
-        out[..2].copy_from_slice(&f32_to_f16(d).to_le_bytes());
-        for (n, bytes) in out[2..66].as_chunks_mut::<2>().0.iter_mut().enumerate() {
-            let signs = u16::from(pairs.signs[n / 2][n % 2] & 127);
-            *bytes = (pairs.groups[n / 2][n % 2] | signs << 9).to_le_bytes();
-        }
-        out[66..].copy_from_slice(&pairs.scale_codes(d));
-    });
+    for_each_block(src, row_len, importance, dst, encode_xs);
+}
+
+#[inline(always)]
+fn encode_xs(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 74]) {
+    let variance = sum_of_squares(x) / BLOCK as f32;
+    let equal = |x: f32| (variance + x * x).sqrt();
+    let pairs = Pairs::fit(x, importance, grid::iq2_xs(), Signs::Even, 1e-15, variance, equal);
+    out.fill(0);
+    if pairs.max_scale == 0.0 {
+        return;
+    }
+    let d = pairs.max_scale / 31.0;
+    put_f16(out, 0, d);
+    for (n, bytes) in out[2..66].as_chunks_mut::<2>().0.iter_mut().enumerate() {
+        let signs = u16::from(pairs.signs[n / 2][n % 2] & 127);
+        *bytes = (pairs.groups[n / 2][n % 2] | signs << 9).to_le_bytes();
+    }
+    out[66..].copy_from_slice(&pairs.scale_codes(d));
 }
 
 /// Decodes IQ2_XS.
+#[inline(always)]
 pub fn dequantize_iq2_xs(src: &[u8], dst: &mut [f32]) {
-    for_each_encoded(src, dst, |block: &[u8; 74], out: &mut [f32; BLOCK]| {
-        let d = half_at(block, 0);
-        let (codes, _) = block[2..66].as_chunks::<2>();
-        for (n, out) in out.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            let code = u16::from_le_bytes(codes[n]);
-            let point = grid::IQ2_XS_POINTS[(code & 511) as usize];
-            *out = signed(pair_scale(d, &block[66..], n / 2), point, even_signs((code >> 9) as u8));
-        }
+    decode_blocks(src, dst, |block: &[u8; 74], out: &mut [f32; BLOCK]| {
+        runs_xs(block, |n, run| run.store(&mut out.as_chunks_mut::<16>().0[n]));
     });
+}
+
+/// Takes a block of IQ2_XS apart.
+#[inline(always)]
+pub fn runs_xs(block: &[u8; 74], mut emit: impl FnMut(usize, SignedRun)) {
+    let d = get_f16(block, 0);
+    for (n, codes) in block[2..66].as_chunks::<4>().0.iter().enumerate() {
+        let codes = [u16::from_le_bytes([codes[0], codes[1]]), u16::from_le_bytes([codes[2], codes[3]])];
+        emit(
+            n,
+            SignedRun {
+                scale: pair_scale(d, &block[66..], n),
+                magnitudes: codes.map(|code| grid::IQ2_XS_POINTS[(code & 511) as usize]),
+                signs: u16::from_le_bytes(codes.map(|code| even_signs((code >> 9) as u8))),
+            },
+        );
+    }
 }
 
 /// Encodes IQ2_S.
+#[inline(always)]
 pub fn quantize_iq2_s(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
-    for_each_block(src, row_len, importance, dst, |x: &[f32; BLOCK], importance, out: &mut [u8; 82]| {
-        let variance = 2.0 * sum_of_squares(x) / BLOCK as f32;
-        let equal = |x: f32| 0.25 * variance + x * x;
-        let pairs = Pairs::fit(x, importance, grid::iq2_s(), Signs::Free, 1e-8, variance, equal);
-        out.fill(0);
-        for n in 0..32 {
-            let point = pairs.groups[n / 2][n % 2];
-            out[2 + n] = point as u8;
-            out[34 + n] = pairs.signs[n / 2][n % 2];
-            out[66 + n / 4] |= ((point >> 8) as u8) << (2 * (n % 4));
-        }
-        if pairs.max_scale == 0.0 {
-            return;
-        }
-        let d = pairs.max_scale / 31.0;
-        // The least squares scale is slightly too large once the group scales are rounded.
-        out[..2].copy_from_slice(&f32_to_f16(d * 0.9875).to_le_bytes());
-        out[74..].copy_from_slice(&pairs.scale_codes(d));
-    });
+    for_each_block(src, row_len, importance, dst, encode_s);
+}
+
+#[inline(always)]
+fn encode_s(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 82]) {
+    let variance = 2.0 * sum_of_squares(x) / BLOCK as f32;
+    let equal = |x: f32| 0.25 * variance + x * x;
+    let pairs = Pairs::fit(x, importance, grid::iq2_s(), Signs::Free, 1e-8, variance, equal);
+    out.fill(0);
+    for n in 0..32 {
+        let point = pairs.groups[n / 2][n % 2];
+        out[2 + n] = point as u8;
+        out[34 + n] = pairs.signs[n / 2][n % 2];
+        out[66 + n / 4] |= ((point >> 8) as u8) << (2 * (n % 4));
+    }
+    if pairs.max_scale == 0.0 {
+        return;
+    }
+    let d = pairs.max_scale / 31.0;
+    // The least squares scale is slightly too large once the group scales are rounded.
+    put_f16(out, 0, d * 0.9875);
+    out[74..].copy_from_slice(&pairs.scale_codes(d));
 }
 
 /// Decodes IQ2_S.
+#[inline(always)]
 pub fn dequantize_iq2_s(src: &[u8], dst: &mut [f32]) {
-    for_each_encoded(src, dst, |block: &[u8; 82], out: &mut [f32; BLOCK]| {
-        let d = half_at(block, 0);
-        for (n, out) in out.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            let high = usize::from(block[66 + n / 4] >> (2 * (n % 4)) & 3);
-            let point = grid::IQ2_S_POINTS[usize::from(block[2 + n]) | high << 8];
-            *out = signed(pair_scale(d, &block[74..], n / 2), point, block[34 + n]);
-        }
+    decode_blocks(src, dst, |block: &[u8; 82], out: &mut [f32; BLOCK]| {
+        runs_s(block, |n, run| run.store(&mut out.as_chunks_mut::<16>().0[n]));
     });
 }
 
-/// The binary16 at byte `at`.
+/// Takes a block of IQ2_S apart.
 #[inline(always)]
-fn half_at(block: &[u8], at: usize) -> f32 {
-    f16_to_f32(u16::from_le_bytes([block[at], block[at + 1]]))
+pub fn runs_s(block: &[u8; 82], mut emit: impl FnMut(usize, SignedRun)) {
+    let d = get_f16(block, 0);
+    for n in 0..16 {
+        let high = usize::from(block[66 + n / 2] >> (4 * (n % 2)));
+        let [first, second] = [usize::from(block[2 + 2 * n]), usize::from(block[3 + 2 * n])];
+        emit(
+            n,
+            SignedRun {
+                scale: pair_scale(d, &block[74..], n),
+                magnitudes: [first | (high & 3) << 8, second | (high >> 2 & 3) << 8]
+                    .map(|point| grid::IQ2_S_POINTS[point]),
+                signs: u16::from_le_bytes([block[34 + 2 * n], block[35 + 2 * n]]),
+            },
+        );
+    }
 }
 
 /// Scale of group `ib` of 16 weights, from codes packed two to a byte.
 #[inline(always)]
 fn pair_scale(d: f32, codes: &[u8], ib: usize) -> f32 {
     d * (0.5 + f32::from(codes[ib / 2] >> (4 * (ib % 2)) & 15)) * 0.25
-}
-
-/// Eight weights of a point.
-#[inline(always)]
-fn signed(scale: f32, point: u64, signs: u8) -> [f32; 8] {
-    let magnitudes = point.to_le_bytes();
-    std::array::from_fn(|i| {
-        let value = scale * f32::from(magnitudes[i]);
-        if signs >> i & 1 == 1 { -value } else { value }
-    })
-}
-
-/// Scale for codes `0..=top` that fits `values` best by weighted squared error (`make_qp_quants`). Zero if no
-/// value exceeds 1e-15.
-///
-/// Negative values, which only the sign parity of IQ2_XXS produces, wrap to large codes as ggml's bytes do.
-fn fit_positive(values: &[f32; 32], weights: &[f32; 32], top: i32) -> f32 {
-    let mut codes = [0u8; 32];
-    let max = values.iter().fold(0f32, |max, &x| if max > x { max } else { x });
-    if max < 1e-15 {
-        return 0.0;
-    }
-    let top_f = top as f32;
-    let mut inverse = top_f / max;
-    let scale = 1.0 / inverse;
-    let mut best_error = 0f32;
-    for (&x, &w) in values.iter().zip(weights) {
-        let difference = x - scale * f32::from(nearest_int(inverse * x) as u8);
-        best_error += w * difference * difference;
-    }
-    for n in (-4..=4).filter(|&n| n != 0) {
-        let trial = (0.1 * n as f32 + top_f) / max;
-        let scale = 1.0 / trial;
-        let mut error = 0f32;
-        for (&x, &w) in values.iter().zip(weights) {
-            let difference = x - scale * nearest_int(trial * x).min(top) as f32;
-            error += w * difference * difference;
-        }
-        if error < best_error {
-            best_error = error;
-            inverse = trial;
-        }
-    }
-    let (mut sum_lx, mut sum_l2) = (0f32, 0f32);
-    for ((code, &x), &w) in codes.iter_mut().zip(values).zip(weights) {
-        let l = nearest_int(inverse * x).min(top);
-        *code = l as u8;
-        sum_lx += w * x * l as f32;
-        sum_l2 += w * l as f32 * l as f32;
-    }
-    for _ in 0..5 {
-        let mut changed = false;
-        for ((code, &x), &w) in codes.iter_mut().zip(values).zip(weights) {
-            let old = f32::from(*code);
-            let mut lx = sum_lx - w * x * old;
-            let mut l2 = sum_l2 - w * old * old;
-            if lx > 0.0 && l2 > 0.0 {
-                let l = nearest_int(x * l2 / lx).min(top);
-                if l != i32::from(*code) {
-                    lx += w * x * l as f32;
-                    l2 += w * l as f32 * l as f32;
-                    if lx * lx * sum_l2 > sum_lx * sum_lx * l2 {
-                        *code = l as u8;
-                        sum_lx = lx;
-                        sum_l2 = l2;
-                        changed = true;
-                    }
-                }
-            }
-        }
-        if !changed {
-            break;
-        }
-    }
-    if sum_l2 > 0.0 { sum_lx / sum_l2 } else { 0.0 }
 }

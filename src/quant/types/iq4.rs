@@ -4,8 +4,8 @@
 //! `d * value[code]`. IQ4_XS: blocks of 256 weights, `d`, a u16 with the two high bits of eight scales, 4 bytes with
 //! their low 4 bits, and the codes of 32 weights in 16 bytes as before; a weight is `d * (s - 32) * value[code]`.
 
-use super::superblock::{error_weights, for_each_block, for_each_encoded, sum_of_squares};
-use crate::quant::float16::{f16_to_f32, f32_to_f16};
+use super::superblock::{error_weights_or, for_each_block};
+use super::{decode_blocks, get_f16, put_f16, sum_of_squares};
 use crate::quant::round::nearest_int;
 
 /// `kvalues_iq4nl`.
@@ -71,6 +71,7 @@ fn sums(x: &[f32; 32], weights: &[f32; 32], inverse_scale: f32) -> (f32, f32) {
 
 /// The scale that loses least among the least-squares scales of 16 assignments; zero for weights that are all
 /// nearly zero.
+#[inline(always)]
 fn best_scale(x: &[f32; 32], weights: &[f32; 32]) -> f32 {
     let (mut magnitude, mut max) = (0f32, 0f32);
     for &x in x {
@@ -107,66 +108,74 @@ fn pack(codes: &[u8; 32]) -> [u8; 16] {
 }
 
 #[inline(always)]
-fn unpack(bytes: &[u8; 16], scale: f32, out: &mut [f32; 32]) {
-    for (i, byte) in bytes.iter().enumerate() {
+fn unpack(codes: &[u8; 16], scale: f32, out: &mut [f32; 32]) {
+    for (i, byte) in codes.iter().enumerate() {
         out[i] = scale * f32::from(VALUES[(byte & 15) as usize]);
         out[i + 16] = scale * f32::from(VALUES[(byte >> 4) as usize]);
     }
 }
 
 /// Encodes IQ4_NL.
+#[inline(always)]
 pub fn quantize_iq4_nl(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
-    for_each_block(src, row_len, importance, dst, |x: &[f32; 32], importance, out: &mut [u8; 18]| {
-        let variance = sum_of_squares(x) * (2.0 / 32.0);
-        let scale = best_scale(x, &error_weights(x, importance, variance, |x| x * x));
-        out[..2].copy_from_slice(&f32_to_f16(scale).to_le_bytes());
-        out[2..].copy_from_slice(&pack(&nearest_codes(x, inverse_or_zero(scale))));
-    });
+    for_each_block(src, row_len, importance, dst, encode_nl);
+}
+
+#[inline(always)]
+fn encode_nl(x: &[f32; 32], importance: Option<&[f32; 32]>, out: &mut [u8; 18]) {
+    let variance = sum_of_squares(x) * (2.0 / 32.0);
+    let scale = best_scale(x, &error_weights_or(x, importance, variance, |x| x * x));
+    put_f16(out, 0, scale);
+    out[2..].copy_from_slice(&pack(&nearest_codes(x, inverse_or_zero(scale))));
 }
 
 /// Decodes IQ4_NL.
 pub fn dequantize_iq4_nl(src: &[u8], dst: &mut [f32]) {
-    for_each_encoded(src, dst, |block: &[u8; 18], out: &mut [f32; 32]| {
-        let [low, high, codes @ ..] = block;
-        unpack(codes, f16_to_f32(u16::from_le_bytes([*low, *high])), out);
+    decode_blocks(src, dst, |block: &[u8; 18], out: &mut [f32; 32]| {
+        let [_, _, codes @ ..] = block;
+        unpack(codes, get_f16(block, 0), out);
     });
 }
 
 /// Encodes IQ4_XS.
+#[inline(always)]
 pub fn quantize_iq4_xs(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
-    for_each_block(src, row_len, importance, dst, |x: &[f32; 256], importance, out: &mut [u8; 136]| {
-        let variance = sum_of_squares(x) * (2.0 / 256.0);
-        let groups = x.as_chunks::<32>().0;
-        let mut scales = [0f32; 8];
-        let (mut magnitude, mut max) = (0f32, 0f32);
-        for (ib, values) in groups.iter().enumerate() {
-            let importance = importance.map(|w| &w.as_chunks::<32>().0[ib]);
-            scales[ib] = best_scale(values, &error_weights(values, importance, variance, |x| x * x));
-            if scales[ib].abs() > magnitude {
-                (magnitude, max) = (scales[ib].abs(), scales[ib]);
-            }
+    for_each_block(src, row_len, importance, dst, encode_xs);
+}
+
+#[inline(always)]
+fn encode_xs(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut [u8; 136]) {
+    let variance = sum_of_squares(x) * (2.0 / 256.0);
+    let groups = x.as_chunks::<32>().0;
+    let mut scales = [0f32; 8];
+    let (mut magnitude, mut max) = (0f32, 0f32);
+    for (ib, values) in groups.iter().enumerate() {
+        let importance = importance.map(|w| &w.as_chunks::<32>().0[ib]);
+        scales[ib] = best_scale(values, &error_weights_or(values, importance, variance, |x| x * x));
+        if scales[ib].abs() > magnitude {
+            (magnitude, max) = (scales[ib].abs(), scales[ib]);
         }
-        let d = -max / 32.0;
-        let inverse = inverse_or_zero(d);
-        let (head, body) = out.split_at_mut(8);
-        let mut high = 0u16;
-        head.fill(0);
-        for (ib, bytes) in body.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-            let code = nearest_int(inverse * scales[ib]).clamp(-32, 31);
-            *bytes = pack(&nearest_codes(&groups[ib], inverse_or_zero(d * code as f32)));
-            let code = (code + 32) as u16;
-            head[4 + ib / 2] |= ((code & 15) as u8) << (4 * (ib % 2));
-            high |= (code >> 4) << (2 * ib);
-        }
-        head[..2].copy_from_slice(&f32_to_f16(d).to_le_bytes());
-        head[2..4].copy_from_slice(&high.to_le_bytes());
-    });
+    }
+    let d = -max / 32.0;
+    let inverse = inverse_or_zero(d);
+    let (head, body) = out.split_at_mut(8);
+    let mut high = 0u16;
+    head.fill(0);
+    for (ib, bytes) in body.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        let code = nearest_int(inverse * scales[ib]).clamp(-32, 31);
+        *bytes = pack(&nearest_codes(&groups[ib], inverse_or_zero(d * code as f32)));
+        let code = (code + 32) as u16;
+        head[4 + ib / 2] |= ((code & 15) as u8) << (4 * (ib % 2));
+        high |= (code >> 4) << (2 * ib);
+    }
+    put_f16(head, 0, d);
+    head[2..4].copy_from_slice(&high.to_le_bytes());
 }
 
 /// Decodes IQ4_XS.
 pub fn dequantize_iq4_xs(src: &[u8], dst: &mut [f32]) {
-    for_each_encoded(src, dst, |block: &[u8; 136], out: &mut [f32; 256]| {
-        let d = f16_to_f32(u16::from_le_bytes([block[0], block[1]]));
+    decode_blocks(src, dst, |block: &[u8; 136], out: &mut [f32; 256]| {
+        let d = get_f16(block, 0);
         let high = u16::from_le_bytes([block[2], block[3]]);
         let codes = block[8..].as_chunks::<16>().0;
         for (ib, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {

@@ -20,6 +20,7 @@ pub mod q4_k;
 pub mod q5_k;
 pub mod q6_k;
 pub mod q8_k;
+pub mod runs;
 mod superblock;
 pub mod ternary;
 

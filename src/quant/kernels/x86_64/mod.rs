@@ -1,5 +1,16 @@
 //! AVX2 and AVX-512 code.
 
 mod dequantize;
+mod lattice;
+mod quantize;
 
-pub(super) use dequantize::dequantizer;
+use crate::cpu::Level;
+use crate::gguf::TensorType;
+use crate::quant::DequantizeFn;
+
+pub(super) use quantize::quantizer;
+
+/// The decoder of `ty` for `level`, which the CPU must have; `None` where scalar code does as well.
+pub(super) fn dequantizer(ty: TensorType, level: Level) -> Option<DequantizeFn> {
+    dequantize::dequantizer(ty, level).or_else(|| lattice::dequantizer(ty, level))
+}
