@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
-use super::error::Quoted;
+use super::error::{Quoted, Warning};
 use super::{Entry, Imatrix};
 
 /// Whether a tensor can do without imatrix data.
@@ -112,6 +112,8 @@ pub struct MatchReport {
     pub entries: usize,
     /// Entries that the filter removed.
     pub filtered_out: usize,
+    /// What was odd in the file itself.
+    pub file_warnings: Vec<Warning>,
 }
 
 /// Why quantization with this imatrix must not begin.
@@ -120,6 +122,12 @@ pub enum MatchError {
     /// Both filters at once.
     #[error("--include-weights and --exclude-weights exclude each other; give one of them")]
     BothFilters,
+    /// The filter removed every entry.
+    #[error(
+        "--include-weights or --exclude-weights leaves none of the {0} imatrix entries; names contain parts such as \
+         attn_v or ffn_down, correct the filter or leave --imatrix away"
+    )]
+    NothingLeft(usize),
     /// Tensors lack data that their types need.
     #[error(
         "{} {} no imatrix data and a type that needs them: {}; use an imatrix made from this model, or choose larger types \
@@ -158,8 +166,12 @@ impl MatchReport {
     /// Refuses what would give garbage; to be called before any work.
     ///
     /// # Errors
-    /// When an entry has another length than its tensor, or a tensor lacks data that its type needs.
+    /// When the filter leaves no entry, an entry has another length than its tensor, or a tensor lacks data that its
+    /// type needs.
     pub fn check(&self) -> Result<(), MatchError> {
+        if self.entries == 0 && self.filtered_out > 0 {
+            return Err(MatchError::NothingLeft(self.filtered_out));
+        }
         if !self.wrong_length.is_empty() {
             return Err(MatchError::WrongLength(self.wrong_length.clone()));
         }
@@ -172,7 +184,7 @@ impl MatchReport {
     /// One line for everything that is bearable but must be said. Token embeddings never have data in files of
     /// llama-imatrix, so their absence alone is not mentioned.
     pub fn warnings(&self) -> Vec<String> {
-        let mut lines = Vec::new();
+        let mut lines: Vec<String> = self.file_warnings.iter().map(|warning| format!("imatrix: {warning}")).collect();
         let missing: Vec<String> =
             self.missing_optional.iter().filter(|name| !is_token_embedding(name) && *name != OUTPUT).cloned().collect();
         if !missing.is_empty() {
@@ -228,7 +240,7 @@ pub fn match_to_model<'a>(
     filter: &EntryFilter,
     entry_name: impl Fn(&'a str) -> Cow<'a, str>,
 ) -> MatchReport {
-    let mut report = MatchReport::default();
+    let mut report = MatchReport { file_warnings: imatrix.warnings.clone(), ..MatchReport::default() };
     let mut known = BTreeSet::new();
     for tensor in tensors {
         let entry_name = entry_name(tensor.name);
@@ -400,6 +412,23 @@ mod tests {
         assert_eq!(missing(exclude), (parts(&["blk.0.attn_v.weight", "blk.0.ffn_up.weight"]), 1));
         assert_eq!(EntryFilter::new(&parts(&["a"]), &parts(&["b"])), Err(MatchError::BothFilters));
         assert_eq!(EntryFilter::new(&[], &[]), Ok(EntryFilter::All));
+    }
+
+    #[test]
+    fn a_filter_that_leaves_nothing_is_refused() {
+        let imatrix = imatrix(&[("blk.0.attn_q.weight", entry(4, &[1]))]);
+        let filter = EntryFilter::Include(vec!["atn_q".into()]);
+        let report = match_to_model(&imatrix, &[], &filter, own_name);
+        assert_eq!(report.check(), Err(MatchError::NothingLeft(1)));
+    }
+
+    #[test]
+    fn what_was_odd_in_the_file_is_said_again() {
+        let mut imatrix = imatrix(&[("blk.0.attn_q.weight", entry(4, &[1]))]);
+        imatrix.warnings.push(Warning::NoCalls { entries: 1, first: "blk.0.attn_q.weight".into() });
+        let tensors = [tensor("blk.0.attn_q.weight", 4, 1, Need::Optional)];
+        let warnings = match_to_model(&imatrix, &tensors, &EntryFilter::All, own_name).warnings();
+        assert!(warnings.len() == 1 && warnings[0].starts_with("imatrix: 1 entries have a call count of 0"));
     }
 
     #[test]
