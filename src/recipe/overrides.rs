@@ -1,6 +1,6 @@
 //! Types given by hand: `REGEX=TYPE`, and lists of them in a file.
 
-use regex::{Regex, RegexBuilder};
+use regex::bytes::{Regex, RegexBuilder};
 
 use super::RecipeError;
 use crate::gguf::{TENSOR_TYPES, TensorType};
@@ -43,7 +43,9 @@ impl TypeOverride {
     /// A pattern that does not compile.
     pub fn new(pattern: &str, ty: TensorType, place: &str) -> Result<TypeOverride, RecipeError> {
         let pattern = pattern.to_ascii_lowercase();
-        match RegexBuilder::new(&pattern).size_limit(PATTERN_BYTES).dfa_size_limit(PATTERN_BYTES).build() {
+        // Bytes, not characters: as in llama-quantize, and the automata of classes such as \d stay small.
+        let mut builder = RegexBuilder::new(&pattern);
+        match builder.unicode(false).size_limit(PATTERN_BYTES).dfa_size_limit(PATTERN_BYTES).build() {
             Ok(regex) => Ok(TypeOverride { pattern, ty, regex }),
             Err(error) => Err(RecipeError::BadPattern {
                 place: place.to_owned(),
@@ -55,7 +57,7 @@ impl TypeOverride {
 
     /// True if the pattern occurs anywhere in the name.
     pub fn matches(&self, name: &str) -> bool {
-        self.regex.is_match(name)
+        self.regex.is_match(name.as_bytes())
     }
 }
 
@@ -121,6 +123,8 @@ mod tests {
         assert_eq!(rule.ty, TensorType::Q6_K);
         assert!(rule.matches("blk.2.attn_k.weight"));
         assert!(!rule.matches("blk.4.attn_k.weight"));
+        let any = TypeOverride::parse(r"blk.\d+\.é=f16", "--tensor-type").unwrap();
+        assert!(any.matches("blk.17.é"));
         let anchored = TypeOverride::parse("^output=f16", "--tensor-type").unwrap();
         assert!(anchored.matches("output.weight"));
         assert!(!anchored.matches("blk.0.attn_output.weight"));
