@@ -4,13 +4,13 @@
 //! Byte-level vocabularies are kept as the bytes that their alphabet stands for, so that a character is a byte.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 
 use super::byte_alphabet::{self, Decoder};
 use super::pretokenize::{Flags, WordSplitter};
 use super::unicode::{self, CharClass};
 use super::vocab::{DNA_MARKER, Model, Vocab};
-use super::{TokenizerError, replace_spaces};
+use super::{Map, TokenizerError, replace_spaces};
 use crate::gguf::{Metadata, shown};
 
 const KEY_MERGES: &str = "tokenizer.ggml.merges";
@@ -32,15 +32,39 @@ pub(super) struct BytePair {
     flags: Flags,
     /// Texts of tokens (the piece is the token's id) and of merges' parts and results that are no tokens (pieces
     /// from the number of tokens on).
-    pieces: HashMap<Box<[u8]>, u32>,
+    pieces: Map<Box<[u8]>, u32>,
     token_count: u32,
     byte_pieces: [u32; 256],
     /// Rank and result by pair of pieces.
-    merges: HashMap<(u32, u32), (u32, u32)>,
+    merges: Map<u64, (u32, u32)>,
     /// What a byte of a piece without token becomes.
     byte_fallback: Vec<Vec<u32>>,
     lowercase_words: Option<bool>,
     dna: Option<Dna>,
+}
+
+fn pair_key(left: u32, right: u32) -> u64 {
+    u64::from(left) << 32 | u64::from(right)
+}
+
+/// Reads the text of a token or of a merge's part.
+struct PieceReader {
+    /// `None` for vocabularies in plain UTF-8.
+    alphabet: Option<Decoder>,
+}
+
+impl PieceReader {
+    /// Sets `out` to the bytes of a piece; false if no text can have it.
+    fn read(&self, text: &[u8], out: &mut Vec<u8>) -> bool {
+        match &self.alphabet {
+            Some(alphabet) => alphabet.decode_into(text, out),
+            None => {
+                out.clear();
+                out.extend_from_slice(text);
+                true
+            }
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -76,15 +100,15 @@ impl BytePair {
         let pre = vocab.pre.expect("vocabularies with merges have a pre-tokenizer");
         let flags = pre.flags;
         let token_count = vocab.len() as u32;
-        let alphabet = Decoder::new();
-        let piece_bytes = |text: &[u8]| if flags.raw_utf8 { Some(text.to_vec()) } else { alphabet.bytes(text) };
-        let mut pieces: HashMap<Box<[u8]>, u32> = HashMap::with_capacity(vocab.len());
-        for (text, id) in &vocab.ids {
-            if let Some(bytes) = piece_bytes(text) {
-                pieces.insert(bytes.into(), *id);
+        let reader = PieceReader { alphabet: (!flags.raw_utf8).then(Decoder::new) };
+        let (mut first, mut second) = (Vec::new(), Vec::new());
+        let mut pieces: Map<Box<[u8]>, u32> = Map::with_capacity_and_hasher(vocab.len(), Default::default());
+        for (text, id) in vocab.texts.iter().zip(0..) {
+            if reader.read(text, &mut first) {
+                pieces.insert(first.as_slice().into(), id);
             }
         }
-        let mut merges = HashMap::new();
+        let mut merges = Map::default();
         match metadata.array(KEY_MERGES)? {
             None if flags.merges_optional => {}
             None => return Err(metadata.missing(KEY_MERGES).into()),
@@ -96,15 +120,21 @@ impl BytePair {
                         malformed.get_or_insert_with(|| (rank, shown(text)));
                         continue;
                     };
-                    let (first, second) = (&text[..space + 1], &text[space + 2..]);
-                    let (Some(first), Some(second)) = (piece_bytes(first), piece_bytes(second)) else { continue };
-                    let merged = [first.as_slice(), &second].concat();
-                    let mut piece = |bytes: Vec<u8>| {
-                        let free = pieces.len() as u64 + u64::from(token_count);
-                        *pieces.entry(bytes.into()).or_insert(u32::try_from(free).unwrap_or(NO_PIECE))
+                    if !reader.read(&text[..space + 1], &mut first) || !reader.read(&text[space + 2..], &mut second) {
+                        continue;
+                    }
+                    let mut piece = |bytes: &[u8]| match pieces.get(bytes) {
+                        Some(piece) => *piece,
+                        None => {
+                            let free = pieces.len() as u64 + u64::from(token_count);
+                            let piece = u32::try_from(free).unwrap_or(NO_PIECE);
+                            pieces.insert(bytes.into(), piece);
+                            piece
+                        }
                     };
-                    let pair = (piece(first), piece(second));
-                    let result = piece(merged);
+                    let pair = pair_key(piece(&first), piece(&second));
+                    first.extend_from_slice(&second);
+                    let result = piece(&first);
                     merges.entry(pair).or_insert((rank as u32, result));
                 }
                 if let Some((rank, text)) = malformed {
@@ -154,7 +184,7 @@ impl BytePair {
         let text = unicode::normalized_utf8(escaped.as_deref().unwrap_or(text));
         let mut scratch = Scratch::default();
         // Where the tokens of a word stand in `out`.
-        let mut cache: HashMap<&[u8], (usize, usize)> = HashMap::new();
+        let mut cache: Map<&[u8], (usize, usize)> = Map::default();
         self.splitter.split(&text, |word| {
             if word.len() > MAX_CACHED_WORD {
                 for part in word.chunks(MAX_WORD) {
@@ -217,7 +247,7 @@ impl BytePair {
         if left == NO_PIECE || right == NO_PIECE {
             return None;
         }
-        self.merges.get(&(left, right)).copied()
+        self.merges.get(&pair_key(left, right)).copied()
     }
 
     /// Removes merged symbols from the list.
@@ -293,7 +323,7 @@ struct Dna {
     open: u32,
     close: u32,
     unknown: u32,
-    words: HashMap<Box<[u8]>, u32>,
+    words: Map<Box<[u8]>, u32>,
 }
 
 const DNA_OPEN: &[u8] = b"<dna>";
@@ -329,5 +359,56 @@ impl Dna {
             rest = &rest[end + DNA_CLOSE.len()..];
         }
         encode_text(rest, out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::Array;
+
+    /// Merges of letters a to d at random, with equal results by different ways.
+    fn random_vocabulary(next: &mut impl FnMut(usize) -> usize) -> BytePair {
+        let mut pieces: Vec<String> = ["a", "b", "c", "d"].map(String::from).into();
+        let mut merges = Vec::new();
+        for _ in 0..40 {
+            let (left, right) = (next(pieces.len()), next(pieces.len()));
+            let merged = format!("{}{}", pieces[left], pieces[right]);
+            merges.push(format!("{} {}", pieces[left], pieces[right]));
+            if merged.len() < 12 && !pieces.contains(&merged) {
+                pieces.push(merged);
+            }
+        }
+        let mut metadata = Metadata::new("random.gguf");
+        metadata.set("tokenizer.ggml.model", "gpt2");
+        metadata.set("tokenizer.ggml.pre", "gpt-2");
+        metadata.set("tokenizer.ggml.tokens", Array::of_strings(&pieces));
+        metadata.set(KEY_MERGES, Array::of_strings(&merges));
+        let mut vocab = Vocab::read(&metadata, None).unwrap();
+        BytePair::new(&metadata, &mut vocab).unwrap()
+    }
+
+    #[test]
+    fn scanning_and_heap_merge_the_same() {
+        let mut state = 1u64;
+        let mut next = |below: usize| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) as usize % below
+        };
+        for _ in 0..50 {
+            let bpe = random_vocabulary(&mut next);
+            for _ in 0..40 {
+                let word: Vec<u8> = (0..1 + next(60)).map(|_| b"abcde"[next(5)]).collect();
+                let mut scanned = Vec::new();
+                bpe.cut_to_symbols(&word, &mut scanned);
+                let mut queued = scanned.clone();
+                bpe.merge_by_scanning(&mut scanned, &mut Vec::new());
+                bpe.merge_with_heap(&mut queued);
+                let pieces = |symbols: &[Symbol]| -> Vec<(u32, u32)> {
+                    symbols.iter().filter(|s| s.len > 0).map(|s| (s.piece, s.len)).collect()
+                };
+                assert_eq!(pieces(&scanned), pieces(&queued), "{}", word.escape_ascii());
+            }
+        }
     }
 }

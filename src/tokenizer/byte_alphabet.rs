@@ -49,10 +49,18 @@ impl Decoder {
         Decoder(std::array::from_fn(|code_point| byte_of(code_point as u32)))
     }
 
-    /// The bytes that a text in this alphabet stands for; `None` if it has any other character or is not UTF-8.
-    pub fn bytes(&self, text: &[u8]) -> Option<Vec<u8>> {
-        let text = std::str::from_utf8(text).ok()?;
-        text.chars().map(|c| self.0.get(c as usize).copied().flatten()).collect()
+    /// Sets `out` to the bytes that a text in this alphabet stands for; false if the text has any other character or
+    /// is not UTF-8.
+    pub fn decode_into(&self, text: &[u8], out: &mut Vec<u8>) -> bool {
+        out.clear();
+        let Ok(text) = std::str::from_utf8(text) else { return false };
+        for c in text.chars() {
+            match self.0.get(c as usize) {
+                Some(Some(byte)) => out.push(*byte),
+                _ => return false,
+            }
+        }
+        true
     }
 }
 
@@ -63,13 +71,17 @@ mod tests {
     #[test]
     fn every_byte_has_its_own_character() {
         let decoder = Decoder::new();
+        let decoded = |text: &[u8]| {
+            let mut out = Vec::new();
+            decoder.decode_into(text, &mut out).then_some(out)
+        };
         for byte in 0..=255u8 {
-            assert_eq!(decoder.bytes(&char_bytes(byte)), Some(vec![byte]));
+            assert_eq!(decoded(&char_bytes(byte)), Some(vec![byte]));
         }
         assert_eq!(char_bytes(b' '), "Ġ".as_bytes());
         assert_eq!(char_bytes(b'\n'), "Ċ".as_bytes());
-        assert_eq!(decoder.bytes("Ġworld".as_bytes()), Some(b" world".to_vec()));
-        assert_eq!(decoder.bytes("▁x".as_bytes()), None);
-        assert_eq!(decoder.bytes(b" "), None);
+        assert_eq!(decoded("Ġworld".as_bytes()), Some(b" world".to_vec()));
+        assert_eq!(decoded("▁x".as_bytes()), None);
+        assert_eq!(decoded(b" "), None);
     }
 }

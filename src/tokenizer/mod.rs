@@ -1,12 +1,13 @@
 //! Text to token ids, as llama.cpp b10605 does it, from the vocabulary in a GGUF's metadata.
 //!
-//! [`Tokenizer::encode`] works in three steps: added and special tokens are found in the text ([`special`]); the rest
-//! is cut and merged by the model of the vocabulary ([`bpe`], [`sentencepiece`], [`wordpiece`], [`unigram`],
-//! [`rwkv`]); BOS, EOS or separators are put around. Text may be any bytes.
+//! [`Tokenizer::encode`] works in three steps: added and special tokens are found in the text (`special`); the rest
+//! is cut and merged by the model of the vocabulary (`bpe`, `sentencepiece`, `wordpiece`, `unigram`,
+//! `rwkv`, `plamo`); BOS, EOS or separators are put around. Text may be any bytes.
 
 mod bpe;
 mod byte_alphabet;
 mod error;
+mod plamo;
 mod prefix_index;
 pub mod pretokenize;
 mod rwkv;
@@ -24,6 +25,9 @@ pub use error::TokenizerError;
 use special::{Fragment, SpecialTokens};
 use vocab::{Model, Vocab, attr};
 
+/// Hash table of the vocabularies: seeded at random, results do not depend on its order.
+type Map<K, V> = std::collections::HashMap<K, V, foldhash::fast::RandomState>;
+
 /// How SentencePiece writes a space, U+2581.
 const SPACE: &[u8] = "▁".as_bytes();
 
@@ -40,6 +44,7 @@ enum Algorithm {
     WordPiece(wordpiece::WordPiece),
     Unigram(Box<unigram::Unigram>),
     Rwkv(rwkv::Rwkv),
+    Plamo(plamo::Plamo),
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -59,12 +64,19 @@ impl Tokenizer {
         let mut vocab = Vocab::read(metadata, pre_override)?;
         let algorithm = match vocab.model {
             Model::BytePair | Model::WhitespaceWords | Model::HybridDna => {
-                Algorithm::BytePair(Box::new(bpe::BytePair::new(metadata, &mut vocab)?))
+                let bpe = bpe::BytePair::new(metadata, &mut vocab)?;
+                if vocab.model == Model::HybridDna {
+                    vocab.drop_dna_markers();
+                }
+                // `bpe` has its own.
+                vocab.ids = Map::default();
+                Algorithm::BytePair(Box::new(bpe))
             }
             Model::SentencePiece => Algorithm::SentencePiece(Box::new(sentencepiece::SentencePiece::new(&vocab))),
             Model::WordPiece => Algorithm::WordPiece(wordpiece::WordPiece::new(&vocab)),
             Model::Unigram => Algorithm::Unigram(Box::new(unigram::Unigram::new(metadata, &vocab)?)),
             Model::Rwkv => Algorithm::Rwkv(rwkv::Rwkv::new(&vocab)),
+            Model::Plamo => Algorithm::Plamo(plamo::Plamo::new(&vocab)?),
         };
         Ok(Tokenizer { special: SpecialTokens::new(&vocab), vocab, algorithm })
     }
@@ -75,7 +87,8 @@ impl Tokenizer {
     /// tokens such as `<|im_start|>` are recognized in the text; user-defined tokens always are.
     pub fn encode(&self, text: impl AsRef<[u8]>, add_special: bool, parse_special: bool) -> Vec<u32> {
         let vocab = &self.vocab;
-        let has_ends = !matches!(self.algorithm, Algorithm::Rwkv(_));
+        // llama.cpp adds nothing to these, whatever the file says.
+        let has_ends = !matches!(self.algorithm, Algorithm::Rwkv(_) | Algorithm::Plamo(_));
         let bert_like = matches!(self.algorithm, Algorithm::WordPiece(_));
         let mut out = Vec::new();
         if add_special && has_ends && (vocab.add_bos || bert_like) {
@@ -107,6 +120,7 @@ impl Tokenizer {
             Algorithm::WordPiece(words) => words.encode(&self.vocab, text, out),
             Algorithm::Unigram(unigram) => unigram.encode(text, out),
             Algorithm::Rwkv(rwkv) => rwkv.encode(text, out),
+            Algorithm::Plamo(plamo) => plamo.encode(text, out),
         }
     }
 
@@ -119,6 +133,9 @@ impl Tokenizer {
             return Cow::Owned(rwkv::unescape(text));
         }
         if attrs & (attr::UNKNOWN | attr::CONTROL | attr::USER_DEFINED) != 0 {
+            return Cow::Borrowed(text);
+        }
+        if self.vocab.model == Model::Plamo && attrs & attr::BYTE == 0 {
             return Cow::Borrowed(text);
         }
         if attrs & attr::NORMAL != 0 {

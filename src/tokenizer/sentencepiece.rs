@@ -2,11 +2,11 @@
 //! leftmost of equal score. Characters without token become byte tokens.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::collections::{BinaryHeap, HashSet};
 
 use super::unicode;
 use super::vocab::Vocab;
-use super::{SPACE, replace_spaces};
+use super::{Map, SPACE, replace_spaces};
 
 /// Chunks up to this many bytes are remembered within a text.
 const MAX_CACHED_CHUNK: usize = 64;
@@ -86,7 +86,7 @@ impl SentencePiece {
         let text = replace_spaces(text);
         let mut symbols = Vec::new();
         // Where the tokens of a chunk stand in `out`.
-        let mut cache: HashMap<&[u8], (usize, usize)> = HashMap::new();
+        let mut cache: Map<&[u8], (usize, usize)> = Map::default();
         let mut rest = &text[..];
         while !rest.is_empty() {
             let (chunk, after) = rest.split_at(self.chunk_len(rest));

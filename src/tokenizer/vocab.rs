@@ -1,10 +1,9 @@
 //! The vocabulary: tokens, scores, attributes and the ids of special tokens, read from `tokenizer.ggml.*`.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-use super::TokenizerError;
 use super::pretokenize::{self, Flags, PreTokenizer};
+use super::{Map, TokenizerError};
 use crate::gguf::{Metadata, ValueType, shown};
 
 /// Bits of a token's attributes.
@@ -49,9 +48,11 @@ pub(super) enum Model {
     Unigram,
     /// `rwkv`: longest match.
     Rwkv,
+    /// `plamo2`.
+    Plamo,
 }
 
-const MODELS: [(&str, Model); 8] = [
+const MODELS: [(&str, Model); 9] = [
     ("llama", Model::SentencePiece),
     ("gpt2", Model::BytePair),
     ("gemma4", Model::BytePair),
@@ -60,6 +61,7 @@ const MODELS: [(&str, Model); 8] = [
     ("bert", Model::WordPiece),
     ("t5", Model::Unigram),
     ("rwkv", Model::Rwkv),
+    ("plamo2", Model::Plamo),
 ];
 
 impl Model {
@@ -84,7 +86,7 @@ pub(super) struct Vocab {
     /// The name by which `pre` was asked for.
     pub pre_name: String,
     pub texts: Vec<Box<[u8]>>,
-    pub ids: HashMap<Box<[u8]>, u32>,
+    pub ids: Map<Box<[u8]>, u32>,
     /// Empty where the file has none.
     pub scores: Vec<f32>,
     /// Attributes as the file has them, before the corrections by name.
@@ -172,9 +174,6 @@ impl Vocab {
         };
         vocab.require_special_tokens()?;
         vocab.correct_attrs(metadata)?;
-        if model == Model::HybridDna {
-            vocab.drop_dna_markers();
-        }
         Ok(vocab)
     }
 
@@ -272,7 +271,8 @@ impl Vocab {
         (0..self.len() as u32).filter(is_special).collect()
     }
 
-    fn drop_dna_markers(&mut self) {
+    /// Takes the markers off the words of DNA; `ids` keeps them.
+    pub fn drop_dna_markers(&mut self) {
         let Some(first) = self.id(b"<oov>") else { return };
         for text in &mut self.texts[first as usize + 1..] {
             if text.len() > DNA_MARKER.len() && text.ends_with(DNA_MARKER) {
@@ -357,7 +357,7 @@ const FILL_IN_TOKENS: [KeysAndNames; 6] = [
     (&["tokenizer.ggml.fim_sep_token_id"], &["<|file_sep|>"]),
 ];
 
-type TokenTexts = (Vec<Box<[u8]>>, HashMap<Box<[u8]>, u32>);
+type TokenTexts = (Vec<Box<[u8]>>, Map<Box<[u8]>, u32>);
 
 fn read_tokens(metadata: &Metadata) -> Result<TokenTexts, TokenizerError> {
     let file = metadata.file();
@@ -371,7 +371,7 @@ fn read_tokens(metadata: &Metadata) -> Result<TokenTexts, TokenizerError> {
         return Err(TokenizerError::key(file, KEY_TOKENS, format!("has {} tokens, more than ids", array.len())));
     }
     let mut texts: Vec<Box<[u8]>> = Vec::with_capacity(count);
-    let mut ids = HashMap::with_capacity(count);
+    let mut ids = Map::with_capacity_and_hasher(count, Default::default());
     for (id, text) in strings.enumerate() {
         // llama.cpp names empty tokens so; they match nothing.
         let text: Box<[u8]> = if text.is_empty() { format!("[EMPTY_{id}]").into_bytes().into() } else { text.into() };
@@ -447,7 +447,7 @@ fn read_special_ids(
 ) -> Result<SpecialIds, TokenizerError> {
     let none = SpecialIds::default();
     let mut special = match model {
-        Model::SentencePiece => SpecialIds { bos: Some(1), eos: Some(2), unk: Some(0), ..none },
+        Model::SentencePiece | Model::Plamo => SpecialIds { bos: Some(1), eos: Some(2), unk: Some(0), ..none },
         Model::WordPiece => SpecialIds { bos: Some(101), unk: Some(100), sep: Some(102), ..none },
         Model::Unigram => SpecialIds { eos: Some(1), unk: Some(2), ..none },
         Model::Rwkv => none,
