@@ -4,6 +4,7 @@
 #![warn(missing_docs)]
 
 pub mod atomic_file;
+pub mod calibration;
 pub mod cli;
 pub mod compute;
 pub mod cpu;
