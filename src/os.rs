@@ -137,6 +137,12 @@ pub fn install_signal_handlers() {
         // SAFETY: `on_signal` only calls async-signal-safe functions; the zeroed action is a valid empty one.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
+            // Under nohup a hangup stays ignored.
+            let known = libc::sigaction(signal, std::ptr::null(), &mut action) == 0;
+            if known && signal == libc::SIGHUP && action.sa_sigaction == libc::SIG_IGN {
+                continue;
+            }
+            action = std::mem::zeroed();
             action.sa_sigaction = on_signal as extern "C" fn(libc::c_int) as usize;
             libc::sigaction(signal, &action, std::ptr::null_mut());
         }
