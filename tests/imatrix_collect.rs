@@ -164,6 +164,18 @@ fn a_state_of_other_conditions_is_refused() {
 }
 
 #[test]
+fn the_built_in_text_needs_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("imx.gguf");
+    let report = stdout_of(run(args!["imatrix", doclet(), "-o", &output, "--chunks", "3", "--json"]));
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(report["chunk_count"], 3);
+    assert_eq!(report["chunk_size"], 256, "chunks are no longer than the model's context");
+    assert!(report["ppl"].as_f64().unwrap() > 1.0);
+    assert_eq!(Imatrix::open(&output).unwrap().datasets, ["lwq built-in calibration mix"]);
+}
+
+#[test]
 fn texts_and_models_that_do_not_serve_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let output = dir.path().join("imx.gguf");

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::FormatArg;
 use crate::atomic_file::check_target;
+use crate::calibration;
 use crate::cli::{Common, Progress, Unit, count, decimal_size, printable};
 use crate::compute::Precision;
 use crate::eval::{Perplexity, score_chunks};
@@ -19,6 +20,9 @@ use crate::imatrix::{Collector, Form};
 use crate::model::{ForwardOptions, Model, Overrides, TokenGroup};
 use crate::os;
 use crate::tokenizer::Tokenizer;
+
+/// What files made with the built-in text name as their dataset.
+const BUILT_IN_TEXT: &str = "lwq built-in calibration mix";
 
 /// Tokens per chunk where nothing else is asked for and the model's context is not shorter.
 const DEFAULT_CONTEXT: usize = 512;
@@ -269,7 +273,7 @@ impl CollectArgs {
             Ok(())
         };
         if self.file.is_empty() {
-            bail!("no calibration text; give one with --file");
+            add(BUILT_IN_TEXT.to_owned(), calibration::DEFAULT_MIX.as_bytes())?;
         }
         for path in &self.file {
             let name = path.display().to_string();

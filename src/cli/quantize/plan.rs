@@ -69,6 +69,8 @@ impl<'a> Plan<'a> {
             let (key, value) = kv::parse_override(text)?;
             metadata.set(&key, value);
         }
+        // Mixes follow the whole model, as in llama-quantize: pruning must not change the types of what stays.
+        let facts = ModelFacts::from_metadata(&metadata);
         let mut notes = Vec::new();
         let pruned = prune(args, gguf, &mut metadata, &mut notes).with_context(|| input.clone())?;
 
@@ -88,7 +90,7 @@ impl<'a> Plan<'a> {
             .collect();
 
         let imatrix = args.imatrix.as_ref().map(|path| Imatrix::open(path)).transpose()?;
-        let recipe = choose(args, &metadata, &sources, imatrix.is_some()).with_context(|| input.clone())?;
+        let recipe = choose(args, &facts, &sources, imatrix.is_some()).with_context(|| input.clone())?;
         notes.extend(recipe.notes.iter().map(ToString::to_string));
         let fallback_cost = recipe.fallback_cost;
 
@@ -335,7 +337,7 @@ fn prune(
 
 fn choose(
     args: &QuantizeArgs,
-    metadata: &Metadata,
+    facts: &ModelFacts,
     sources: &[(&TensorInfo, String)],
     has_imatrix: bool,
 ) -> Result<Recipe> {
@@ -359,7 +361,7 @@ fn choose(
     };
     let tensors: Vec<TensorDesc> =
         sources.iter().map(|(tensor, name)| TensorDesc { name, shape: &tensor.shape, ty: tensor.ty }).collect();
-    Ok(choose_types(&ModelFacts::from_metadata(metadata), &tensors, &options)?)
+    Ok(choose_types(facts, &tensors, &options)?)
 }
 
 fn match_importance(
