@@ -40,7 +40,8 @@ enum DevCommand {
         #[arg(long = "type", value_parser = tensor_type)]
         ty: TensorType,
     },
-    Logits(super::dev_logits::LogitsArgs),
+    Logits(super::dev_forward::LogitsArgs),
+    Perplexity(super::dev_forward::PerplexityArgs),
     /// Check the scales of blocks from stdin
     ValidateRows {
         /// Type of the blocks
@@ -77,6 +78,7 @@ pub fn run(args: &DevArgs, common: &Common) -> anyhow::Result<()> {
             stdout_bytes(&weights.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())
         }
         DevCommand::Logits(args) => args.run(),
+        DevCommand::Perplexity(args) => args.run(common),
         DevCommand::ValidateRows { ty } => Ok(quant::validate(*ty, &stdin_bytes()?)?),
     }
 }

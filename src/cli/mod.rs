@@ -5,7 +5,7 @@
 
 mod bench;
 mod dev;
-mod dev_logits;
+mod dev_forward;
 mod format;
 mod imatrix;
 mod inspect;

@@ -87,7 +87,7 @@ pub fn perplexity(
         return Err(ModelError::BadInput { reason });
     }
     let chunks = options.chunks.unwrap_or(usize::MAX).min(tokens.len() / n_ctx);
-    let per_group = (pass.model().group_tokens(options.memory, n_ctx) / n_ctx).clamp(1, 64);
+    let per_group = pass.model().group_tokens(options.memory, n_ctx) / n_ctx;
     let mut total = Perplexity::default();
     for first in (0..chunks).step_by(per_group) {
         let end = chunks.min(first + per_group);

@@ -84,6 +84,7 @@ impl Pass<'_, '_, '_> {
             self.logits_into(hidden, tile, logits, taps)?;
             sink(LogitsTile { rows: tile, n_vocab, logits })?;
         }
+        self.model.release_output();
         Ok(())
     }
 

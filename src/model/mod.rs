@@ -58,6 +58,9 @@ use weights::Weights;
 /// Memory assumed to be free where the system does not tell.
 const ASSUMED_FREE: u64 = 4 << 30;
 
+/// Tokens per group beyond which a model that stays in memory runs no faster.
+const COMFORTABLE_GROUP: u64 = 32_768;
+
 /// A model whose hyperparameters and tensors have been checked.
 pub struct Model<'g> {
     gguf: &'g Gguf,
@@ -112,6 +115,16 @@ impl<'g> Model<'g> {
         self.weights.output.weight.name
     }
 
+    /// Lets the system drop the pages of the embedding and the output matrix. [`Pass::logits`] and [`Pass::embed`]
+    /// do it themselves; callers of [`Pass::logits_into`] do it after their last tile.
+    pub fn release_output(&self) {
+        for name in [self.weights.token_embd.name, self.weights.output.weight.name] {
+            if let Some(tensor) = self.gguf.tensor(name) {
+                self.gguf.release(tensor);
+            }
+        }
+    }
+
     /// Prepares a run.
     ///
     /// # Errors
@@ -128,11 +141,18 @@ impl<'g> Model<'g> {
     /// Tokens per group that keep a run with sequences of `n_ctx` tokens within `memory` bytes (default: half of
     /// what is free), a multiple of `n_ctx` and at least one sequence. Weights are not counted: they are mapped and
     /// the system may drop them at any time.
+    ///
+    /// A model that fits into free memory beside the run gains nothing from groups of more than
+    /// 32,768 tokens, so it gets none: smaller groups show progress earlier.
     pub fn group_tokens(&self, memory: Option<u64>, n_ctx: usize) -> usize {
-        let memory = memory.unwrap_or_else(|| os::available_memory().unwrap_or(ASSUMED_FREE) / 2);
-        let fixed = self.working_bytes(n_ctx);
-        let sequences = memory.saturating_sub(fixed) / (self.token_bytes() * n_ctx.max(1) as u64);
-        n_ctx * usize::try_from(sequences).unwrap_or(usize::MAX).clamp(1, usize::MAX / n_ctx.max(1))
+        let free = os::available_memory().unwrap_or(ASSUMED_FREE);
+        let memory = memory.unwrap_or(free / 2);
+        let n_ctx = n_ctx.max(1);
+        let affordable = memory.saturating_sub(self.working_bytes(n_ctx)) / self.token_bytes();
+        let weights: u64 = self.gguf.tensors().iter().filter_map(|t| t.bytes).fold(0, u64::saturating_add);
+        let useful = if weights > free.saturating_sub(memory) { u64::MAX } else { COMFORTABLE_GROUP };
+        let sequences = usize::try_from(affordable.min(useful)).unwrap_or(usize::MAX) / n_ctx;
+        n_ctx * sequences.max(1)
     }
 
     /// Bytes that every token of a group takes throughout a run.

@@ -130,6 +130,7 @@ impl<'m, 'g, 'o> Pass<'m, 'g, 'o> {
                 math::scale(row, scale);
             }
         });
+        model.release_output();
         self.check_finite(&data, n_embd, weight.name, Place { layer: None, token: &|row| row })?;
         Ok(HiddenStates { group, next_layer: 0, n_embd, data })
     }

@@ -284,6 +284,7 @@ impl<'g> Loader<'g, '_> {
     fn network(&mut self, il: usize, n_ff: usize, fused: bool, suffix: &str) -> Result<Network<'g>, ModelError> {
         let n_embd = self.hparams.n_embd;
         let stem = |part: &str| format!("blk.{il}.ffn_{part}{suffix}");
+        self.check_width(n_ff)?;
         let gate_up = if fused {
             GateUp::Fused(self.linear(&stem("up"), n_embd, 2 * n_ff)?)
         } else {
@@ -295,6 +296,17 @@ impl<'g> Loader<'g, '_> {
         Ok(Network { gate_up, down: self.linear(&stem("down"), n_ff, n_embd)?, n_ff })
     }
 
+    fn check_width(&self, n_ff: usize) -> Result<(), ModelError> {
+        if n_ff > 0 {
+            return Ok(());
+        }
+        Err(ModelError::BadValue {
+            key: format!("{}.feed_forward_length", self.hparams.arch.name),
+            found: "0 for a layer or its experts".into(),
+            expected: "at least 1".into(),
+        })
+    }
+
     fn experts(&mut self, il: usize, experts: Experts) -> Result<FeedForwardWeights<'g>, ModelError> {
         let h = self.hparams;
         let count = experts.count;
@@ -303,6 +315,7 @@ impl<'g> Loader<'g, '_> {
             None if h.arch.feed_forward == FeedForward::DenseOrExperts(experts.gating) => h.n_ff[il],
             None => h.n_ff[il] / experts.used,
         };
+        self.check_width(n_ff)?;
         let stem = |part: &str| format!("blk.{il}.ffn_{part}_exps");
         if self.gguf.tensor(&stem("down")).is_none()
             && self.gguf.tensor(&format!("blk.{il}.ffn_down.0.weight")).is_some()
@@ -367,7 +380,7 @@ impl<'g> Weights<'g> {
         let rope_long = factors("rope_factors_long.weight")?;
         let rope_short = factors("rope_factors_short.weight")?;
         if let Some(tensor) = gguf.tensors().iter().find(|t| !loader.used.contains(t.name.as_str()) && !ignorable(t)) {
-            return Err(ModelError::UnexpectedTensor { name: tensor.name.clone(), arch: arch.name });
+            return Err(ModelError::UnexpectedTensor { name: tensor.shown_name(), arch: arch.name });
         }
         Ok(Weights { token_embd, output_norm, output, layers, rope_freqs, rope_long, rope_short })
     }
@@ -403,8 +416,9 @@ fn vocabulary_size(gguf: &Gguf, hparams: &Hparams) -> Result<usize, ModelError> 
             expected: format!("[{}, {listed}], one row per entry of {key}", hparams.n_embd),
         });
     }
-    if rows > u32::MAX as usize {
-        return Err(ModelError::BadValue { key: key.into(), found: rows.to_string(), expected: "fewer tokens".into() });
+    if rows == 0 || rows > u32::MAX as usize {
+        let expected = format!("1 to {} tokens", u32::MAX);
+        return Err(ModelError::BadValue { key: key.into(), found: format!("a list of {rows}"), expected });
     }
     Ok(rows)
 }

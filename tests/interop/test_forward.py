@@ -1,7 +1,9 @@
 """Forward pass: logits of small random models of every architecture against llama.cpp in f32."""
 
+import json
 import os
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from llama_reference import Reference, kl_divergence
 from tiny_models import MODELS, N_VOCAB, llama
 
 LWQ = os.environ.get("LWQ_BIN", "target/release/lwq")
+DATA = Path(__file__).parent.parent / "data"
+DOCLET = DATA / "doclet-4m-f16.gguf"
 N_CTX = 256
 
 
@@ -67,6 +71,23 @@ def test_rounded_activations_come_closer_to_llama_cpp_as_run(matrix_type, tmp_pa
     assert rounded < 0.05 * unrounded, f"{rounded:.3g} rounded, {unrounded:.3g} unrounded"
 
 
+def test_perplexity_agrees_with_llama_perplexity(tmp_path):
+    golden = json.loads((DATA / "golden/doclet-eval.json").read_text())["f16"]
+    reference = Reference(DOCLET)
+    text = (DATA / "golden/eval-sample.txt").read_text().removesuffix("\n")
+    tokens = tmp_path / "tokens.i32"
+    reference.tokenize(text).astype("<i4").tofile(tokens)
+    bos = reference.bos()
+    reference.close()
+    options = [] if bos is None else ["--bos", bos]
+    done = run("dev", "perplexity", DOCLET, "--tokens-file", tokens, "--ctx", N_CTX, *options)
+    assert done.returncode == 0, done.stderr.decode()
+    ppl, error, scored = map(float, done.stdout.split())
+    assert abs(ppl / golden["ppl"] - 1) < 1e-3
+    assert abs(error / golden["error"] - 1) < 1e-2
+    assert scored == 21463
+
+
 def broken(change):
     model = llama()
     change(model)
@@ -85,7 +106,7 @@ REFUSED = {
         lambda m: m.tensors.update({"blk.0.ffn_up.weight": m.tensors["blk.0.ffn_up.weight"].T.copy()}),
         "blk.0.ffn_up.weight has shape [96, 64]",
     ),
-    "extra tensor": (lambda m: m.vector("blk.0.mystery.weight", 4), "blk.0.mystery.weight is not part of"),
+    "extra tensor": (lambda m: m.vector("blk.0.mystery.weight", 4), '"blk.0.mystery.weight" is not part of'),
     "block beyond the count": (
         lambda m: rename(m, "blk.2.attn_norm.weight", "blk.3.attn_norm.weight"),
         "blk.2.attn_norm.weight is missing",

@@ -1,0 +1,268 @@
+//! Models whose metadata or tensors contradict each other: one clear line, never a panic.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lwq::gguf::Gguf;
+use lwq::gguf::testing::RawGguf;
+use lwq::model::{ForwardOptions, Model, NoTaps, Overrides, TokenGroup};
+
+#[derive(Clone, Debug)]
+enum Key {
+    U32(u32),
+    U64(u64),
+    I32(i32),
+    F32(f32),
+    Str(Vec<u8>),
+    I32s(Vec<i32>),
+}
+
+#[derive(Clone)]
+struct Spec {
+    arch: &'static str,
+    keys: BTreeMap<String, Key>,
+    tensors: BTreeMap<String, Vec<u64>>,
+}
+
+const VOCAB: u64 = 11;
+const EMBD: u64 = 8;
+const FF: u64 = 12;
+const EXPERTS: u64 = 3;
+
+impl Spec {
+    /// Two layers of width 8, two heads of 4, one key/value head.
+    fn new(arch: &'static str, experts: bool) -> Spec {
+        let mut spec = Spec { arch, keys: BTreeMap::new(), tensors: BTreeMap::new() };
+        spec.keys.insert("general.architecture".into(), Key::Str(arch.into()));
+        for (key, value) in [
+            ("block_count", 2),
+            ("context_length", 64),
+            ("embedding_length", EMBD as u32),
+            ("feed_forward_length", FF as u32),
+            ("attention.head_count", 2),
+            ("attention.head_count_kv", 1),
+            ("rope.dimension_count", 4),
+        ] {
+            spec.set(key, Key::U32(value));
+        }
+        spec.set("attention.layer_norm_rms_epsilon", Key::F32(1e-5));
+        spec.tensor("token_embd.weight", &[EMBD, VOCAB]);
+        spec.tensor("output.weight", &[EMBD, VOCAB]);
+        spec.tensor("output_norm.weight", &[EMBD]);
+        for il in 0..2 {
+            for (part, shape) in [
+                ("attn_norm", vec![EMBD]),
+                ("attn_q", vec![EMBD, 8]),
+                ("attn_k", vec![EMBD, 4]),
+                ("attn_v", vec![EMBD, 4]),
+                ("attn_output", vec![8, EMBD]),
+            ] {
+                spec.tensor(&format!("blk.{il}.{part}.weight"), &shape);
+            }
+            let (suffix, stack) = if experts { ("_exps", vec![EXPERTS]) } else { ("", vec![]) };
+            for (part, shape) in [("gate", [EMBD, FF]), ("up", [EMBD, FF]), ("down", [FF, EMBD])] {
+                spec.tensor(&format!("blk.{il}.ffn_{part}{suffix}.weight"), &[shape.to_vec(), stack.clone()].concat());
+            }
+            if experts {
+                spec.tensor(&format!("blk.{il}.ffn_gate_inp.weight"), &[EMBD, EXPERTS]);
+            }
+            spec.tensor(&format!("blk.{il}.ffn_norm.weight"), &[EMBD]);
+        }
+        if experts {
+            spec.set("expert_count", Key::U32(EXPERTS as u32));
+            spec.set("expert_used_count", Key::U32(2));
+        }
+        spec
+    }
+
+    fn set(&mut self, key: &str, value: Key) {
+        self.keys.insert(format!("{}.{key}", self.arch), value);
+    }
+
+    fn tensor(&mut self, name: &str, shape: &[u64]) {
+        self.tensors.insert(name.into(), shape.to_vec());
+    }
+
+    fn build(&self) -> Vec<u8> {
+        let mut file = RawGguf::new();
+        for (key, value) in &self.keys {
+            file = match value {
+                Key::U32(v) => file.u32(key, *v),
+                Key::U64(v) => file.u64(key, *v),
+                Key::I32(v) => file.i32(key, *v),
+                Key::F32(v) => file.f32(key, *v),
+                Key::Str(v) => file.str(key, v),
+                Key::I32s(v) => file.i32s(key, v),
+            };
+        }
+        for (index, (name, shape)) in self.tensors.iter().enumerate() {
+            let elements = shape.iter().product::<u64>() as usize;
+            let values: Vec<f32> = (0..elements).map(|i| ((i * 37 + index * 11) % 17) as f32 / 17.0 - 0.4).collect();
+            file = file.f32_tensor(name, shape, &values);
+        }
+        file.build()
+    }
+
+    /// Opens and runs the model; the error's text if it is refused.
+    fn run(&self) -> Result<(), String> {
+        let gguf = Gguf::from_bytes(self.build()).map_err(|e| e.to_string())?;
+        let model = Model::open(&gguf).map_err(|e| e.to_string())?;
+        let pass = model.pass(ForwardOptions::default(), Overrides::new()).map_err(|e| e.to_string())?;
+        let mut group = TokenGroup::from_sequences([vec![1, 2, 3, 4, 5], vec![6, 7]]);
+        group.push_continuation(1, &[8, 9]).map_err(|e| e.to_string())?;
+        let mut hidden = pass.embed(Arc::new(group)).map_err(|e| e.to_string())?;
+        pass.run_remaining(&mut hidden, &mut NoTaps).map_err(|e| e.to_string())?;
+        pass.logits(&hidden, &[0, 8], &mut NoTaps, |_| Ok(())).map_err(|e| e.to_string())?;
+        model.group_tokens(None, 512);
+        Ok(())
+    }
+
+    /// Runs a broken variant: refused in one line, or computed.
+    fn survives(&self, what: &str) -> bool {
+        match self.run() {
+            Ok(()) => true,
+            Err(text) => {
+                assert!(!text.contains('\n') && text.len() < 500, "{what}: {text}");
+                false
+            }
+        }
+    }
+}
+
+fn sound_models() -> Vec<Spec> {
+    let mut gemma3 = Spec::new("gemma3", false);
+    gemma3.set("attention.sliding_window", Key::U32(3));
+    gemma3.set("attention.sliding_window_pattern", Key::U32(2));
+    let mut gpt_oss = Spec::new("gpt-oss", true);
+    gpt_oss.set("attention.sliding_window", Key::U32(3));
+    gpt_oss.set("expert_feed_forward_length", Key::U32(FF as u32));
+    let mut qwen2moe = Spec::new("qwen2moe", true);
+    qwen2moe.set("expert_feed_forward_length", Key::U32(FF as u32));
+    qwen2moe.set("expert_shared_feed_forward_length", Key::U32(5));
+    for il in 0..2 {
+        for part in ["attn_q_norm", "attn_k_norm"] {
+            gemma3.tensor(&format!("blk.{il}.{part}.weight"), &[4]);
+        }
+        for part in ["post_attention_norm", "post_ffw_norm"] {
+            gemma3.tensor(&format!("blk.{il}.{part}.weight"), &[EMBD]);
+        }
+        gpt_oss.tensors.remove(&format!("blk.{il}.ffn_norm.weight"));
+        gpt_oss.tensor(&format!("blk.{il}.post_attention_norm.weight"), &[EMBD]);
+        gpt_oss.tensor(&format!("blk.{il}.attn_sinks.weight"), &[2]);
+        gpt_oss.tensor(&format!("blk.{il}.ffn_up_exps.bias"), &[FF, EXPERTS]);
+        qwen2moe.tensor(&format!("blk.{il}.ffn_gate_inp_shexp.weight"), &[EMBD]);
+        for (part, shape) in [("gate", [EMBD, 5]), ("up", [EMBD, 5]), ("down", [5, EMBD])] {
+            qwen2moe.tensor(&format!("blk.{il}.ffn_{part}_shexp.weight"), &shape);
+        }
+    }
+    let mut llama = Spec::new("llama", false);
+    llama.set("rope.scaling.type", Key::Str(b"yarn".to_vec()));
+    llama.set("rope.scaling.factor", Key::F32(4.0));
+    llama.set("rope.freq_base", Key::F32(10_000.0));
+    llama.set("rope.scaling.original_context_length", Key::U32(16));
+    llama.tensor("rope_freqs.weight", &[2]);
+    vec![llama, Spec::new("llama", true), gemma3, gpt_oss, qwen2moe]
+}
+
+#[test]
+fn the_models_that_the_other_tests_break_are_sound() {
+    for spec in sound_models() {
+        assert_eq!(spec.run(), Ok(()), "{}", spec.arch);
+    }
+}
+
+#[test]
+fn hostile_metadata_never_panics() {
+    let values = [
+        Key::U32(0),
+        Key::U32(1),
+        Key::U32(3),
+        Key::U32(512),
+        Key::U32(u32::MAX),
+        Key::U64(1 << 32),
+        Key::U64(u64::MAX),
+        Key::I32(-1),
+        Key::F32(f32::NAN),
+        Key::F32(f32::INFINITY),
+        Key::F32(0.0),
+        Key::F32(-1.0),
+        Key::Str(b"none".to_vec()),
+        Key::Str(b"\x1b[2J\n\xff".to_vec()),
+        Key::Str(vec![b'x'; 1 << 20]),
+        Key::I32s(vec![]),
+        Key::I32s(vec![1, 2]),
+        Key::I32s(vec![2, -7]),
+        Key::I32s(vec![1; 3]),
+    ];
+    let mut refused = 0;
+    for spec in sound_models() {
+        let mut keys: Vec<String> = spec.keys.keys().cloned().collect();
+        for extra in [
+            "attention.key_length",
+            "attention.value_length",
+            "expert_count",
+            "expert_used_count",
+            "expert_group_count",
+            "attention.sliding_window_pattern",
+            "rope.freq_base_swa",
+            "final_logit_softcapping",
+            "attn_logit_softcapping",
+            "rope.scaling.attn_factor",
+            "rope.scale_linear",
+        ] {
+            keys.push(format!("{}.{extra}", spec.arch));
+        }
+        for key in keys {
+            for value in &values {
+                let mut broken = spec.clone();
+                broken.keys.insert(key.clone(), value.clone());
+                refused += usize::from(!broken.survives(&format!("{key} = {value:?}")));
+            }
+            let mut broken = spec.clone();
+            broken.keys.remove(&key);
+            broken.survives(&format!("without {key}"));
+        }
+    }
+    assert!(refused > 500, "{refused}");
+}
+
+#[test]
+fn hostile_shapes_are_refused() {
+    for spec in sound_models() {
+        for (name, shape) in &spec.tensors {
+            let mut variants = vec![vec![], [shape.clone(), vec![2]].concat(), vec![0; shape.len()]];
+            let mut reversed = shape.clone();
+            reversed.reverse();
+            variants.push(reversed);
+            for dim in 0..shape.len() {
+                for change in [0, 1, shape[dim] + 1, shape[dim] - 1] {
+                    let mut changed = shape.clone();
+                    changed[dim] = change;
+                    variants.push(changed);
+                }
+            }
+            for variant in variants.into_iter().filter(|variant| variant != shape) {
+                let mut broken = spec.clone();
+                broken.tensors.insert(name.clone(), variant.clone());
+                assert!(!broken.survives(&format!("{name} {variant:?}")), "{}: {name} {variant:?}", spec.arch);
+            }
+            let mut without = spec.clone();
+            without.tensors.remove(name);
+            let optional = name.ends_with(".bias")
+                || name == "rope_freqs.weight"
+                || name == "output.weight" && ["llama", "gemma3"].contains(&spec.arch);
+            assert_eq!(without.survives(name), optional, "{}: without {name}", spec.arch);
+        }
+    }
+}
+
+#[test]
+fn tensors_that_no_layer_uses_are_refused() {
+    for name in ["blk.2.attn_norm.weight", "blk.999999999999.x.weight", "blk.-1.attn_norm.weight", "blk.0.a\n\x1b[31m"]
+    {
+        let mut spec = Spec::new("llama", false);
+        spec.tensor(name, &[EMBD]);
+        let error = spec.run().unwrap_err();
+        assert!(error.contains("is not part of architecture llama") && !error.contains(['\n', '\x1b']), "{error}");
+    }
+}
