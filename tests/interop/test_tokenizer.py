@@ -41,7 +41,7 @@ def vocab_folder():
     if not all((folder / f"ggml-vocab-{name}.gguf").exists() for name in NEEDED):
         folder.mkdir(parents=True, exist_ok=True)
         version = importlib.metadata.version("llama-cpp-python")
-        download = ["download", "--quiet", "--no-deps", "--no-binary", ":all:", f"llama-cpp-python=={version}"]
+        download = ["download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python", f"llama-cpp-python=={version}"]
         subprocess.run([sys.executable, "-m", "pip", *download, "-d", str(folder)], check=True)
         (archive,) = folder.glob("llama_cpp_python-*.tar.gz")
         with tarfile.open(archive) as source:
