@@ -317,7 +317,7 @@ impl<'g> Loader<'g, '_> {
         };
         self.check_width(n_ff)?;
         let stem = |part: &str| format!("blk.{il}.ffn_{part}_exps");
-        if self.gguf.tensor(&stem("down")).is_none()
+        if self.gguf.tensor(&format!("{}.weight", stem("down"))).is_none()
             && self.gguf.tensor(&format!("blk.{il}.ffn_down.0.weight")).is_some()
         {
             return Err(ModelError::UnexpectedTensor {

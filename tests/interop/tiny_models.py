@@ -13,7 +13,7 @@ N_HEAD = 4
 N_HEAD_KV = 2
 N_EXPERT = 6
 N_EXPERT_USED = 2
-N_FF_EXP = 48
+N_FF_EXP = 64
 N_FF_SHEXP = 80
 CONTEXT = 512
 
@@ -120,14 +120,16 @@ class TinyModel:
             self.norm(f"blk.{il}.post_ffw_norm.weight")
         return self
 
-    def write(self, path, matrix_type=None):
-        """Writes the model; `matrix_type` is a type that gguf-py can quantize to, for all matrices of the layers."""
+    def write(self, path, matrix_type=None, only=""):
+        """Writes the model; `matrix_type` is a type that gguf-py can quantize to, for all matrices of the layers
+        with `only` in their names."""
         writer = GGUFWriter(path, self.arch)
         for key, (kind, value) in self.keys.items():
             getattr(writer, f"add_{kind}")(key, value)
         vocabulary(writer)
         for name, data in self.tensors.items():
-            if matrix_type is not None and name.startswith("blk.") and data.ndim > 1:
+            is_matrix = name.startswith("blk.") and name.endswith("weight") and data.ndim > 1
+            if matrix_type is not None and is_matrix and only in name:
                 writer.add_tensor(name, quantize(data, matrix_type), raw_dtype=matrix_type)
             else:
                 writer.add_tensor(name, data)
@@ -246,8 +248,8 @@ def phi3_longrope(original):
     return model
 
 
-def gpt_oss():
-    model = TinyModel("gpt-oss", n_layer=4, head=32).body().attention(bias=True, output_bias=True)
+def gpt_oss(n_layer=4):
+    model = TinyModel("gpt-oss", n_layer=n_layer, head=32).body().attention(bias=True, output_bias=True)
     model.experts(N_FF_EXP, norm="post_attention_norm", bias=True)
     model.u32("expert_feed_forward_length", N_FF_EXP)
     model.u32("attention.sliding_window", 24)
