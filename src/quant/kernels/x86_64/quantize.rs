@@ -1,13 +1,13 @@
 //! Encoders: the scalar functions compiled again with AVX2 allowed, for types where that pays.
 //!
 //! They are loops over arrays of fixed size, which the compiler turns into vector code; it neither reorders nor
-//! contracts float operations, so the bytes cannot differ. It makes nothing better of them when allowed AVX-512, and
-//! the searches of the other lattice types spend their time on table look-ups that it leaves as they are.
+//! contracts float operations, so the bytes cannot differ. It makes nothing better of them when allowed AVX-512. The
+//! other IQ encoders gain nothing from this: they wait for sums in order or for table look-ups.
 
 use crate::cpu::Level;
 use crate::gguf::TensorType;
 use crate::quant::QuantizeFn;
-use crate::quant::types::{iq1, iq4};
+use crate::quant::types::iq1;
 
 macro_rules! encoders {
     ($($ty:ident = $name:ident: $scalar:path;)*) => {
@@ -37,6 +37,4 @@ macro_rules! encoders {
 
 encoders! {
     IQ1_M = iq1_m: iq1::quantize_iq1_m;
-    IQ4_NL = iq4_nl: iq4::quantize_iq4_nl;
-    IQ4_XS = iq4_xs: iq4::quantize_iq4_xs;
 }
