@@ -258,3 +258,21 @@ fn second_moments_add_up_over_calls() {
         }
     }
 }
+
+/// The order of operations is part of the definition, so this holds on every architecture. Input and digest (FNV-1a
+/// over the outputs' bits) were computed by the scalar kernel on x86-64.
+#[test]
+fn accurate_products_have_the_same_bits_on_every_architecture() {
+    let (tokens, rows, cols) = (5, 37, 600);
+    let x = random_floats(31, tokens * cols);
+    let bytes = to_bytes(TensorType::F16, &random_floats(32, rows * cols));
+    let w = Matrix::new(TensorType::F16, rows, cols, &bytes).unwrap();
+    for kernel in kernels().into_iter().filter(|kernel| !kernel.is_bf16()) {
+        let y = product(kernel, &x, tokens, &w, rows);
+        let digest = y
+            .iter()
+            .flat_map(|v| v.to_bits().to_le_bytes())
+            .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+        assert_eq!(digest, 0x48e5_612a_7e96_0eb9, "{}: {digest:#018x}", kernel.name);
+    }
+}
