@@ -257,7 +257,7 @@ fn importance_follows_the_blocks_that_pruning_renumbers() {
     let imatrix = data("golden/doclet.imatrix.gguf");
     let (whole, pruned) = (dir.path().join("whole.gguf"), dir.path().join("pruned.gguf"));
     stdout_of(run(args!["quantize", doclet(), &whole, "--target", "Q4_0", "--pure", "--imatrix", &imatrix]));
-    stdout_of(run(args![
+    let outcome = run(args![
         "quantize",
         doclet(),
         &pruned,
@@ -268,7 +268,9 @@ fn importance_follows_the_blocks_that_pruning_renumbers() {
         &imatrix,
         "--prune-layers",
         "1,2"
-    ]));
+    ]);
+    assert!(!String::from_utf8_lossy(&outcome.stderr).contains("belong to no tensor"));
+    stdout_of(outcome);
     let (whole, pruned) = (Gguf::open(whole).unwrap(), Gguf::open(pruned).unwrap());
     for (new, old) in [(0, 0), (1, 3), (3, 5)] {
         let data_of = |gguf: &Gguf, block: u32| {

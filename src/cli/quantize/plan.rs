@@ -95,14 +95,18 @@ impl<'a> Plan<'a> {
         let fallback_cost = recipe.fallback_cost;
 
         let mut problems = Vec::new();
-        let importance = match &imatrix {
+        let importance = match imatrix {
             Some(imatrix) => {
-                let report = match_importance(args, imatrix, &sources, &recipe.choices, pruned.as_ref())?;
+                let mut report = match_importance(args, &imatrix, &sources, &recipe.choices, pruned.as_ref())?;
+                if let Some(plan) = &pruned {
+                    let removed = |name: &str| gguf.tensor(name).is_some() && plan.rename(name).is_none();
+                    report.unknown_names.retain(|name| !removed(name));
+                }
                 notes.extend(report.warnings());
                 if let Err(problem) = report.check() {
                     problems.push(problem.to_string());
                 }
-                imatrix_metadata(args, imatrix, &report, &mut metadata);
+                imatrix_metadata(args, &imatrix, &report, &mut metadata);
                 importance_values(imatrix, &report)
             }
             None => {
@@ -403,12 +407,9 @@ fn imatrix_metadata(args: &QuantizeArgs, imatrix: &Imatrix, report: &MatchReport
 }
 
 /// Importance by output tensor name, one matrix after another.
-fn importance_values(imatrix: &Imatrix, report: &MatchReport) -> HashMap<String, Vec<f32>> {
-    report
-        .used
-        .iter()
-        .filter_map(|used| Some((used.tensor.clone(), imatrix.entries.get(&used.entry)?.importance().values)))
-        .collect()
+fn importance_values(mut imatrix: Imatrix, report: &MatchReport) -> HashMap<String, Vec<f32>> {
+    let mut values_of = |entry: &str| Some(imatrix.entries.remove(entry)?.into_importance().values);
+    report.used.iter().filter_map(|used| Some((used.tensor.clone(), values_of(&used.entry)?))).collect()
 }
 
 fn missing_imatrix(sources: &[(&TensorInfo, String)], choices: &[Choice]) -> Option<String> {
