@@ -13,13 +13,16 @@ use std::time::{Duration, Instant};
 
 use libloading::{Library, Symbol};
 use lwq::gguf::{TensorType, TypeInfo};
-use lwq::quant::{CODECS, Codec};
+use lwq::quant::{self, CODECS, Codec};
 use rayon::prelude::*;
 
 const ROW_LEN: usize = 4096;
+/// Most rows per pass; slow encoders get fewer.
 const ROWS: usize = 32;
-/// Each side runs until this time is spent, at least twice.
-const BUDGET: Duration = Duration::from_millis(400);
+/// What a pass should take at most, so that many passes fit into the budget and the best one is undisturbed.
+const PASS: Duration = Duration::from_millis(8);
+/// Time for both sides together.
+const BUDGET: Duration = Duration::from_millis(600);
 
 type QuantizeChunk = unsafe extern "C" fn(c_int, *const f32, *mut c_void, i64, i64, i64, *const f32) -> usize;
 type ToFloat = unsafe extern "C" fn(*const c_void, *mut f32, i64);
@@ -82,7 +85,7 @@ fn race(mut ours: impl FnMut(), mut theirs: Option<impl FnMut()>) -> (f64, Optio
         run();
         best[side] = best[side].min(start.elapsed().as_secs_f64());
     };
-    while rounds < 2 || start.elapsed() < BUDGET {
+    while rounds < 3 || start.elapsed() < BUDGET {
         time(0, &mut ours);
         if let Some(theirs) = &mut theirs {
             time(1, theirs);
@@ -101,14 +104,35 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
+    /// Rows that the encoder gets through in the time of a pass, an even share for each thread.
+    fn fit_to_pass(mut self, threads: usize) -> Self {
+        if self.codec.quantize.is_some() {
+            let mut row = vec![0u8; self.row_bytes()];
+            let start = Instant::now();
+            self.encode(&self.weights[..ROW_LEN], Some(self.importance), &mut row);
+            let rows = PASS.as_nanos() / start.elapsed().as_nanos().max(1) * threads as u128;
+            let rows = (rows as usize).clamp(2 * threads, ROWS) / threads * threads;
+            self.weights = &self.weights[..rows.max(threads) * ROW_LEN];
+        }
+        self
+    }
+
+    fn encode(&self, weights: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+        quant::quantize_rows(self.info.ty, weights, ROW_LEN, importance, out).expect("rows of whole blocks encode");
+    }
+
+    fn rows(&self) -> usize {
+        self.weights.len() / ROW_LEN
+    }
+
     fn row_bytes(&self) -> usize {
         ROW_LEN / self.info.block_len * self.info.block_bytes
     }
 
     fn quantize(&self, weighted: bool) -> Option<(f64, Option<f64>)> {
-        let quantize = self.codec.quantize?;
+        self.codec.quantize?;
         let importance = weighted.then_some(self.importance);
-        let mut ours = vec![0u8; ROWS * self.row_bytes()];
+        let mut ours = vec![0u8; self.rows() * self.row_bytes()];
         let mut theirs = ours.clone();
         let id = self.info.ty.0 as c_int;
         let symbol = self.ggml.map(|ggml| {
@@ -131,7 +155,7 @@ impl Bench<'_> {
         let result = race(
             || {
                 let rows = self.weights.par_chunks(ROW_LEN).zip(ours.par_chunks_mut(self.row_bytes()));
-                rows.for_each(|(row, out)| quantize(row, ROW_LEN, importance, out));
+                rows.for_each(|(row, out)| self.encode(row, importance, out));
             },
             their_run,
         );
@@ -140,9 +164,9 @@ impl Bench<'_> {
     }
 
     fn dequantize(&self) -> (f64, Option<f64>) {
-        let mut blocks = vec![0u8; ROWS * self.row_bytes()];
-        if let Some(quantize) = self.codec.quantize {
-            quantize(self.weights, ROW_LEN, Some(self.importance), &mut blocks);
+        let mut blocks = vec![0u8; self.rows() * self.row_bytes()];
+        if self.codec.quantize.is_some() {
+            self.encode(self.weights, Some(self.importance), &mut blocks);
         }
         let mut ours = vec![0f32; self.weights.len()];
         let mut theirs = ours.clone();
@@ -158,15 +182,17 @@ impl Bench<'_> {
         race(
             || {
                 let rows = blocks.par_chunks(self.row_bytes()).zip(ours.par_chunks_mut(ROW_LEN));
-                rows.for_each(|(row, out)| (self.codec.dequantize)(row, out));
+                rows.for_each(|(row, out)| {
+                    quant::dequantize(self.info.ty, row, out).expect("a row decodes");
+                });
             },
             their_run,
         )
     }
 }
 
-fn print(name: &str, what: &str, threads: usize, (ours, theirs): (f64, Option<f64>)) {
-    let weights = (ROWS * ROW_LEN) as f64;
+fn print(name: &str, what: &str, threads: usize, weights: usize, (ours, theirs): (f64, Option<f64>)) {
+    let weights = weights as f64;
     let speed = weights / ours / 1e6;
     let gigabytes = weights * 4.0 / ours / 1e9;
     let (rival, ratio) = match theirs {
@@ -198,19 +224,21 @@ fn main() {
         if !wanted.is_empty() && !wanted.iter().any(|name| name.eq_ignore_ascii_case(info.name)) {
             continue;
         }
-        let bench = Bench { codec, info, weights: &weights, importance: &importance, ggml: ggml.as_ref() };
         for threads in if all > 1 { vec![1, all] } else { vec![1] } {
+            let bench = Bench { codec, info, weights: &weights, importance: &importance, ggml: ggml.as_ref() };
+            let fewer = bench.fit_to_pass(threads);
+            let bench = Bench { codec, info, weights: &weights, importance: &importance, ggml: ggml.as_ref() };
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads can be started");
             pool.install(|| {
                 if !codec.needs_importance()
-                    && let Some(result) = bench.quantize(false)
+                    && let Some(result) = fewer.quantize(false)
                 {
-                    print(info.name, "quantize", threads, result);
+                    print(info.name, "quantize", threads, fewer.weights.len(), result);
                 }
-                if let Some(result) = bench.quantize(true) {
-                    print(info.name, "quantize weighted", threads, result);
+                if let Some(result) = fewer.quantize(true) {
+                    print(info.name, "quantize weighted", threads, fewer.weights.len(), result);
                 }
-                print(info.name, "dequantize", threads, bench.dequantize());
+                print(info.name, "dequantize", threads, bench.weights.len(), bench.dequantize());
             });
         }
     }

@@ -1,7 +1,7 @@
 //! 16-bit floats by integer arithmetic, so that NaN bits do not depend on the processor.
 
 /// IEEE binary16 to binary32, exact (`ggml_compute_fp16_to_fp32`). A signalling NaN becomes quiet.
-#[inline]
+#[inline(always)]
 pub fn f16_to_f32(bits: u16) -> f32 {
     let sign = u32::from(bits & 0x8000) << 16;
     let magnitude = u32::from(bits & 0x7fff);
@@ -19,7 +19,7 @@ pub fn f16_to_f32(bits: u16) -> f32 {
 
 /// binary32 to IEEE binary16, to nearest, ties to even (`ggml_compute_fp32_to_fp16`). Overflow gives infinity;
 /// every NaN becomes `0x7e00` with its sign.
-#[inline]
+#[inline(always)]
 pub fn f32_to_f16(value: f32) -> u16 {
     let bits = value.to_bits();
     let sign = ((bits >> 16) & 0x8000) as u16;
@@ -42,14 +42,14 @@ pub fn f32_to_f16(value: f32) -> u16 {
 }
 
 /// bfloat16 to binary32, exact, NaN bits kept.
-#[inline]
+#[inline(always)]
 pub fn bf16_to_f32(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
 /// binary32 to bfloat16, to nearest, ties to even (`ggml_compute_fp32_to_bf16`). NaN keeps its top bits and is
 /// made quiet.
-#[inline]
+#[inline(always)]
 pub fn f32_to_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
     if bits & 0x7fff_ffff > 0x7f80_0000 {

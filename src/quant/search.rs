@@ -228,17 +228,26 @@ impl<const N: usize> SymmetricFit<N> {
 }
 
 /// The weight of largest magnitude, the first of equals, or +0.0 if all are zero (or NaN).
-#[inline]
+#[inline(always)]
 pub fn peak<const N: usize>(x: &[f32; N]) -> f32 {
-    let mut largest = 0.0;
-    let mut peak = 0.0;
-    for &v in x {
-        if v.abs() > largest {
-            largest = v.abs();
-            peak = v;
+    // Extremes do not depend on the order of comparisons, so they are taken side by side.
+    let (chunks, rest) = x.as_chunks::<8>();
+    let (mut low, mut high) = ([0.0f32; 8], [0.0f32; 8]);
+    for chunk in chunks {
+        for k in 0..8 {
+            high[k] = if chunk[k] > high[k] { chunk[k] } else { high[k] };
+            low[k] = if chunk[k] < low[k] { chunk[k] } else { low[k] };
         }
     }
-    peak
+    let high = rest.iter().chain(&high).fold(0.0, |max, &v| if v > max { v } else { max });
+    let low = rest.iter().chain(&low).fold(0.0, |min, &v| if v < min { v } else { min });
+    if high > -low {
+        high
+    } else if high < -low {
+        low
+    } else {
+        x.iter().copied().find(|v| v.abs() == high && high > 0.0).unwrap_or(0.0)
+    }
 }
 
 /// Fits the scale of a group with levels on both sides of zero (`make_qx_quants` with `rmse_type` 1): the peak goes
@@ -311,28 +320,28 @@ pub fn fit_symmetric_by_descent<const N: usize>(x: &[f32; N], half: i32) -> Symm
         return SymmetricFit::NOTHING;
     }
     let inverse = -half as f32 / peak;
-    let mut levels = [0i32; N];
+    let (lowest, highest) = (-half as f32, (half - 1) as f32);
+    let mut levels = [0.0f32; N];
     let (mut sum_xl, mut sum_l2) = (0.0f32, 0.0f32);
+    // Errors weigh by the square, so the products are the cube and the square.
+    let square = x.map(|v| v * v);
+    let cube: [f32; N] = std::array::from_fn(|i| square[i] * x[i]);
     for i in 0..N {
-        levels[i] = nearest_int(inverse * x[i]).clamp(-half, half - 1);
-        let l = levels[i] as f32;
-        let w = x[i] * x[i];
-        sum_xl += w * x[i] * l;
-        sum_l2 += w * l * l;
+        levels[i] = (nearest_int(inverse * x[i]) as f32).clamp(lowest, highest);
+        sum_xl += cube[i] * levels[i];
+        sum_l2 += square[i] * levels[i] * levels[i];
     }
     for _ in 0..5 {
         let mut changed = false;
         for i in 0..N {
-            let w = x[i] * x[i];
-            let old = levels[i] as f32;
-            let mut rest_xl = sum_xl - w * x[i] * old;
+            let old = levels[i];
+            let mut rest_xl = sum_xl - cube[i] * old;
             if rest_xl > 0.0 {
-                let mut rest_l2 = sum_l2 - w * old * old;
-                let level = nearest_int(x[i] * rest_l2 / rest_xl).clamp(-half, half - 1);
-                if level != levels[i] {
-                    let new = level as f32;
-                    rest_xl += w * x[i] * new;
-                    rest_l2 += w * new * new;
+                let mut rest_l2 = sum_l2 - square[i] * old * old;
+                let level = (nearest_int(x[i] * rest_l2 / rest_xl) as f32).clamp(lowest, highest);
+                if level != old {
+                    rest_xl += cube[i] * level;
+                    rest_l2 += square[i] * level * level;
                     if rest_l2 > 0.0 && rest_xl * rest_xl * sum_l2 > sum_xl * sum_xl * rest_l2 {
                         levels[i] = level;
                         (sum_xl, sum_l2) = (rest_xl, rest_l2);
@@ -346,7 +355,7 @@ pub fn fit_symmetric_by_descent<const N: usize>(x: &[f32; N], half: i32) -> Symm
         }
     }
     let scale = if sum_l2 > 0.0 { sum_xl / sum_l2 } else { 0.0 };
-    SymmetricFit { scale, levels: levels.map(|l| (l + half) as u8) }
+    SymmetricFit { scale, levels: levels.map(|l| (l as i32 + half) as u8) }
 }
 
 /// A group of values that are not negative, as `value = scale * level`.

@@ -20,14 +20,14 @@ const NVFP4_LEN: usize = 64;
 const NVFP4_BYTES: usize = 36;
 const NVFP4_GROUP: usize = 16;
 
-/// Code of each weight: the nearest value, the lowest code of equals (`best_index_mxfp4`).
+/// Code of each of 16 weights: the nearest value, the lowest code of equals (`best_index_mxfp4`).
 #[inline(always)]
-fn nearest_codes<const N: usize>(x: &[f32; N], half_scale: f32) -> [u8; N] {
+fn nearest_codes(x: &[f32; 16], half_scale: f32) -> [u8; 16] {
     let values = table(half_scale);
-    let mut best = [0u32; N];
+    let mut best = [0u32; 16];
     let mut best_error = x.map(|v| (values[0] - v).abs());
     for (code, value) in values.iter().enumerate().skip(1) {
-        for i in 0..N {
+        for i in 0..16 {
             let error = (value - x[i]).abs();
             let better = error < best_error[i];
             best[i] = if better { code as u32 } else { best[i] };
@@ -55,10 +55,12 @@ pub fn quantize_mxfp4(src: &[f32], _row_len: usize, _importance: Option<&[f32]>,
         let peak = largest_magnitude(x);
         // For peaks below 2^-125 the exponent is negative and wraps around, as it does in ggml.
         let e = if peak > 0.0 { (floor_log2(peak) - 2 + 127) as u8 } else { 0 };
-        let codes = nearest_codes(x, e8m0_half(e));
         block[0] = e;
-        for j in 0..MXFP4_LEN / 2 {
-            block[1 + j] = codes[j] | (codes[j + MXFP4_LEN / 2] << 4);
+        if let [low, high] = x.as_chunks().0 {
+            let (low, high) = (nearest_codes(low, e8m0_half(e)), nearest_codes(high, e8m0_half(e)));
+            for j in 0..16 {
+                block[1 + j] = low[j] | (high[j] << 4);
+            }
         }
     });
 }

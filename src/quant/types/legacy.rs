@@ -5,7 +5,7 @@
 //! Q5 stand in a little-endian word, weight `j` at bit `j`.
 
 use super::{decode_blocks, encode_blocks, encode_weighted_blocks, error_weights, get_f16, put_f16, sum_of_squares};
-use crate::quant::round::{round_away, truncate};
+use crate::quant::round::{round_away, round_away_small, truncate, truncate_small};
 use crate::quant::search::{self, AffineSearch, ErrorMeasure, fit_affine, fit_symmetric};
 
 /// Weights per block.
@@ -18,10 +18,19 @@ fn inverse(d: f32) -> f32 {
     if d != 0.0 { 1.0 / d } else { 0.0 }
 }
 
-/// C's `(int8_t) value`: the low byte of the truncated number.
+/// Levels `0..=top` of weights that `scaled` maps to levels and a fraction. `tame` promises values of `0..2^22`;
+/// others become C's `(int8_t) value`, the low byte of the truncated number.
 #[inline(always)]
-fn low_byte(value: f32) -> i8 {
-    truncate(value) as i8
+fn truncate_levels(x: &[f32; LEN], top: u8, tame: bool, scaled: impl Fn(f32) -> f32) -> [u8; LEN] {
+    if tame {
+        let limit = f32::from(top) + 0.5;
+        x.map(|v| {
+            let level = scaled(v);
+            truncate_small(if level < limit { level } else { limit }) as u8
+        })
+    } else {
+        x.map(|v| (truncate(scaled(v)) as i8).min(top as i8) as u8)
+    }
 }
 
 #[inline(always)]
@@ -36,10 +45,32 @@ fn fifth_bits(levels: &[u8; LEN]) -> u32 {
     levels.iter().enumerate().fold(0, |bits, (j, &level)| bits | (u32::from((level >> 4) & 1) << j))
 }
 
-/// Level of weight `j`, without a fifth bit.
+/// Level `0..16` of weights `j` and `j + 16`, as `weight` makes of them.
 #[inline(always)]
-fn nibble(packed: &[u8], j: usize) -> u8 {
-    if j < HALF { packed[j] & 0x0f } else { packed[j - HALF] >> 4 }
+fn decode_nibbles(packed: &[u8; HALF], x: &mut [f32; LEN], weight: impl Fn(u8) -> f32) {
+    let (low, high) = x.split_at_mut(HALF);
+    for (v, byte) in low.iter_mut().zip(packed) {
+        *v = weight(byte & 0x0f);
+    }
+    for (v, byte) in high.iter_mut().zip(packed) {
+        *v = weight(byte >> 4);
+    }
+}
+
+/// Levels with their fifth bits.
+#[inline(always)]
+fn five_bits(fifth: &[u8; 4], packed: &[u8; HALF]) -> [u8; LEN] {
+    let mut levels = [0; LEN];
+    for j in 0..HALF {
+        levels[j] = packed[j] & 0x0f;
+        levels[j + HALF] = packed[j] >> 4;
+    }
+    for (levels, bits) in levels.as_chunks_mut::<8>().0.iter_mut().zip(fifth) {
+        for (j, level) in levels.iter_mut().enumerate() {
+            *level |= ((bits >> j) & 1) << 4;
+        }
+    }
+    levels
 }
 
 /// Mean of the squares of a row.
@@ -53,25 +84,33 @@ fn round_symmetric(x: &[f32; LEN], half: u8) -> (f32, [u8; LEN]) {
     let d = search::peak(x) / -f32::from(half);
     let inverse = inverse(d);
     let offset = f32::from(half) + 0.5;
-    let top = (2 * half - 1) as i8;
-    (d, x.map(|v| low_byte(v * inverse + offset).min(top) as u8))
+    (d, truncate_levels(x, 2 * half - 1, inverse.is_finite(), |v| v * inverse + offset))
+}
+
+/// Smallest and largest weight, the first of equals (which matters for zeros of either sign).
+#[inline(always)]
+fn extremes(x: &[f32; LEN]) -> (f32, f32) {
+    let (mut low, mut high) = ([f32::MAX; 8], [f32::MIN; 8]);
+    for chunk in x.as_chunks::<8>().0 {
+        for k in 0..8 {
+            low[k] = if chunk[k] < low[k] { chunk[k] } else { low[k] };
+            high[k] = if chunk[k] > high[k] { chunk[k] } else { high[k] };
+        }
+    }
+    let low = low.iter().fold(f32::MAX, |min, &v| if v < min { v } else { min });
+    let high = high.iter().fold(f32::MIN, |max, &v| if v > max { v } else { max });
+    let first_equal = |value: f32| if value == 0.0 { x.iter().copied().find(|&v| v == 0.0) } else { None };
+    (first_equal(low).unwrap_or(low), first_equal(high).unwrap_or(high))
 }
 
 /// Scale, minimum and levels without importance: the range of the block, divided evenly.
 #[inline(always)]
-fn round_affine(x: &[f32; LEN], top: u8, level: impl Fn(f32) -> u8) -> (f32, f32, [u8; LEN]) {
-    let (mut min, mut max) = (f32::MAX, f32::MIN);
-    for &v in x {
-        if v < min {
-            min = v;
-        }
-        if v > max {
-            max = v;
-        }
-    }
+fn round_affine(x: &[f32; LEN], top: u8) -> (f32, f32, [u8; LEN]) {
+    let (min, max) = extremes(x);
     let d = (max - min) / f32::from(top);
     let inverse = inverse(d);
-    (d, min, x.map(|v| level((v - min) * inverse + 0.5)))
+    let tame = d.is_finite() && inverse.is_finite();
+    (d, min, truncate_levels(x, top, tame, |v| (v - min) * inverse + 0.5))
 }
 
 const fn affine_search(max_level: f32) -> AffineSearch {
@@ -104,8 +143,8 @@ pub fn quantize_q4_0(src: &[f32], row_len: usize, importance: Option<&[f32]>, ds
 pub fn dequantize_q4_0(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; 18], x: &mut [f32; LEN]| {
         let d = get_f16(block, 0);
-        for (j, v) in x.iter_mut().enumerate() {
-            *v = f32::from(nibble(&block[2..], j) as i8 - 8) * d;
+        if let Some(packed) = block[2..].first_chunk() {
+            decode_nibbles(packed, x, |level| f32::from(level as i8 - 8) * d);
         }
     });
 }
@@ -121,7 +160,7 @@ fn put_q4_1(d: f32, m: f32, levels: &[u8; LEN], block: &mut [u8; 20]) {
 pub fn quantize_q4_1(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
     match importance {
         None => encode_blocks(src, dst, |x, block| {
-            let (d, m, levels) = round_affine(x, 15, |level| low_byte(level).min(15) as u8);
+            let (d, m, levels) = round_affine(x, 15);
             put_q4_1(d, m, &levels, block);
         }),
         Some(importance) => {
@@ -137,8 +176,8 @@ pub fn quantize_q4_1(src: &[f32], row_len: usize, importance: Option<&[f32]>, ds
 pub fn dequantize_q4_1(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; 20], x: &mut [f32; LEN]| {
         let (d, m) = (get_f16(block, 0), get_f16(block, 2));
-        for (j, v) in x.iter_mut().enumerate() {
-            *v = f32::from(nibble(&block[4..], j)) * d + m;
+        if let Some(packed) = block[4..].first_chunk() {
+            decode_nibbles(packed, x, |level| f32::from(level) * d + m);
         }
     });
 }
@@ -170,10 +209,10 @@ pub fn quantize_q5_0(src: &[f32], row_len: usize, importance: Option<&[f32]>, ds
 pub fn dequantize_q5_0(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; 22], x: &mut [f32; LEN]| {
         let d = get_f16(block, 0);
-        let high = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
-        for (j, v) in x.iter_mut().enumerate() {
-            let level = nibble(&block[6..], j) | (((high >> j) & 1) << 4) as u8;
-            *v = f32::from(level as i8 - 16) * d;
+        if let Some((fifth, packed)) = block[2..].split_first_chunk()
+            && let Some(packed) = packed.first_chunk()
+        {
+            *x = five_bits(fifth, packed).map(|level| f32::from(level as i8 - 16) * d);
         }
     });
 }
@@ -190,7 +229,7 @@ fn put_q5_1(d: f32, m: f32, levels: &[u8; LEN], block: &mut [u8; 24]) {
 pub fn quantize_q5_1(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
     match importance {
         None => encode_blocks(src, dst, |x, block| {
-            let (d, m, levels) = round_affine(x, 31, |level| low_byte(level) as u8);
+            let (d, m, levels) = round_affine(x, 31);
             put_q5_1(d, m, &levels, block);
         }),
         Some(importance) => {
@@ -206,10 +245,10 @@ pub fn quantize_q5_1(src: &[f32], row_len: usize, importance: Option<&[f32]>, ds
 pub fn dequantize_q5_1(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; 24], x: &mut [f32; LEN]| {
         let (d, m) = (get_f16(block, 0), get_f16(block, 2));
-        let high = u32::from_le_bytes([block[4], block[5], block[6], block[7]]);
-        for (j, v) in x.iter_mut().enumerate() {
-            let level = nibble(&block[8..], j) | (((high >> j) & 1) << 4) as u8;
-            *v = f32::from(level) * d + m;
+        if let Some((fifth, packed)) = block[4..].split_first_chunk()
+            && let Some(packed) = packed.first_chunk()
+        {
+            *x = five_bits(fifth, packed).map(|level| f32::from(level) * d + m);
         }
     });
 }
@@ -221,9 +260,12 @@ pub fn quantize_q8_0(src: &[f32], _row_len: usize, _importance: Option<&[f32]>, 
         let d = super::largest_magnitude(x) / 127.0;
         let inverse = inverse(d);
         put_f16(block, 0, d);
-        for (out, v) in block[2..].iter_mut().zip(x) {
-            *out = round_away(v * inverse) as u8;
-        }
+        let levels = if inverse.is_finite() {
+            x.map(|v| round_away_small(v * inverse) as u8)
+        } else {
+            x.map(|v| round_away(v * inverse) as u8)
+        };
+        block[2..].copy_from_slice(&levels);
     });
 }
 

@@ -5,7 +5,7 @@
 //! Q2_0: 64 weights, 16 bytes, weight `j` at bit `2 (j % 4)` of byte `j / 4`, weight = `d * (level - 1)`.
 
 use super::{decode_blocks, encode_blocks, get_f16, largest_magnitude, put_f16};
-use crate::quant::round::round_away;
+use crate::quant::round::{round_away, round_away_small};
 
 const Q1_0_LEN: usize = 128;
 const Q2_0_LEN: usize = 64;
@@ -40,11 +40,13 @@ pub fn quantize_q2_0(src: &[f32], _row_len: usize, _importance: Option<&[f32]>, 
         let d = largest_magnitude(x);
         let inverse = if d > 0.0 { 1.0 / d } else { 0.0 };
         put_f16(block, 0, d);
-        for (out, x) in block[2..].iter_mut().zip(x.as_chunks::<4>().0) {
-            *out = x.iter().enumerate().fold(0, |bits, (j, &v)| {
-                let level = round_away(v * inverse).wrapping_add(1).clamp(0, 3);
-                bits | ((level as u8) << (2 * j))
-            });
+        let levels = if inverse.is_finite() {
+            x.map(|v| (round_away_small(v * inverse) + 1).clamp(0, 3) as u8)
+        } else {
+            x.map(|v| round_away(v * inverse).wrapping_add(1).clamp(0, 3) as u8)
+        };
+        for (out, levels) in block[2..].iter_mut().zip(levels.as_chunks::<4>().0) {
+            *out = levels[0] | (levels[1] << 2) | (levels[2] << 4) | (levels[3] << 6);
         }
     });
 }

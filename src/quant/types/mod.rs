@@ -85,7 +85,7 @@ pub(crate) fn get_f16(block: &[u8], offset: usize) -> f32 {
 }
 
 /// Sum of squares in the order of the weights.
-#[inline]
+#[inline(always)]
 pub(crate) fn sum_of_squares(x: &[f32]) -> f32 {
     x.iter().fold(0.0, |sum, v| sum + v * v)
 }
@@ -97,7 +97,7 @@ pub(crate) fn error_weights<const N: usize>(x: &[f32; N], importance: &[f32; N],
 }
 
 /// Largest magnitude, 0 for a block of zeros.
-#[inline]
+#[inline(always)]
 pub(crate) fn largest_magnitude<const N: usize>(x: &[f32; N]) -> f32 {
     // Eight running maxima; the order of comparisons does not change a maximum.
     let mut lanes = [0.0f32; 8];

@@ -8,7 +8,7 @@
 
 use super::pack::pack_2bit;
 use super::{decode_blocks, encode_blocks, get_f16, largest_magnitude, put_f16};
-use crate::quant::round::round_away;
+use crate::quant::round::{round_away, round_away_small};
 
 const LEN: usize = 256;
 const TQ1_0_BYTES: usize = 54;
@@ -27,7 +27,12 @@ const RUNS: [(usize, usize); 3] = [(32, 5), (16, 5), (4, 4)];
 fn round(x: &[f32; LEN]) -> (f32, [u8; LEN]) {
     let d = largest_magnitude(x);
     let inverse = if d != 0.0 { 1.0 / d } else { 0.0 };
-    (d, x.map(|v| (round_away(v * inverse) as i8 + 1) as u8))
+    let level = |rounded: i32| (rounded as i8 + 1) as u8;
+    if inverse.is_finite() {
+        (d, x.map(|v| level(round_away_small(v * inverse))))
+    } else {
+        (d, x.map(|v| level(round_away(v * inverse))))
+    }
 }
 
 /// Encodes TQ1_0 (`quantize_tq1_0`).
