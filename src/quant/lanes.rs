@@ -13,22 +13,29 @@ impl<const N: usize> Lanes<N> {
     /// Zero in every lane.
     pub const ZERO: Self = Self([0.0; N]);
 
+    // Plain loops: LLVM vectorizes them, while the array methods `from_fn` and `map` of the standard library often
+    // end up as scalar code with copies.
+
     /// Lane `k` gets `f(k)`.
     #[inline(always)]
-    pub fn from_fn(f: impl FnMut(usize) -> f32) -> Self {
-        Self(std::array::from_fn(f))
+    pub fn from_fn(mut f: impl FnMut(usize) -> f32) -> Self {
+        let mut lanes = [0.0; N];
+        for (k, lane) in lanes.iter_mut().enumerate() {
+            *lane = f(k);
+        }
+        Self(lanes)
     }
 
     /// Applies `f` to every lane.
     #[inline(always)]
-    pub fn map(self, f: impl FnMut(f32) -> f32) -> Self {
-        Self(self.0.map(f))
+    pub fn map(self, mut f: impl FnMut(f32) -> f32) -> Self {
+        Self::from_fn(|k| f(self.0[k]))
     }
 
     /// `f` of the corresponding lanes of two values.
     #[inline(always)]
     fn zip(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
-        Self(std::array::from_fn(|k| f(self.0[k], other.0[k])))
+        Self::from_fn(|k| f(self.0[k], other.0[k]))
     }
 }
 

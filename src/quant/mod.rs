@@ -14,6 +14,8 @@ pub mod kernels;
 mod lanes;
 pub mod round;
 pub mod search;
+#[cfg(test)]
+mod tests;
 pub mod types;
 mod validate;
 

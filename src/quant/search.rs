@@ -271,6 +271,24 @@ pub fn fit_symmetric<const N: usize>(x: &[f32; N], weights: &[f32; N], half: i32
     }
 }
 
+/// Sums over a group of `w x l` and `w l^2`, for each candidate. Kept out of line: inlined, the lanes are taken apart
+/// again by what follows, at half the speed.
+#[inline(never)]
+fn symmetric_sums<const N: usize, const LANES: usize>(
+    x: &[f32; N],
+    weights: &[f32; N],
+    inverse: Lanes<LANES>,
+    level: impl Fn(f32) -> f32 + Copy,
+) -> (Lanes<LANES>, Lanes<LANES>) {
+    let (mut sum_xl, mut sum_l2) = (Lanes::ZERO, Lanes::ZERO);
+    for i in 0..N {
+        let l = (inverse * x[i]).map(level);
+        sum_xl += l * (weights[i] * x[i]);
+        sum_l2 += l * weights[i] * l;
+    }
+    (sum_xl, sum_l2)
+}
+
 #[inline(always)]
 fn best_symmetric<const N: usize>(
     x: &[f32; N],
@@ -288,12 +306,7 @@ fn best_symmetric<const N: usize>(
     let mut best = 0.0;
     for (batch, tenths) in TENTHS.as_chunks::<LANES>().0.iter().enumerate() {
         let inverse = Lanes(tenths.map(|tenths| -(half as f32 + 0.1 * tenths) / peak));
-        let (mut sum_xl, mut sum_l2) = (Lanes::<LANES>::ZERO, Lanes::ZERO);
-        for i in 0..N {
-            let l = (inverse * x[i]).map(level);
-            sum_xl += l * (weights[i] * x[i]);
-            sum_l2 += l * weights[i] * l;
-        }
+        let (sum_xl, sum_l2) = symmetric_sums(x, weights, inverse, level);
         for k in 0..LANES {
             let (sum_xl, sum_l2) = (sum_xl.0[k], sum_l2.0[k]);
             let plain = batch == 0 && k == 0;
@@ -308,7 +321,7 @@ fn best_symmetric<const N: usize>(
             }
         }
     }
-    SymmetricFit { scale, levels: x.map(|v| (half + level(best_inverse * v) as i32) as u8) }
+    SymmetricFit { scale, levels: x.map(|v| (half + nearest_int(best_inverse * v).clamp(-half, half - 1)) as u8) }
 }
 
 /// Fits the scale of a group with few levels (`make_q3_quants`, errors weighed by the squared weights): starts with
@@ -355,7 +368,7 @@ pub fn fit_symmetric_by_descent<const N: usize>(x: &[f32; N], half: i32) -> Symm
         }
     }
     let scale = if sum_l2 > 0.0 { sum_xl / sum_l2 } else { 0.0 };
-    SymmetricFit { scale, levels: levels.map(|l| (l as i32 + half) as u8) }
+    SymmetricFit { scale, levels: levels.map(|l| (nearest_int(l) + half) as u8) }
 }
 
 /// A group of values that are not negative, as `value = scale * level`.

@@ -27,7 +27,8 @@ const RUNS: [(usize, usize); 3] = [(32, 5), (16, 5), (4, 4)];
 fn round(x: &[f32; LEN]) -> (f32, [u8; LEN]) {
     let d = largest_magnitude(x);
     let inverse = if d != 0.0 { 1.0 / d } else { 0.0 };
-    let level = |rounded: i32| (rounded as i8 + 1) as u8;
+    // Weights that are not finite may round to anything; they must not panic.
+    let level = |rounded: i32| (rounded as u8).wrapping_add(1);
     if inverse.is_finite() {
         (d, x.map(|v| level(round_away_small(v * inverse))))
     } else {
@@ -42,12 +43,13 @@ pub fn quantize_tq1_0(src: &[f32], _row_len: usize, _importance: Option<&[f32]>,
         let (mut level, mut byte) = (0, 0);
         for (width, trits) in RUNS {
             for m in 0..width {
-                let mut packed: u16 = 0;
+                let mut packed: u8 = 0;
                 for n in 0..5 {
-                    packed = packed * 3 + if n < trits { u16::from(levels[level + m + n * width]) } else { 0 };
+                    let trit = if n < trits { levels[level + m + n * width] } else { 0 };
+                    packed = packed.wrapping_mul(3).wrapping_add(trit);
                 }
                 // Rounded up, so that the decoder's rounding down finds every trit.
-                block[byte + m] = (packed * 256).div_ceil(243) as u8;
+                block[byte + m] = (u32::from(packed) * 256).div_ceil(243) as u8;
             }
             level += width * trits;
             byte += width;
@@ -82,7 +84,7 @@ pub fn quantize_tq2_0(src: &[f32], _row_len: usize, _importance: Option<&[f32]>,
     encode_blocks(src, dst, |x, block: &mut [u8; TQ2_0_BYTES]| {
         let (d, levels) = round(x);
         if let Some(out) = block.first_chunk_mut() {
-            pack_2bit(&levels, out);
+            pack_2bit(&levels.map(|level| level & 3), out);
         }
         put_f16(block, TQ2_0_D, d);
     });
