@@ -94,10 +94,14 @@ pub fn quantize_tq2_0(src: &[f32], _row_len: usize, _importance: Option<&[f32]>,
 pub fn dequantize_tq2_0(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; TQ2_0_BYTES], x: &mut [f32; LEN]| {
         let d = get_f16(block, TQ2_0_D);
-        for (plane, x) in x.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            let bytes = &block[plane / 4 * 32..][..32];
-            for (v, byte) in x.iter_mut().zip(bytes) {
-                *v = f32::from(((byte >> (plane % 4 * 2)) & 3) as i8 - 1) * d;
+        for (x, bytes) in x.as_chunks_mut::<128>().0.iter_mut().zip(block.as_chunks::<32>().0) {
+            for l in 0..32 {
+                // Widened once for four levels.
+                let byte = i32::from(bytes[l]);
+                x[l] = ((byte & 3) - 1) as f32 * d;
+                x[l + 32] = (((byte >> 2) & 3) - 1) as f32 * d;
+                x[l + 64] = (((byte >> 4) & 3) - 1) as f32 * d;
+                x[l + 96] = ((byte >> 6) - 1) as f32 * d;
             }
         }
     });

@@ -8,7 +8,7 @@ use crate::gguf::TensorType;
 use crate::quant::DequantizeFn;
 use crate::quant::types::affine_k;
 use crate::quant::types::float::dequantize_f16;
-use crate::quant::types::{fp4, get_f16, iq4, q3_k};
+use crate::quant::types::{fp4, get_f16, iq4, q3_k, ternary};
 use std::arch::x86_64::*;
 
 /// The decoder of `ty` for `level`, which the CPU must have; `None` where scalar code does as well.
@@ -76,6 +76,38 @@ fn field(bytes: __m256i, shift: usize, mask: i8) -> __m256i {
     _mm256_and_si256(shifted, _mm256_set1_epi8(mask))
 }
 
+/// The bytes of a TQ1_0 block with as many leading trits removed as have been decoded before: entry `c` begins with
+/// the trits of weights `32 c..32 c + 32`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn trit_fractions(block: &[u8; 54]) -> [[u8; 32]; 8] {
+    const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
+    let mut fractions = [[0; 32]; 8];
+    for (fractions, power) in fractions.iter_mut().zip(POWERS) {
+        *fractions = std::array::from_fn(|m| block[m].wrapping_mul(power));
+    }
+    let (bytes, last) = (&block[32..48], &block[48..52]);
+    let sixteen = |n: usize, m: usize| bytes[m].wrapping_mul(POWERS[n]);
+    for (c, fractions) in fractions[5..7].iter_mut().enumerate() {
+        *fractions = std::array::from_fn(|i| sixteen(2 * c + i / 16, i % 16));
+    }
+    fractions[7] =
+        std::array::from_fn(|i| if i < 16 { sixteen(4, i) } else { last[i % 4].wrapping_mul(POWERS[i % 16 / 4]) });
+    fractions
+}
+
+/// `(3 * byte >> 8) - 1` for each byte: the trit that a fraction of 256 begins with.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn first_trits(fractions: __m256i) -> __m256i {
+    let at_least = |bound: u8| {
+        let bound = _mm256_set1_epi8(bound as i8);
+        _mm256_cmpeq_epi8(_mm256_max_epu8(fractions, bound), fractions)
+    };
+    // Each comparison that holds is -1.
+    _mm256_sub_epi8(_mm256_sub_epi8(_mm256_set1_epi8(-1), at_least(86)), at_least(171))
+}
+
 /// The decoders of one level. `store` of the module around it writes 32 signed bytes as `level * scale (+ offset)`, with the first scale and
 /// offset for the first 16 weights and the second for the rest.
 macro_rules! decoders {
@@ -95,6 +127,8 @@ macro_rules! decoders {
                 TensorType::Q6_K => Some(|src, dst| checked(src, dst, q6_k)),
                 TensorType::IQ4_NL => Some(|src, dst| checked(src, dst, iq4_nl)),
                 TensorType::IQ4_XS => Some(|src, dst| checked(src, dst, iq4_xs)),
+                TensorType::TQ1_0 => Some(|src, dst| checked(src, dst, tq1_0)),
+                TensorType::TQ2_0 => Some(|src, dst| checked(src, dst, tq2_0)),
                 TensorType::MXFP4 => Some(|src, dst| checked(src, dst, mxfp4)),
                 _ => None,
             }
@@ -240,6 +274,33 @@ macro_rules! decoders {
                     let code = i32::from(low) | i32::from((high >> (2 * g)) & 3) << 4;
                     let scale = d * (code - 32) as f32;
                     store(look_up(&iq4::VALUES, nibbles_of_16(&codes[g])), [scale; 2], None, x);
+                }
+            }
+        }
+
+        #[target_feature(enable = $feature)]
+        fn tq1_0(src: &[u8], dst: &mut [f32]) {
+            for (block, x) in src.as_chunks::<54>().0.iter().zip(dst.as_chunks_mut::<256>().0) {
+                let scales = [get_f16(block, ternary::TQ1_0_D); 2];
+                let (chunks, _) = x.as_chunks_mut();
+                // 32 bytes hold the first 160 weights, 32 to a trit; of the rest, two trits of 16 bytes make 32 weights.
+                let mut fractions = trit_fractions(block).into_iter();
+                for x in chunks {
+                    if let Some(fractions) = fractions.next() {
+                        store(first_trits(load_32(&fractions)), scales, None, x);
+                    }
+                }
+            }
+        }
+
+        #[target_feature(enable = $feature)]
+        fn tq2_0(src: &[u8], dst: &mut [f32]) {
+            for (block, x) in src.as_chunks::<66>().0.iter().zip(dst.as_chunks_mut::<256>().0) {
+                let d = get_f16(block, ternary::TQ2_0_D);
+                let planes = block[..64].as_chunks().0;
+                for (j, x) in x.as_chunks_mut().0.iter_mut().enumerate() {
+                    let levels = field(load_32(&planes[j / 4]), j % 4 * 2, 3);
+                    store(_mm256_sub_epi8(levels, _mm256_set1_epi8(1)), [d; 2], None, x);
                 }
             }
         }
