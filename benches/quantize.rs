@@ -17,7 +17,7 @@ use lwq::quant::{self, CODECS, Codec};
 use rayon::prelude::*;
 
 const ROW_LEN: usize = 4096;
-/// Most rows per pass; slow encoders get fewer.
+/// Most rows per pass and thread; slow encoders get fewer.
 const ROWS: usize = 32;
 /// What a pass should take at most, so that many passes fit into the budget and the best one is undisturbed.
 const PASS: Duration = Duration::from_millis(8);
@@ -95,6 +95,7 @@ fn race(mut ours: impl FnMut(), mut theirs: Option<impl FnMut()>) -> (f64, Optio
     (best[0], theirs.map(|_| best[1]))
 }
 
+#[derive(Clone, Copy)]
 struct Bench<'a> {
     codec: &'static Codec,
     info: &'static TypeInfo,
@@ -111,8 +112,8 @@ impl Bench<'_> {
             let start = Instant::now();
             self.encode(&self.weights[..ROW_LEN], Some(self.importance), &mut row);
             let rows = PASS.as_nanos() / start.elapsed().as_nanos().max(1) * threads as u128;
-            let rows = (rows as usize).clamp(2 * threads, ROWS) / threads * threads;
-            self.weights = &self.weights[..rows.max(threads) * ROW_LEN];
+            let rows = (rows as usize).clamp(2 * threads, ROWS * threads) / threads * threads;
+            self.weights = &self.weights[..rows * ROW_LEN];
         }
         self
     }
@@ -205,6 +206,7 @@ fn print(name: &str, what: &str, threads: usize, weights: usize, (ours, theirs):
 fn main() {
     let wanted: Vec<String> = env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
     let ggml = Ggml::load();
+    let all: usize = std::thread::available_parallelism().map_or(1, Into::into);
     let mut seed = 1u64;
     let mut uniform = || {
         // xorshift64: the bench needs rows that look like weights, not randomness.
@@ -214,10 +216,9 @@ fn main() {
         (seed >> 40) as f32 / (1u64 << 24) as f32
     };
     let weights: Vec<f32> =
-        (0..ROWS * ROW_LEN).map(|_| (uniform() + uniform() + uniform() + uniform() - 2.0) * 0.05).collect();
+        (0..all * ROWS * ROW_LEN).map(|_| (uniform() + uniform() + uniform() + uniform() - 2.0) * 0.05).collect();
     let importance: Vec<f32> = (0..ROW_LEN).map(|_| (uniform() * 4.0 - 2.0).exp()).collect();
 
-    let all = std::thread::available_parallelism().map_or(1, Into::into);
     println!("type     what                 threads      Mw/s    GB/s  ggml Mw/s  ratio");
     for codec in CODECS {
         let Some(info) = codec.ty.info() else { continue };
@@ -225,9 +226,9 @@ fn main() {
             continue;
         }
         for threads in if all > 1 { vec![1, all] } else { vec![1] } {
-            let bench = Bench { codec, info, weights: &weights, importance: &importance, ggml: ggml.as_ref() };
+            let weights = &weights[..threads * ROWS * ROW_LEN];
+            let bench = Bench { codec, info, weights, importance: &importance, ggml: ggml.as_ref() };
             let fewer = bench.fit_to_pass(threads);
-            let bench = Bench { codec, info, weights: &weights, importance: &importance, ggml: ggml.as_ref() };
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads can be started");
             pool.install(|| {
                 if !codec.needs_importance()

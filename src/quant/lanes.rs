@@ -74,3 +74,14 @@ impl<const N: usize> AddAssign for Lanes<N> {
         *self = *self + other;
     }
 }
+
+/// Folds eight values by halves, for operations whose result does not depend on the order.
+#[inline(always)]
+pub fn fold_halves(mut values: [f32; 8], pick: impl Fn(f32, f32) -> f32) -> f32 {
+    for half in [4, 2, 1] {
+        for k in 0..half {
+            values[k] = pick(values[k], values[k + half]);
+        }
+    }
+    values[0]
+}

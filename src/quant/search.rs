@@ -5,7 +5,7 @@
 //! change the bytes. Candidates run side by side in [`Lanes`]; each one's sums still run over the weights in order,
 //! and they are compared in order.
 
-use super::lanes::Lanes;
+use super::lanes::{Lanes, fold_halves};
 use super::round::{nearest_int, nearest_small};
 
 /// Groups whose largest magnitude is below this are stored as zeros (ggml's `GROUP_MAX_EPS`).
@@ -239,8 +239,10 @@ pub fn peak<const N: usize>(x: &[f32; N]) -> f32 {
             low[k] = if chunk[k] < low[k] { chunk[k] } else { low[k] };
         }
     }
-    let high = rest.iter().chain(&high).fold(0.0, |max, &v| if v > max { v } else { max });
-    let low = rest.iter().chain(&low).fold(0.0, |min, &v| if v < min { v } else { min });
+    let higher = |max: f32, v: f32| if v > max { v } else { max };
+    let lower = |min: f32, v: f32| if v < min { v } else { min };
+    let high = rest.iter().copied().fold(fold_halves(high, higher), higher);
+    let low = rest.iter().copied().fold(fold_halves(low, lower), lower);
     if high > -low {
         high
     } else if high < -low {

@@ -5,6 +5,7 @@
 //! Q5 stand in a little-endian word, weight `j` at bit `j`.
 
 use super::{decode_blocks, encode_blocks, encode_weighted_blocks, error_weights, get_f16, put_f16, sum_of_squares};
+use crate::quant::lanes::fold_halves;
 use crate::quant::round::{round_away, round_away_small, truncate, truncate_small};
 use crate::quant::search::{self, AffineSearch, ErrorMeasure, fit_affine, fit_symmetric};
 
@@ -97,8 +98,8 @@ fn extremes(x: &[f32; LEN]) -> (f32, f32) {
             high[k] = if chunk[k] > high[k] { chunk[k] } else { high[k] };
         }
     }
-    let low = low.iter().fold(f32::MAX, |min, &v| if v < min { v } else { min });
-    let high = high.iter().fold(f32::MIN, |max, &v| if v > max { v } else { max });
+    let low = fold_halves(low, |min, v| if v < min { v } else { min });
+    let high = fold_halves(high, |max, v| if v > max { v } else { max });
     let first_equal = |value: f32| if value == 0.0 { x.iter().copied().find(|&v| v == 0.0) } else { None };
     (first_equal(low).unwrap_or(low), first_equal(high).unwrap_or(high))
 }

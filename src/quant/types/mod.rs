@@ -28,6 +28,7 @@ pub mod ternary;
 mod iq_tests;
 
 use super::float16::{f16_to_f32, f32_to_f16};
+use super::lanes::fold_halves;
 
 /// Encodes block after block where rows and importance make no difference.
 #[inline(always)]
@@ -106,5 +107,5 @@ pub(crate) fn largest_magnitude<const N: usize>(x: &[f32; N]) -> f32 {
             *lane = if *lane > v.abs() { *lane } else { v.abs() };
         }
     }
-    lanes.iter().fold(0.0, |max, &v| if max > v { max } else { v })
+    fold_halves(lanes, |max, v| if max > v { max } else { v })
 }
