@@ -6,6 +6,8 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::path::Path;
+#[cfg(unix)]
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Bytes that an ordinary user may still write to the file system of `folder`; `None` if unknown.
 pub fn free_space(folder: &Path) -> Option<u64> {
@@ -144,6 +146,8 @@ pub fn install_signal_handlers() {
             }
             action = std::mem::zeroed();
             action.sa_sigaction = on_signal as extern "C" fn(libc::c_int) as usize;
+            // No second signal may interrupt the handler on its own thread: it would wait there for ever.
+            libc::sigfillset(&mut action.sa_mask);
             libc::sigaction(signal, &action, std::ptr::null_mut());
         }
     }
@@ -151,6 +155,14 @@ pub fn install_signal_handlers() {
 
 #[cfg(unix)]
 extern "C" fn on_signal(signal: libc::c_int) {
+    // Several threads can touch a lost page at once: one ends the process, the others must not return to the page.
+    static ENDING: AtomicBool = AtomicBool::new(false);
+    if ENDING.swap(true, Ordering::SeqCst) {
+        loop {
+            // SAFETY: pause(2) is async-signal-safe.
+            unsafe { libc::pause() };
+        }
+    }
     crate::atomic_file::remove_temporary_files();
     let (message, code): (&[u8], _) = match signal {
         libc::SIGBUS => {
