@@ -6,6 +6,7 @@
 mod bench;
 mod dev;
 mod dev_forward;
+mod eval;
 mod format;
 mod imatrix;
 mod inspect;
@@ -52,6 +53,7 @@ pub struct Common {
 enum Command {
     Quantize(quantize::QuantizeArgs),
     Imatrix(imatrix::ImatrixArgs),
+    Eval(eval::EvalArgs),
     Inspect(inspect::InspectArgs),
     Tokenize(tokenize::TokenizeArgs),
     /// Measure kernels against this machine's own peak
@@ -75,6 +77,7 @@ impl Cli {
         match &self.command {
             Command::Quantize(args) => args.run(common),
             Command::Imatrix(args) => args.run(common),
+            Command::Eval(args) => args.run(common),
             Command::Inspect(args) => args.run(common),
             Command::Tokenize(args) => args.run(common),
             Command::Bench(args) => bench::run(args, common),
