@@ -16,4 +16,5 @@ pub mod os;
 pub mod pipeline;
 pub mod quant;
 pub mod recipe;
+pub mod sensitivity;
 pub mod tokenizer;
