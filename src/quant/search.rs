@@ -38,13 +38,13 @@ pub struct AffineSearch {
 
 /// A group as `weight = scale * level - min`.
 #[derive(Debug, Clone, Copy)]
-pub struct AffineFit<const N: usize> {
+pub struct AffineFit {
     /// Distance between levels.
     pub scale: f32,
     /// What to subtract: minus the value of level 0, not negative.
     pub min: f32,
-    /// Level of each weight.
-    pub levels: [u8; N],
+    /// The level of each weight.
+    pub rounding: Rounding,
 }
 
 /// Fits scale and minimum of a group (`make_qkx2_quants`, `make_qkx3_quants`): for each candidate, weights are
@@ -53,7 +53,7 @@ pub struct AffineFit<const N: usize> {
 /// A line that is better than all before becomes the base of the candidates after it: they divide the range above
 /// its minimum. Several candidates are tried at once on the guess that none of them is better, which is mostly so;
 /// those after a better one are tried again.
-pub fn fit_affine<const N: usize>(x: &[f32; N], weights: &[f32; N], search: &AffineSearch) -> AffineFit<N> {
+pub fn fit_affine<const N: usize>(x: &[f32; N], weights: &[f32; N], search: &AffineSearch) -> AffineFit {
     let (mut lowest, mut highest) = (x[0], x[0]);
     let mut sum_w = weights[0];
     let mut sum_x = sum_w * x[0];
@@ -69,14 +69,14 @@ pub fn fit_affine<const N: usize>(x: &[f32; N], weights: &[f32; N], search: &Aff
     }
     let mut min = if lowest > 0.0 { 0.0 } else { lowest };
     if highest <= min {
-        return AffineFit { scale: 0.0, min: -min, levels: [0; N] };
+        return AffineFit { scale: 0.0, min: -min, rounding: Rounding::TO_ZERO };
     }
     let group = AffineGroup { x, weights, sum_w, sum_x, lowest, highest };
     let mut best = Rounding { inverse: search.max_level / (highest - min), min };
     let mut scale = 1.0 / best.inverse;
     let mut best_error = 0.0;
     for i in 0..N {
-        let difference = scale * best.level(x[i], search) as f32 + min - x[i];
+        let difference = scale * best.level(x[i], search.max_level) as f32 + min - x[i];
         best_error += weights[i] * search.error.of(difference);
     }
     let mut next = 0;
@@ -98,13 +98,13 @@ pub fn fit_affine<const N: usize>(x: &[f32; N], weights: &[f32; N], search: &Aff
             }
         }
     }
-    AffineFit { scale, min: -min, levels: x.map(|v| best.level(v, search) as u8) }
+    AffineFit { scale, min: -min, rounding: best }
 }
 
 impl AffineSearch {
     /// The number of steps that candidate `index` divides the range into.
     #[inline(always)]
-    fn divisor(&self, index: usize) -> f32 {
+    pub(super) fn divisor(&self, index: usize) -> f32 {
         self.first + self.step * index as f32 + self.max_level
     }
 }
@@ -119,16 +119,28 @@ impl ErrorMeasure {
     }
 }
 
-/// How weights become levels.
-struct Rounding {
-    inverse: f32,
-    min: f32,
+/// How weights become levels: the nearest to `inverse * (x - min)`.
+#[derive(Debug, Clone, Copy)]
+pub struct Rounding {
+    /// Inverse of the distance between levels.
+    pub inverse: f32,
+    /// Where level 0 is.
+    pub min: f32,
 }
 
 impl Rounding {
+    /// Level 0 for every weight.
+    const TO_ZERO: Self = Self { inverse: 0.0, min: 0.0 };
+
     #[inline(always)]
-    fn level(&self, x: f32, search: &AffineSearch) -> i32 {
-        nearest_int(self.inverse * (x - self.min)).clamp(0, search.max_level as i32)
+    fn level(&self, x: f32, max_level: f32) -> i32 {
+        nearest_int(self.inverse * (x - self.min)).clamp(0, max_level as i32)
+    }
+
+    /// Levels `0..=max_level` of a group.
+    #[inline(always)]
+    pub fn levels<const N: usize>(&self, x: &[f32; N], max_level: f32) -> [u8; N] {
+        x.map(|v| self.level(v, max_level) as u8)
     }
 }
 
@@ -216,15 +228,30 @@ impl<const N: usize> AffineGroup<'_, N> {
 
 /// A group as `weight = scale * (level - half)`.
 #[derive(Debug, Clone, Copy)]
-pub struct SymmetricFit<const N: usize> {
+pub struct SymmetricFit {
     /// Distance between levels; negative when the largest magnitude is a positive weight.
     pub scale: f32,
-    /// Level of each weight, `0..2 * half`. All 0 in a negligible group.
-    pub levels: [u8; N],
+    /// Weights were rounded after multiplying them with this; NaN in a negligible group.
+    pub inverse: f32,
 }
 
-impl<const N: usize> SymmetricFit<N> {
-    const NOTHING: Self = Self { scale: 0.0, levels: [0; N] };
+impl SymmetricFit {
+    const NOTHING: Self = Self { scale: 0.0, inverse: f32::NAN };
+
+    /// Level of each weight, `0..2 * half`. All 0 in a negligible group.
+    #[inline(always)]
+    pub fn levels<const N: usize>(&self, x: &[f32; N], half: i32) -> [u8; N] {
+        symmetric_levels(x, self.inverse, half)
+    }
+}
+
+/// Levels `0..2 * half` of weights that are rounded after multiplying them with `inverse`; NaN gives level 0.
+#[inline(always)]
+pub fn symmetric_levels<const N: usize>(x: &[f32; N], inverse: f32, half: i32) -> [u8; N] {
+    if inverse.is_nan() {
+        return [0; N];
+    }
+    x.map(|v| (half + nearest_int(inverse * v).clamp(-half, half - 1)) as u8)
 }
 
 /// The weight of largest magnitude, the first of equals, or +0.0 if all are zero (or NaN).
@@ -255,7 +282,7 @@ pub fn peak<const N: usize>(x: &[f32; N]) -> f32 {
 /// Fits the scale of a group with levels on both sides of zero (`make_qx_quants` with `rmse_type` 1): the peak goes
 /// to level `-half`, or to a little less or more in 18 further candidates; the one whose least-squares scale explains
 /// most of the weighted energy wins.
-pub fn fit_symmetric<const N: usize>(x: &[f32; N], weights: &[f32; N], half: i32) -> SymmetricFit<N> {
+pub fn fit_symmetric<const N: usize>(x: &[f32; N], weights: &[f32; N], half: i32) -> SymmetricFit {
     let peak = peak(x);
     if peak.abs() < NEGLIGIBLE {
         return SymmetricFit::NOTHING;
@@ -272,6 +299,11 @@ pub fn fit_symmetric<const N: usize>(x: &[f32; N], weights: &[f32; N], half: i32
         best_symmetric(x, weights, half, peak, |t| nearest_int(t).clamp(-half, half - 1) as f32)
     }
 }
+
+/// Tenths of a level that the peak of a symmetric search moves, in the order in which candidates are compared. The
+/// last one is there twice to fill the lanes, which changes nothing.
+pub(super) const SYMMETRIC_TENTHS: [f32; 20] =
+    [0.0, -9.0, -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 9.0];
 
 /// Sums over a group of `w x l` and `w l^2`, for each candidate. Kept out of line: inlined, the lanes are taken apart
 /// again by what follows, at half the speed.
@@ -298,15 +330,12 @@ fn best_symmetric<const N: usize>(
     half: i32,
     peak: f32,
     level: impl Fn(f32) -> f32 + Copy,
-) -> SymmetricFit<N> {
+) -> SymmetricFit {
     const LANES: usize = 4;
-    /// Tenths of a level that the peak moves, in the order in which candidates are compared.
-    const TENTHS: [f32; 20] =
-        [0.0, -9.0, -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 9.0];
     let mut best_inverse = 0.0;
     let mut scale = 0.0;
     let mut best = 0.0;
-    for (batch, tenths) in TENTHS.as_chunks::<LANES>().0.iter().enumerate() {
+    for (batch, tenths) in SYMMETRIC_TENTHS.as_chunks::<LANES>().0.iter().enumerate() {
         let inverse = Lanes(tenths.map(|tenths| -(half as f32 + 0.1 * tenths) / peak));
         let (sum_xl, sum_l2) = symmetric_sums(x, weights, inverse, level);
         for k in 0..LANES {
@@ -323,16 +352,16 @@ fn best_symmetric<const N: usize>(
             }
         }
     }
-    SymmetricFit { scale, levels: x.map(|v| (half + nearest_int(best_inverse * v).clamp(-half, half - 1)) as u8) }
+    SymmetricFit { scale, inverse: best_inverse }
 }
 
 /// Fits the scale of a group with few levels (`make_q3_quants`, errors weighed by the squared weights): starts with
 /// the peak at level `-half` and moves one weight at a time to the level that suits the scale of the others, up to
-/// five rounds, as long as that helps.
-pub fn fit_symmetric_by_descent<const N: usize>(x: &[f32; N], half: i32) -> SymmetricFit<N> {
+/// five rounds, as long as that helps. Returns the scale and the levels `0..2 * half`, all 0 in a negligible group.
+pub fn fit_symmetric_by_descent<const N: usize>(x: &[f32; N], half: i32) -> (f32, [u8; N]) {
     let peak = peak(x);
     if peak.abs() < NEGLIGIBLE {
-        return SymmetricFit::NOTHING;
+        return (0.0, [0; N]);
     }
     let inverse = -half as f32 / peak;
     let (lowest, highest) = (-half as f32, (half - 1) as f32);
@@ -370,7 +399,7 @@ pub fn fit_symmetric_by_descent<const N: usize>(x: &[f32; N], half: i32) -> Symm
         }
     }
     let scale = if sum_l2 > 0.0 { sum_xl / sum_l2 } else { 0.0 };
-    SymmetricFit { scale, levels: levels.map(|l| (nearest_int(l) + half) as u8) }
+    (scale, levels.map(|l| (nearest_int(l) + half) as u8))
 }
 
 /// A group of values that are not negative, as `value = scale * level`.
@@ -382,11 +411,13 @@ pub struct PositiveFit<const N: usize> {
     pub levels: [u8; N],
 }
 
+/// Tenths of a level that the top of [`fit_positive`] moves, after the candidate that does not.
+pub(super) const POSITIVE_TENTHS: [f32; 8] = [-4.0, -3.0, -2.0, -1.0, 1.0, 2.0, 3.0, 4.0];
+
 /// Fits the scale of positive values, the scales and minima of a super-block (`make_qp_quants`): nine candidates by
 /// squared error, then up to five rounds of moving single levels.
 pub fn fit_positive<const N: usize>(x: &[f32; N], weights: &[f32; N], max_level: i32) -> PositiveFit<N> {
-    const LANES: usize = 8;
-    const TENTHS: [f32; LANES] = [-4.0, -3.0, -2.0, -1.0, 1.0, 2.0, 3.0, 4.0];
+    const LANES: usize = POSITIVE_TENTHS.len();
     let mut max = 0.0;
     for &v in x {
         // Not f32::max: a NaN must replace what was there and be replaced by what follows.
@@ -403,7 +434,7 @@ pub fn fit_positive<const N: usize>(x: &[f32; N], weights: &[f32; N], max_level:
         let difference = x[i] - scale * f32::from(nearest_int(best_inverse * x[i]) as u8);
         best_error += weights[i] * difference * difference;
     }
-    let inverse = Lanes(TENTHS.map(|tenths| (0.1 * tenths + top) / max));
+    let inverse = Lanes(POSITIVE_TENTHS.map(|tenths| (0.1 * tenths + top) / max));
     let scales = inverse.map(|inverse| 1.0 / inverse);
     let mut error = Lanes::<LANES>::ZERO;
     for i in 0..N {

@@ -2,6 +2,7 @@
 //!
 //! The scalar functions of [`types`](super::types) are the definition; everything here gives the same bits.
 
+mod wide;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
@@ -40,6 +41,9 @@ pub fn quantizer_at(ty: TensorType, level: Level) -> Option<QuantizeFn> {
 }
 
 #[cfg(test)]
+mod encoder_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::quant::CODECS;
@@ -71,72 +75,6 @@ mod tests {
                     for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
                         let same = found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan();
                         assert!(same, "{} at {}: [{index}] {found} for {expected}", codec.ty, level.name());
-                    }
-                }
-            }
-        }
-    }
-
-    /// xorshift64*.
-    struct Random(u64);
-
-    impl Random {
-        fn bits(&mut self) -> u64 {
-            self.0 ^= self.0 >> 12;
-            self.0 ^= self.0 << 25;
-            self.0 ^= self.0 >> 27;
-            self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-        }
-
-        /// Between -4 and 4, bell-shaped.
-        fn weight(&mut self) -> f32 {
-            let bits = self.bits();
-            (0..4).map(|i| i32::from((bits >> (16 * i)) as i16)).sum::<i32>() as f32 / 32768.0
-        }
-    }
-
-    #[test]
-    fn every_level_encodes_as_scalar_code_does() {
-        const ROW: usize = 768;
-        let mut random = Random(11);
-        let importance: Vec<f32> = (0..ROW).map(|i| if i % 50 == 3 { 0.0 } else { random.weight().powi(4) }).collect();
-        type Family = (&'static str, fn(&mut Random, usize) -> f32);
-        let families: [Family; 7] = [
-            ("bell", |random, _| random.weight() * 0.03),
-            ("heavy", |random, _| random.weight().powi(9)),
-            ("zero", |_, _| 0.0),
-            ("sparse", |random, i| if i % 97 == 5 { random.weight() } else { 0.0 }),
-            ("alternating", |_, i| if i % 2 == 0 { 0.25 } else { -0.25 }),
-            ("denormal", |random, _| random.weight() * 1e-39),
-            ("any bits", |random, _| {
-                let value = f32::from_bits(random.bits() as u32);
-                if value.is_finite() { value } else { 1.0 }
-            }),
-        ];
-        for codec in CODECS {
-            let Some(quantize) = codec.quantize else { continue };
-            let info = codec.ty.info().unwrap();
-            if !ROW.is_multiple_of(info.block_len) {
-                continue;
-            }
-            for (family, generate) in families {
-                let weights: Vec<f32> = (0..4 * ROW).map(|i| generate(&mut random, i)).collect();
-                for importance in [None, Some(&importance[..])] {
-                    let bytes = info.row_bytes(weights.len() as u64).unwrap() as usize;
-                    let mut expected = vec![0x55; bytes];
-                    quantize(&weights, ROW, importance, &mut expected);
-                    for level in Level::ALL.into_iter().filter(|level| level.is_available()) {
-                        let mut found = vec![0xaa; bytes];
-                        quantizer_at(codec.ty, level).unwrap()(&weights, ROW, importance, &mut found);
-                        let at = expected.iter().zip(&found).position(|(e, f)| e != f);
-                        assert_eq!(
-                            at,
-                            None,
-                            "{} {} {family}, importance {}",
-                            codec.ty,
-                            level.name(),
-                            importance.is_some()
-                        );
                     }
                 }
             }

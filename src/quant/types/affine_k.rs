@@ -7,54 +7,59 @@
 
 use super::{error_weights, get_f16, put_f16, sum_of_squares};
 use crate::quant::round::nearest_int;
-use crate::quant::search::{AffineSearch, ErrorMeasure, fit_affine, fit_positive};
+use crate::quant::search::{AffineFit, AffineSearch, ErrorMeasure, PositiveFit, Rounding, fit_affine, fit_positive};
 
-pub(super) const LEN: usize = 256;
-pub(super) const GROUP: usize = 32;
-const GROUPS: usize = LEN / GROUP;
+pub(in crate::quant) const LEN: usize = 256;
+pub(in crate::quant) const GROUP: usize = 32;
+pub(in crate::quant) const GROUPS: usize = LEN / GROUP;
 /// Bytes of `d`, `dmin` and the packed scales.
 pub(in crate::quant) const HEADER: usize = 4 + 12;
 
 /// Highest scale and min of a group.
-const TOP: u8 = 63;
+pub(in crate::quant) const TOP: u8 = 63;
 
 /// How the two formats differ.
-pub(super) struct Format {
-    /// Highest level of a weight.
-    pub max_level: u8,
-    /// Candidates without importance: `first` and `steps` of the search.
-    pub plain_first: f32,
-    pub plain_steps: usize,
+pub(in crate::quant) struct Format {
+    /// What is tried without importance.
+    pub plain: AffineSearch,
+    /// What is tried with importance.
+    pub weighted: AffineSearch,
     /// Whether fitted scales are limited to 63. Only a scale that rounding made negative, and that wraps around
     /// therefore, ever exceeds it; ggml limits it in Q5_K and not in Q4_K.
     pub limit_fitted_scales: bool,
 }
 
 impl Format {
+    pub(super) const fn new(max_level: f32, plain_first: f32, plain_steps: usize, limit_fitted_scales: bool) -> Self {
+        let error = ErrorMeasure::Squared;
+        Format {
+            plain: AffineSearch { max_level, first: plain_first, step: 0.1, steps: plain_steps, error },
+            weighted: AffineSearch { max_level, first: -0.9, step: 0.05, steps: 36, error },
+            limit_fitted_scales,
+        }
+    }
+
     /// Writes the header and gives the levels, for scales rounded against their maxima.
     #[inline(always)]
     pub(super) fn encode(&self, x: &[f32; LEN], header: &mut [u8; HEADER]) -> [u8; LEN] {
-        let search = AffineSearch {
-            max_level: self.max_level.into(),
-            first: self.plain_first,
-            step: 0.1,
-            steps: self.plain_steps,
-            error: ErrorMeasure::Squared,
-        };
-        let mut levels = [0; LEN];
-        let (mut scales, mut mins) = ([0.0; GROUPS], [0.0; GROUPS]);
-        let (mut max_scale, mut max_min) = (0.0, 0.0);
-        for (j, (x, levels)) in groups(x).iter().zip(levels.as_chunks_mut::<GROUP>().0).enumerate() {
+        let fits = std::array::from_fn(|j| {
+            let x = &groups(x)[j];
             let spread = (sum_of_squares(x) / GROUP as f32).sqrt();
-            let fit = fit_affine(x, &x.map(|v| spread + v.abs()), &search);
-            (scales[j], mins[j], *levels) = (fit.scale, fit.min, fit.levels);
-            if fit.scale > max_scale {
-                max_scale = fit.scale;
-            }
-            if fit.min > max_min {
-                max_min = fit.min;
-            }
-        }
+            fit_affine(x, &x.map(|v| spread + v.abs()), &self.plain)
+        });
+        self.finish_plain(x, &fits, header)
+    }
+
+    /// [`Self::encode`] for fits of the groups.
+    #[inline(always)]
+    pub(in crate::quant) fn finish_plain(
+        &self,
+        x: &[f32; LEN],
+        fits: &[AffineFit; GROUPS],
+        header: &mut [u8; HEADER],
+    ) -> [u8; LEN] {
+        let max_scale = fits.iter().fold(0.0, |max, fit| if fit.scale > max { fit.scale } else { max });
+        let max_min = fits.iter().fold(0.0, |max, fit| if fit.min > max { fit.min } else { max });
         let top = f32::from(TOP);
         let rounded = |values: [f32; GROUPS], max: f32| {
             let inverse = if max > 0.0 { top / max } else { 0.0 };
@@ -62,9 +67,10 @@ impl Format {
         };
         put_f16(header, 0, max_scale / top);
         put_f16(header, 2, max_min / top);
-        pack_scales(&rounded(scales, max_scale), &rounded(mins, max_min), header);
-        self.round_with_stored_scales(x, header, &mut levels);
-        levels
+        let scales = rounded(fits.map(|fit| fit.scale), max_scale);
+        let mins = rounded(fits.map(|fit| fit.min), max_min);
+        pack_scales(&scales, &mins, header);
+        self.round_with_stored_scales(x, header, |j| fits[j].rounding)
     }
 
     /// Writes the header and gives the levels, for scales fitted with the summed weights of their groups.
@@ -75,26 +81,28 @@ impl Format {
         importance: &[f32; LEN],
         header: &mut [u8; HEADER],
     ) -> [u8; LEN] {
-        let search = AffineSearch {
-            max_level: self.max_level.into(),
-            first: -0.9,
-            step: 0.05,
-            steps: 36,
-            error: ErrorMeasure::Squared,
-        };
-        let mut levels = [0; LEN];
-        let (mut scales, mut mins, mut sums) = ([0.0; GROUPS], [0.0; GROUPS], [0.0; GROUPS]);
+        let mut sums = [0.0; GROUPS];
         let sigma2 = 2.0 * sum_of_squares(x) / LEN as f32;
-        for (j, ((x, w), levels)) in
-            groups(x).iter().zip(groups(importance)).zip(levels.as_chunks_mut::<GROUP>().0).enumerate()
-        {
-            let weights = error_weights(x, w, sigma2);
+        let fits: [_; GROUPS] = std::array::from_fn(|j| {
+            let weights = error_weights(&groups(x)[j], &groups(importance)[j], sigma2);
             sums[j] = weights.iter().fold(0.0, |sum, w| sum + w);
-            let fit = fit_affine(x, &weights, &search);
-            (scales[j], mins[j], *levels) = (fit.scale, fit.min, fit.levels);
-        }
-        let mut scales = fit_positive(&scales, &sums, TOP.into());
-        let mut mins = fit_positive(&mins, &sums, TOP.into());
+            fit_affine(&groups(x)[j], &weights, &self.weighted)
+        });
+        let scales = fit_positive(&fits.map(|fit| fit.scale), &sums, TOP.into());
+        let mins = fit_positive(&fits.map(|fit| fit.min), &sums, TOP.into());
+        self.finish_weighted(x, scales, mins, |j| fits[j].rounding, header)
+    }
+
+    /// [`Self::encode_weighted`] for fitted scales and minima. `searched` is how the search of a group rounded.
+    #[inline(always)]
+    pub(in crate::quant) fn finish_weighted(
+        &self,
+        x: &[f32; LEN],
+        mut scales: PositiveFit<GROUPS>,
+        mut mins: PositiveFit<GROUPS>,
+        searched: impl Fn(usize) -> Rounding,
+        header: &mut [u8; HEADER],
+    ) -> [u8; LEN] {
         if self.limit_fitted_scales {
             scales.levels = scales.levels.map(|level| level.min(TOP));
             mins.levels = mins.levels.map(|level| level.min(TOP));
@@ -102,29 +110,40 @@ impl Format {
         put_f16(header, 0, scales.scale);
         put_f16(header, 2, mins.scale);
         pack_scales(&scales.levels, &mins.levels, header);
-        self.round_with_stored_scales(x, header, &mut levels);
-        levels
+        self.round_with_stored_scales(x, header, searched)
     }
 
     /// Groups whose stored scale is zero keep the levels of the search.
     #[inline(always)]
-    fn round_with_stored_scales(&self, x: &[f32; LEN], header: &[u8; HEADER], levels: &mut [u8; LEN]) {
+    fn round_with_stored_scales(
+        &self,
+        x: &[f32; LEN],
+        header: &[u8; HEADER],
+        searched: impl Fn(usize) -> Rounding,
+    ) -> [u8; LEN] {
+        let max_level = self.weighted.max_level;
         let (d, dmin) = (get_f16(header, 0), get_f16(header, 2));
+        let mut levels = [0; LEN];
         for (j, (x, levels)) in groups(x).iter().zip(levels.as_chunks_mut::<GROUP>().0).enumerate() {
             let (scale, min) = unpack_scale(header, j);
             let scale = d * f32::from(scale);
-            if scale != 0.0 {
+            *levels = if scale != 0.0 {
                 let min = dmin * f32::from(min);
-                *levels = x.map(|v| nearest_int((v + min) / scale).clamp(0, self.max_level.into()) as u8);
-            }
+                x.map(|v| nearest_int((v + min) / scale).clamp(0, max_level as i32) as u8)
+            } else {
+                searched(j).levels(x, max_level)
+            };
         }
+        levels
     }
 }
 
+#[inline(always)]
 fn groups(x: &[f32; LEN]) -> &[[f32; GROUP]] {
     x.as_chunks().0
 }
 
+#[inline(always)]
 fn pack_scales(scales: &[u8; GROUPS], mins: &[u8; GROUPS], header: &mut [u8; HEADER]) {
     let packed = &mut header[4..];
     for j in 0..4 {

@@ -75,7 +75,8 @@ fn five_bits(fifth: &[u8; 4], packed: &[u8; HALF]) -> [u8; LEN] {
 }
 
 /// Mean of the squares of a row.
-fn mean_square(row: &[f32]) -> f32 {
+#[inline(always)]
+pub(in crate::quant) fn mean_square(row: &[f32]) -> f32 {
     sum_of_squares(row) / row.len() as f32
 }
 
@@ -118,8 +119,15 @@ const fn affine_search(max_level: f32) -> AffineSearch {
     AffineSearch { max_level, first: -0.9, step: 0.05, steps: 36, error: ErrorMeasure::Squared }
 }
 
+/// What is tried with importance.
+pub(in crate::quant) const Q4_1_SEARCH: AffineSearch = affine_search(15.0);
+pub(in crate::quant) const Q5_1_SEARCH: AffineSearch = affine_search(31.0);
+/// Levels on either side of zero.
+pub(in crate::quant) const Q4_HALF: i32 = 8;
+pub(in crate::quant) const Q5_HALF: i32 = 16;
+
 #[inline(always)]
-fn put_q4_0(d: f32, levels: &[u8; LEN], block: &mut [u8; 18]) {
+pub(in crate::quant) fn put_q4_0(d: f32, levels: &[u8; LEN], block: &mut [u8; 18]) {
     put_f16(block, 0, d);
     put_nibbles(levels, &mut block[2..]);
 }
@@ -133,8 +141,8 @@ pub fn quantize_q4_0(src: &[f32], row_len: usize, importance: Option<&[f32]>, ds
         }),
         Some(importance) => {
             encode_weighted_blocks(src, row_len, importance, dst, mean_square, |&sigma2, x, importance, block| {
-                let fit = fit_symmetric(x, &error_weights(x, importance, sigma2), 8);
-                put_q4_0(fit.scale, &fit.levels, block);
+                let fit = fit_symmetric(x, &error_weights(x, importance, sigma2), Q4_HALF);
+                put_q4_0(fit.scale, &fit.levels(x, Q4_HALF), block);
             });
         }
     }
@@ -151,7 +159,7 @@ pub fn dequantize_q4_0(src: &[u8], dst: &mut [f32]) {
 }
 
 #[inline(always)]
-fn put_q4_1(d: f32, m: f32, levels: &[u8; LEN], block: &mut [u8; 20]) {
+pub(in crate::quant) fn put_q4_1(d: f32, m: f32, levels: &[u8; LEN], block: &mut [u8; 20]) {
     put_f16(block, 0, d);
     put_f16(block, 2, m);
     put_nibbles(levels, &mut block[4..]);
@@ -166,8 +174,8 @@ pub fn quantize_q4_1(src: &[f32], row_len: usize, importance: Option<&[f32]>, ds
         }),
         Some(importance) => {
             encode_weighted_blocks(src, row_len, importance, dst, mean_square, |&sigma2, x, importance, block| {
-                let fit = fit_affine(x, &error_weights(x, importance, sigma2), &affine_search(15.0));
-                put_q4_1(fit.scale, -fit.min, &fit.levels, block);
+                let fit = fit_affine(x, &error_weights(x, importance, sigma2), &Q4_1_SEARCH);
+                put_q4_1(fit.scale, -fit.min, &fit.rounding.levels(x, Q4_1_SEARCH.max_level), block);
             });
         }
     }
@@ -184,7 +192,7 @@ pub fn dequantize_q4_1(src: &[u8], dst: &mut [f32]) {
 }
 
 #[inline(always)]
-fn put_q5_0(d: f32, levels: &[u8; LEN], block: &mut [u8; 22]) {
+pub(in crate::quant) fn put_q5_0(d: f32, levels: &[u8; LEN], block: &mut [u8; 22]) {
     put_f16(block, 0, d);
     block[2..6].copy_from_slice(&fifth_bits(levels).to_le_bytes());
     put_nibbles(levels, &mut block[6..]);
@@ -199,8 +207,8 @@ pub fn quantize_q5_0(src: &[f32], row_len: usize, importance: Option<&[f32]>, ds
         }),
         Some(importance) => {
             encode_weighted_blocks(src, row_len, importance, dst, mean_square, |&sigma2, x, importance, block| {
-                let fit = fit_symmetric(x, &error_weights(x, importance, sigma2), 16);
-                put_q5_0(fit.scale, &fit.levels, block);
+                let fit = fit_symmetric(x, &error_weights(x, importance, sigma2), Q5_HALF);
+                put_q5_0(fit.scale, &fit.levels(x, Q5_HALF), block);
             });
         }
     }
@@ -219,7 +227,7 @@ pub fn dequantize_q5_0(src: &[u8], dst: &mut [f32]) {
 }
 
 #[inline(always)]
-fn put_q5_1(d: f32, m: f32, levels: &[u8; LEN], block: &mut [u8; 24]) {
+pub(in crate::quant) fn put_q5_1(d: f32, m: f32, levels: &[u8; LEN], block: &mut [u8; 24]) {
     put_f16(block, 0, d);
     put_f16(block, 2, m);
     block[4..8].copy_from_slice(&fifth_bits(levels).to_le_bytes());
@@ -235,8 +243,8 @@ pub fn quantize_q5_1(src: &[f32], row_len: usize, importance: Option<&[f32]>, ds
         }),
         Some(importance) => {
             encode_weighted_blocks(src, row_len, importance, dst, mean_square, |&sigma2, x, importance, block| {
-                let fit = fit_affine(x, &error_weights(x, importance, sigma2), &affine_search(31.0));
-                put_q5_1(fit.scale, -fit.min, &fit.levels, block);
+                let fit = fit_affine(x, &error_weights(x, importance, sigma2), &Q5_1_SEARCH);
+                put_q5_1(fit.scale, -fit.min, &fit.rounding.levels(x, Q5_1_SEARCH.max_level), block);
             });
         }
     }

@@ -6,12 +6,12 @@
 use super::pack::pack_2bit;
 use super::{decode_blocks, encode_blocks, encode_weighted_blocks, error_weights, get_f16, put_f16, sum_of_squares};
 use crate::quant::round::nearest_int;
-use crate::quant::search::{AffineSearch, ErrorMeasure, fit_affine, fit_positive};
+use crate::quant::search::{AffineFit, AffineSearch, ErrorMeasure, PositiveFit, Rounding, fit_affine, fit_positive};
 
 const LEN: usize = 256;
-const BYTES: usize = 84;
-const GROUP: usize = 16;
-const GROUPS: usize = LEN / GROUP;
+pub(in crate::quant) const BYTES: usize = 84;
+pub(in crate::quant) const GROUP: usize = 16;
+pub(in crate::quant) const GROUPS: usize = LEN / GROUP;
 const LEVELS: usize = GROUPS;
 /// Byte offset of the scale of scales.
 pub(crate) const D: usize = LEVELS + 64;
@@ -20,11 +20,13 @@ pub(crate) const DMIN: usize = D + 2;
 const _: () = assert!(DMIN + 2 == BYTES);
 
 /// Highest scale and min of a group.
-const TOP: f32 = 15.0;
+pub(in crate::quant) const TOP: f32 = 15.0;
 
-const PLAIN: AffineSearch =
+/// What is tried without importance.
+pub(in crate::quant) const PLAIN: AffineSearch =
     AffineSearch { max_level: 3.0, first: -0.5, step: 0.1, steps: 15, error: ErrorMeasure::Absolute };
-const WEIGHTED: AffineSearch =
+/// What is tried with importance.
+pub(in crate::quant) const WEIGHTED: AffineSearch =
     AffineSearch { max_level: 3.0, first: -0.9, step: 0.05, steps: 36, error: ErrorMeasure::Squared };
 
 /// Encodes Q2_K (`quantize_q2_K`).
@@ -48,75 +50,91 @@ pub fn quantize(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &m
 
 /// Scales and minima rounded against their maxima.
 fn encode(x: &[f32; LEN], block: &mut [u8; BYTES]) {
-    let mut levels = [0; LEN];
-    let (mut scales, mut mins) = ([0.0; GROUPS], [0.0; GROUPS]);
-    let (mut max_scale, mut max_min) = (0.0, 0.0);
-    for (j, (x, levels)) in groups(x).iter().zip(levels.as_chunks_mut::<GROUP>().0).enumerate() {
-        let fit = fit_affine(x, &x.map(f32::abs), &PLAIN);
-        (scales[j], mins[j], *levels) = (fit.scale, fit.min, fit.levels);
-        if fit.scale > max_scale {
-            max_scale = fit.scale;
-        }
-        if fit.min > max_min {
-            max_min = fit.min;
-        }
-    }
+    let fits = std::array::from_fn(|j| fit_affine(&groups(x)[j], &groups(x)[j].map(f32::abs), &PLAIN));
+    finish_plain(x, &fits, block);
+}
+
+/// Writes the block for fits of its groups, their scales and minima rounded against the largest.
+#[inline(always)]
+pub(in crate::quant) fn finish_plain(x: &[f32; LEN], fits: &[AffineFit; GROUPS], block: &mut [u8; BYTES]) {
+    let max_scale = fits.iter().fold(0.0, |max, fit| if fit.scale > max { fit.scale } else { max });
+    let max_min = fits.iter().fold(0.0, |max, fit| if fit.min > max { fit.min } else { max });
     let mut packed = [0u8; GROUPS];
     let mut d = 0.0;
     if max_scale > 0.0 {
         let inverse = TOP / max_scale;
-        packed = scales.map(|scale| nearest_int(inverse * scale) as u8);
+        packed = fits.map(|fit| nearest_int(inverse * fit.scale) as u8);
         d = max_scale / TOP;
     }
     let mut dmin = 0.0;
     if max_min > 0.0 {
         let inverse = TOP / max_min;
-        for (packed, min) in packed.iter_mut().zip(mins) {
-            *packed |= (nearest_int(inverse * min) << 4) as u8;
+        for (packed, fit) in packed.iter_mut().zip(fits) {
+            *packed |= (nearest_int(inverse * fit.min) << 4) as u8;
         }
         dmin = max_min / TOP;
     }
-    finish(x, d, dmin, &packed, &mut levels, block);
+    finish(x, d, dmin, &packed, |j| fits[j].rounding, block);
 }
 
 /// Scales and minima fitted with the summed weights of their groups.
 fn encode_weighted(x: &[f32; LEN], importance: &[f32; LEN], block: &mut [u8; BYTES]) {
-    let mut levels = [0; LEN];
-    let (mut scales, mut mins, mut sums) = ([0.0; GROUPS], [0.0; GROUPS], [0.0; GROUPS]);
+    let mut sums = [0.0; GROUPS];
     let sigma2 = sum_of_squares(x) / LEN as f32;
-    for (j, ((x, w), levels)) in
-        groups(x).iter().zip(groups(importance)).zip(levels.as_chunks_mut::<GROUP>().0).enumerate()
-    {
-        let weights = error_weights(x, w, sigma2);
+    let fits: [_; GROUPS] = std::array::from_fn(|j| {
+        let weights = error_weights(&groups(x)[j], &groups(importance)[j], sigma2);
         sums[j] = weights.iter().fold(0.0, |sum, w| sum + w);
-        let fit = fit_affine(x, &weights, &WEIGHTED);
-        (scales[j], mins[j], *levels) = (fit.scale, fit.min, fit.levels);
-    }
-    let scales = fit_positive(&scales, &sums, TOP as i32);
-    let mins = fit_positive(&mins, &sums, TOP as i32);
+        fit_affine(&groups(x)[j], &weights, &WEIGHTED)
+    });
+    let scales = fit_positive(&fits.map(|fit| fit.scale), &sums, TOP as i32);
+    let mins = fit_positive(&fits.map(|fit| fit.min), &sums, TOP as i32);
+    finish_weighted(x, &scales, &mins, |j| fits[j].rounding, block);
+}
+
+/// Writes the block for fitted scales and minima of its groups. `searched` is how the search of a group rounded.
+#[inline(always)]
+pub(in crate::quant) fn finish_weighted(
+    x: &[f32; LEN],
+    scales: &PositiveFit<GROUPS>,
+    mins: &PositiveFit<GROUPS>,
+    searched: impl Fn(usize) -> Rounding,
+    block: &mut [u8; BYTES],
+) {
     let packed = std::array::from_fn(|j| scales.levels[j] | (mins.levels[j] << 4));
-    finish(x, scales.scale, mins.scale, &packed, &mut levels, block);
+    finish(x, scales.scale, mins.scale, &packed, searched, block);
 }
 
 /// Rounds the weights anew with the scales as stored, and writes the block. Groups whose stored scale is zero keep
 /// the levels of the search.
-fn finish(x: &[f32; LEN], d: f32, dmin: f32, scales: &[u8; GROUPS], levels: &mut [u8; LEN], block: &mut [u8; BYTES]) {
+#[inline(always)]
+fn finish(
+    x: &[f32; LEN],
+    d: f32,
+    dmin: f32,
+    scales: &[u8; GROUPS],
+    searched: impl Fn(usize) -> Rounding,
+    block: &mut [u8; BYTES],
+) {
     block[..GROUPS].copy_from_slice(scales);
     put_f16(block, D, d);
     put_f16(block, DMIN, dmin);
     let (d, dmin) = (get_f16(block, D), get_f16(block, DMIN));
-    for ((x, levels), &packed) in groups(x).iter().zip(levels.as_chunks_mut::<GROUP>().0).zip(scales) {
-        let scale = d * f32::from(packed & 0x0f);
-        if scale != 0.0 {
-            let min = dmin * f32::from(packed >> 4);
-            *levels = x.map(|v| nearest_int((v + min) / scale).clamp(0, 3) as u8);
-        }
+    let mut levels = [0; LEN];
+    for (j, (x, levels)) in groups(x).iter().zip(levels.as_chunks_mut::<GROUP>().0).enumerate() {
+        let scale = d * f32::from(scales[j] & 0x0f);
+        *levels = if scale != 0.0 {
+            let min = dmin * f32::from(scales[j] >> 4);
+            x.map(|v| nearest_int((v + min) / scale).clamp(0, 3) as u8)
+        } else {
+            searched(j).levels(x, PLAIN.max_level)
+        };
     }
     if let Some(out) = block[LEVELS..].first_chunk_mut() {
-        pack_2bit(levels, out);
+        pack_2bit(&levels, out);
     }
 }
 
+#[inline(always)]
 fn groups(x: &[f32; LEN]) -> &[[f32; GROUP]] {
     x.as_chunks().0
 }

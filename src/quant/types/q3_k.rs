@@ -7,12 +7,12 @@
 use super::pack::{pack_2bit, pack_bit_plane};
 use super::{decode_blocks, encode_blocks, encode_weighted_blocks, error_weights, get_f16, put_f16, sum_of_squares};
 use crate::quant::round::nearest_int;
-use crate::quant::search::{fit_symmetric, fit_symmetric_by_descent};
+use crate::quant::search::{SymmetricFit, fit_symmetric, fit_symmetric_by_descent, symmetric_levels};
 
 const LEN: usize = 256;
-const BYTES: usize = 110;
-const GROUP: usize = 16;
-const GROUPS: usize = LEN / GROUP;
+pub(in crate::quant) const BYTES: usize = 110;
+pub(in crate::quant) const GROUP: usize = 16;
+pub(in crate::quant) const GROUPS: usize = LEN / GROUP;
 const LEVELS: usize = 32;
 const SCALES: usize = LEVELS + 64;
 /// Byte offset of the scale of scales.
@@ -20,9 +20,9 @@ pub(crate) const D: usize = SCALES + 12;
 const _: () = assert!(D + 2 == BYTES);
 
 /// Levels on either side of zero.
-const HALF: i32 = 4;
+pub(in crate::quant) const HALF: i32 = 4;
 /// Group scales on either side of zero.
-const SCALE_HALF: i32 = 32;
+pub(in crate::quant) const SCALE_HALF: i32 = 32;
 
 /// Encodes Q3_K (`quantize_q3_K`).
 pub fn quantize(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
@@ -45,16 +45,20 @@ pub fn quantize(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &m
 
 /// Group scales by descent, rounded against the largest.
 fn encode(x: &[f32; LEN], block: &mut [u8; BYTES]) {
-    let mut levels = [0; LEN];
-    let mut scales = [0.0f32; GROUPS];
-    let mut peak = 0.0f32;
-    for (j, (x, levels)) in groups(x).iter().zip(levels.as_chunks_mut::<GROUP>().0).enumerate() {
-        let fit = fit_symmetric_by_descent(x, HALF);
-        (scales[j], *levels) = (fit.scale, fit.levels);
-        if fit.scale.abs() > peak.abs() {
-            peak = fit.scale;
-        }
-    }
+    let fits: [_; GROUPS] = std::array::from_fn(|j| fit_symmetric_by_descent(&groups(x)[j], HALF));
+    finish_plain(x, &fits.map(|(scale, _)| scale), |j| fits[j].1, block);
+}
+
+/// Rounds the scales of the groups against the largest and writes the block. `searched` gives the levels that the
+/// search ended with.
+#[inline(always)]
+pub(in crate::quant) fn finish_plain(
+    x: &[f32; LEN],
+    scales: &[f32; GROUPS],
+    searched: impl Fn(usize) -> [u8; GROUP],
+    block: &mut [u8; BYTES],
+) {
+    let peak = scales.iter().fold(0.0f32, |peak, scale| if scale.abs() > peak.abs() { *scale } else { peak });
     let mut d = 0.0;
     let mut packed = [0; 12];
     if peak != 0.0 {
@@ -65,26 +69,37 @@ fn encode(x: &[f32; LEN], block: &mut [u8; BYTES]) {
         }));
         d = 1.0 / inverse;
     }
-    finish(x, d, packed, &mut levels, block);
+    finish(x, d, packed, searched, block);
 }
 
 /// Group scales by search over candidates, fitted with the summed weights of their groups.
 fn encode_weighted(x: &[f32; LEN], importance: &[f32; LEN], block: &mut [u8; BYTES]) {
-    let mut levels = [0; LEN];
-    let (mut scales, mut sums) = ([0.0; GROUPS], [0.0; GROUPS]);
+    let (mut scales, mut inverses, mut sums) = ([0.0; GROUPS], [0.0; GROUPS], [0.0; GROUPS]);
     let sigma2 = 2.0 * sum_of_squares(x) / LEN as f32;
-    for (j, ((x, w), levels)) in
-        groups(x).iter().zip(groups(importance)).zip(levels.as_chunks_mut::<GROUP>().0).enumerate()
-    {
+    for (j, (x, w)) in groups(x).iter().zip(groups(importance)).enumerate() {
         let weights = error_weights(x, w, sigma2);
         sums[j] = weights.iter().fold(0.0, |sum, w| sum + w);
         let fit = fit_symmetric(x, &weights, HALF);
-        (scales[j], *levels) = (fit.scale, fit.levels);
+        (scales[j], inverses[j]) = (fit.scale, fit.inverse);
     }
-    let fit = fit_symmetric(&scales, &sums, SCALE_HALF);
-    finish(x, fit.scale, pack_scales(fit.levels), &mut levels, block);
+    finish_weighted(x, &scales, &inverses, &fit_symmetric(&scales, &sums, SCALE_HALF), block);
 }
 
+/// Writes the block for scales of groups that `fit` puts onto their 6-bit levels. The inverses are those of the
+/// groups' searches.
+#[inline(always)]
+pub(in crate::quant) fn finish_weighted(
+    x: &[f32; LEN],
+    scales: &[f32; GROUPS],
+    inverses: &[f32; GROUPS],
+    fit: &SymmetricFit,
+    block: &mut [u8; BYTES],
+) {
+    let searched = |j: usize| symmetric_levels(&groups(x)[j], inverses[j], HALF);
+    finish(x, fit.scale, pack_scales(fit.levels(scales, SCALE_HALF)), searched, block);
+}
+
+#[inline(always)]
 fn pack_scales(scales: [u8; GROUPS]) -> [u8; 12] {
     let mut packed = [0; 12];
     for (j, scale) in scales.into_iter().enumerate() {
@@ -106,25 +121,30 @@ pub(in crate::quant) fn unpack_scales(packed: &[u8]) -> [i8; GROUPS] {
 
 /// Rounds the weights anew with the scales as stored, and writes the block. Groups whose stored scale is zero keep
 /// the levels of the search.
-fn finish(x: &[f32; LEN], d: f32, scales: [u8; 12], levels: &mut [u8; LEN], block: &mut [u8; BYTES]) {
+#[inline(always)]
+fn finish(x: &[f32; LEN], d: f32, scales: [u8; 12], searched: impl Fn(usize) -> [u8; GROUP], block: &mut [u8; BYTES]) {
     block[SCALES..D].copy_from_slice(&scales);
     put_f16(block, D, d);
     let d = get_f16(block, D);
     let stored = unpack_scales(&scales);
-    for ((x, levels), scale) in groups(x).iter().zip(levels.as_chunks_mut::<GROUP>().0).zip(stored) {
-        let scale = d * f32::from(scale);
-        if scale != 0.0 {
-            *levels = x.map(|v| (nearest_int(v / scale).clamp(-HALF, HALF - 1) + HALF) as u8);
-        }
+    let mut levels = [0; LEN];
+    for (j, (x, levels)) in groups(x).iter().zip(levels.as_chunks_mut::<GROUP>().0).enumerate() {
+        let scale = d * f32::from(stored[j]);
+        *levels = if scale != 0.0 {
+            x.map(|v| (nearest_int(v / scale).clamp(-HALF, HALF - 1) + HALF) as u8)
+        } else {
+            searched(j)
+        };
     }
     if let Some(out) = block.first_chunk_mut() {
-        pack_bit_plane(levels, 2, out);
+        pack_bit_plane(&levels, 2, out);
     }
     if let Some(out) = block[LEVELS..].first_chunk_mut() {
         pack_2bit(&levels.map(|level| level & 3), out);
     }
 }
 
+#[inline(always)]
 fn groups(x: &[f32; LEN]) -> &[[f32; GROUP]] {
     x.as_chunks().0
 }

@@ -10,7 +10,7 @@ use super::{decode_blocks, encode_blocks, encode_weighted_blocks};
 const BYTES: usize = 144;
 const _: () = assert!(HEADER + LEN / 2 == BYTES);
 
-const FORMAT: Format = Format { max_level: 15, plain_first: -1.0, plain_steps: 20, limit_fitted_scales: false };
+pub(in crate::quant) const FORMAT: Format = Format::new(15.0, -1.0, 20, false);
 
 /// Encodes Q4_K (`quantize_q4_K`).
 pub fn quantize(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
@@ -33,7 +33,9 @@ pub fn quantize(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &m
     }
 }
 
-fn finish(block: &mut [u8; BYTES], encode: impl Fn(&mut [u8; HEADER]) -> [u8; LEN]) {
+/// Writes a block whose header and levels `encode` makes.
+#[inline(always)]
+pub(in crate::quant) fn finish(block: &mut [u8; BYTES], encode: impl FnOnce(&mut [u8; HEADER]) -> [u8; LEN]) {
     let (header, nibbles) = affine_k::split_header(block);
     let levels = encode(header);
     if let Some(out) = nibbles.first_chunk_mut() {

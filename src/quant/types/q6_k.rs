@@ -6,12 +6,12 @@
 
 use super::{decode_blocks, encode_blocks, encode_weighted_blocks, get_f16, put_f16};
 use crate::quant::round::nearest_int;
-use crate::quant::search::{NEGLIGIBLE, fit_symmetric};
+use crate::quant::search::{NEGLIGIBLE, fit_symmetric, symmetric_levels};
 
 const LEN: usize = 256;
-const BYTES: usize = 210;
-const GROUP: usize = 16;
-const GROUPS: usize = LEN / GROUP;
+pub(in crate::quant) const BYTES: usize = 210;
+pub(in crate::quant) const GROUP: usize = 16;
+pub(in crate::quant) const GROUPS: usize = LEN / GROUP;
 const HIGH: usize = LEN / 2;
 const SCALES: usize = HIGH + LEN / 4;
 /// Byte offset of the scale of scales.
@@ -19,7 +19,7 @@ pub(crate) const D: usize = SCALES + GROUPS;
 const _: () = assert!(D + 2 == BYTES);
 
 /// Levels on either side of zero.
-const HALF: i32 = 32;
+pub(in crate::quant) const HALF: i32 = 32;
 
 /// Encodes Q6_K (`quantize_q6_K`). Without importance, errors count by the squared weight.
 pub fn quantize(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
@@ -32,22 +32,29 @@ pub fn quantize(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &m
 }
 
 fn encode(x: &[f32; LEN], weights: &[f32; LEN], block: &mut [u8; BYTES]) {
-    let mut levels = [0; LEN];
-    let mut scales = [0.0f32; GROUPS];
-    let mut peak = 0.0f32;
-    for (j, ((x, w), levels)) in
-        groups(x).iter().zip(groups(weights)).zip(levels.as_chunks_mut::<GROUP>().0).enumerate()
-    {
+    let (mut scales, mut inverses) = ([0.0; GROUPS], [0.0; GROUPS]);
+    for (j, (x, w)) in groups(x).iter().zip(groups(weights)).enumerate() {
         let fit = fit_symmetric(x, w, HALF);
-        (scales[j], *levels) = (fit.scale, fit.levels);
-        if fit.scale.abs() > peak.abs() {
-            peak = fit.scale;
-        }
+        (scales[j], inverses[j]) = (fit.scale, fit.inverse);
     }
+    finish(x, &scales, &inverses, block);
+}
+
+/// Rounds the scales of the groups against their peak and the weights anew with the scales as stored, and writes the
+/// block. Groups whose stored scale is zero keep the levels of the search, for which the inverses are.
+#[inline(always)]
+pub(in crate::quant) fn finish(
+    x: &[f32; LEN],
+    scales: &[f32; GROUPS],
+    inverses: &[f32; GROUPS],
+    block: &mut [u8; BYTES],
+) {
+    let peak = scales.iter().fold(0.0f32, |peak, scale| if scale.abs() > peak.abs() { *scale } else { peak });
     if peak.abs() < NEGLIGIBLE {
         *block = [0; BYTES];
         return;
     }
+    let mut levels = [0; LEN];
     let inverse = -128.0 / peak;
     put_f16(block, D, 1.0 / inverse);
     let d = get_f16(block, D);
@@ -55,10 +62,11 @@ fn encode(x: &[f32; LEN], weights: &[f32; LEN], block: &mut [u8; BYTES]) {
         let stored = nearest_int(inverse * scales[j]).min(127) as i8;
         block[SCALES + j] = stored as u8;
         let scale = d * f32::from(stored);
-        // A group whose stored scale is zero keeps the levels of the search.
-        if scale != 0.0 {
-            *levels = x.map(|v| (nearest_int(v / scale).clamp(-HALF, HALF - 1) + HALF) as u8);
-        }
+        *levels = if scale != 0.0 {
+            x.map(|v| (nearest_int(v / scale).clamp(-HALF, HALF - 1) + HALF) as u8)
+        } else {
+            symmetric_levels(x, inverses[j], HALF)
+        };
     }
     let (low, rest) = block.split_at_mut(HIGH);
     for ((levels, low), high) in
@@ -73,6 +81,7 @@ fn encode(x: &[f32; LEN], weights: &[f32; LEN], block: &mut [u8; BYTES]) {
     }
 }
 
+#[inline(always)]
 fn groups(x: &[f32; LEN]) -> &[[f32; GROUP]] {
     x.as_chunks().0
 }

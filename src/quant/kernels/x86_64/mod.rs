@@ -1,5 +1,7 @@
 //! AVX2 and AVX-512 code.
 
+mod avx2;
+mod avx512;
 mod dequantize;
 mod lattice;
 mod quantize;

@@ -1,0 +1,250 @@
+//! Sixteen lanes in two registers of AVX2: the two halves keep units busy that wait for each other in one.
+
+use std::arch::x86_64::*;
+use std::ops::{Add, BitAnd, BitOr, Div, Mul, Sub};
+
+use crate::cpu::Level;
+use crate::quant::kernels::wide::{Floats, Isa, LANES, Mask};
+
+/// AVX2 and F16C.
+#[derive(Clone, Copy)]
+pub struct Avx2(());
+
+impl Avx2 {
+    /// The instruction set, if this CPU has it and `LWQ_ISA` allows it.
+    pub fn new() -> Option<Self> {
+        Level::Avx2.is_available().then_some(Self(()))
+    }
+}
+
+/// Sixteen floats; exist only where [`Avx2`] does.
+#[derive(Clone, Copy)]
+pub struct F32x8x2(__m256, __m256);
+
+/// Sixteen truth values, all bits of a lane alike; exist only where [`Avx2`] does.
+#[derive(Clone, Copy)]
+pub struct Mask8x2(__m256, __m256);
+
+// SAFETY, for all of this file: values of these types exist only where the CPU has AVX2.
+
+impl Isa for Avx2 {
+    type Floats = F32x8x2;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> F32x8x2 {
+        // SAFETY: see above.
+        let half = unsafe { _mm256_set1_ps(value) };
+        F32x8x2(half, half)
+    }
+
+    #[inline(always)]
+    fn load(self, values: &[f32; LANES]) -> F32x8x2 {
+        // SAFETY: see above; two times eight floats are read.
+        unsafe { F32x8x2(_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values.as_ptr().add(8))) }
+    }
+
+    #[inline(always)]
+    fn transpose(self, rows: [&[f32; LANES]; LANES]) -> [F32x8x2; LANES] {
+        let mut columns = [self.splat(0.0); LANES];
+        for half in 0..2 {
+            for column in 0..2 {
+                let mut block = [&[0.0; 8]; 8];
+                for k in 0..8 {
+                    block[k] = &rows[8 * half + k].as_chunks::<8>().0[column];
+                }
+                let block = transpose_8x8(self, block);
+                for k in 0..8 {
+                    let F32x8x2(low, high) = &mut columns[8 * column + k];
+                    if half == 0 {
+                        *low = block[k];
+                    } else {
+                        *high = block[k];
+                    }
+                }
+            }
+        }
+        columns
+    }
+}
+
+#[inline(always)]
+fn transpose_8x8(isa: Avx2, rows: [&[f32; 8]; 8]) -> [__m256; 8] {
+    let mut quads = [isa.splat(0.0).0; 8];
+    // SAFETY: see above; eight floats are read from each row.
+    unsafe {
+        for g in 0..2 {
+            let (a, b) = (_mm256_loadu_ps(rows[4 * g].as_ptr()), _mm256_loadu_ps(rows[4 * g + 1].as_ptr()));
+            let (c, d) = (_mm256_loadu_ps(rows[4 * g + 2].as_ptr()), _mm256_loadu_ps(rows[4 * g + 3].as_ptr()));
+            let (ab_low, ab_high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            let (cd_low, cd_high) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+            quads[4 * g] = _mm256_shuffle_ps::<0x44>(ab_low, cd_low);
+            quads[4 * g + 1] = _mm256_shuffle_ps::<0xee>(ab_low, cd_low);
+            quads[4 * g + 2] = _mm256_shuffle_ps::<0x44>(ab_high, cd_high);
+            quads[4 * g + 3] = _mm256_shuffle_ps::<0xee>(ab_high, cd_high);
+        }
+        let mut columns = quads;
+        for i in 0..4 {
+            columns[i] = _mm256_permute2f128_ps::<0x20>(quads[i], quads[4 + i]);
+            columns[4 + i] = _mm256_permute2f128_ps::<0x31>(quads[i], quads[4 + i]);
+        }
+        columns
+    }
+}
+
+/// Applies an intrinsic to both halves of one or two values.
+macro_rules! halves {
+    ($intrinsic:path, $a:expr) => {
+        // SAFETY: see above.
+        unsafe { Self($intrinsic($a.0), $intrinsic($a.1)) }
+    };
+    ($intrinsic:path, $a:expr, $b:expr) => {
+        // SAFETY: see above.
+        unsafe { Self($intrinsic($a.0, $b.0), $intrinsic($a.1, $b.1)) }
+    };
+}
+
+macro_rules! operators {
+    ($($operator:ident $method:ident $on:ident $intrinsic:ident;)*) => {$(
+        impl $operator for $on {
+            type Output = Self;
+
+            #[inline(always)]
+            fn $method(self, other: Self) -> Self {
+                halves!($intrinsic, self, other)
+            }
+        }
+    )*};
+}
+
+operators! {
+    Add add F32x8x2 _mm256_add_ps;
+    Sub sub F32x8x2 _mm256_sub_ps;
+    Mul mul F32x8x2 _mm256_mul_ps;
+    Div div F32x8x2 _mm256_div_ps;
+    BitAnd bitand Mask8x2 _mm256_and_ps;
+    BitOr bitor Mask8x2 _mm256_or_ps;
+}
+
+/// Both halves of a comparison.
+macro_rules! compare {
+    ($predicate:ident, $a:expr, $b:expr) => {
+        // SAFETY: see above.
+        unsafe { Mask8x2(_mm256_cmp_ps::<$predicate>($a.0, $b.0), _mm256_cmp_ps::<$predicate>($a.1, $b.1)) }
+    };
+}
+
+impl Floats for F32x8x2 {
+    type Mask = Mask8x2;
+
+    #[inline(always)]
+    fn to_array(self) -> [f32; LANES] {
+        let mut array = [0.0; LANES];
+        // SAFETY: see above; two times eight floats are written.
+        unsafe {
+            _mm256_storeu_ps(array.as_mut_ptr(), self.0);
+            _mm256_storeu_ps(array.as_mut_ptr().add(8), self.1);
+        }
+        array
+    }
+
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        halves!(_mm256_sqrt_ps, self)
+    }
+
+    #[inline(always)]
+    fn abs(self) -> Self {
+        // SAFETY: see above.
+        let sign = unsafe { _mm256_set1_ps(-0.0) };
+        halves!(_mm256_andnot_ps, Self(sign, sign), self)
+    }
+
+    #[inline(always)]
+    fn negated(self) -> Self {
+        // SAFETY: see above.
+        let sign = unsafe { _mm256_set1_ps(-0.0) };
+        halves!(_mm256_xor_ps, self, Self(sign, sign))
+    }
+
+    #[inline(always)]
+    fn lesser(self, other: Self) -> Self {
+        halves!(_mm256_min_ps, self, other)
+    }
+
+    #[inline(always)]
+    fn greater(self, other: Self) -> Self {
+        halves!(_mm256_max_ps, self, other)
+    }
+
+    #[inline(always)]
+    fn below(self, other: Self) -> Mask8x2 {
+        compare!(_CMP_LT_OQ, self, other)
+    }
+
+    #[inline(always)]
+    fn above(self, other: Self) -> Mask8x2 {
+        compare!(_CMP_GT_OQ, self, other)
+    }
+
+    #[inline(always)]
+    fn equals(self, other: Self) -> Mask8x2 {
+        compare!(_CMP_EQ_OQ, self, other)
+    }
+
+    #[inline(always)]
+    fn select(mask: Mask8x2, yes: Self, no: Self) -> Self {
+        // SAFETY: see above.
+        unsafe { Self(_mm256_blendv_ps(no.0, yes.0, mask.0), _mm256_blendv_ps(no.1, yes.1, mask.1)) }
+    }
+
+    #[inline(always)]
+    fn nearest_small(self) -> Self {
+        halves!(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>, self)
+    }
+
+    #[inline(always)]
+    fn nearest_any(self) -> Self {
+        halves!(nearest_any, self)
+    }
+
+    #[inline(always)]
+    fn nearest_byte(self) -> Self {
+        halves!(nearest_byte, self)
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn nearest_any(value: __m256) -> __m256 {
+    let bits = _mm256_castps_si256(_mm256_add_ps(value, _mm256_set1_ps(12_582_912.0)));
+    let mantissa = _mm256_and_si256(bits, _mm256_set1_epi32(0x007f_ffff));
+    _mm256_cvtepi32_ps(_mm256_sub_epi32(mantissa, _mm256_set1_epi32(0x0040_0000)))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn nearest_byte(value: __m256) -> __m256 {
+    let bits = _mm256_castps_si256(_mm256_add_ps(value, _mm256_set1_ps(12_582_912.0)));
+    _mm256_cvtepi32_ps(_mm256_and_si256(bits, _mm256_set1_epi32(0xff)))
+}
+
+impl Mask for Mask8x2 {
+    #[inline(always)]
+    fn any(self) -> bool {
+        // SAFETY: see above.
+        unsafe { _mm256_movemask_ps(_mm256_or_ps(self.0, self.1)) != 0 }
+    }
+
+    #[inline(always)]
+    fn all(self) -> bool {
+        // SAFETY: see above.
+        unsafe { _mm256_movemask_ps(_mm256_and_ps(self.0, self.1)) == 0xff }
+    }
+
+    #[inline(always)]
+    fn negated(self) -> Self {
+        // SAFETY: see above.
+        let ones = unsafe { _mm256_castsi256_ps(_mm256_set1_epi32(-1)) };
+        halves!(_mm256_xor_ps, self, Self(ones, ones))
+    }
+}

@@ -1,0 +1,225 @@
+//! Sixteen lanes in one register of AVX-512.
+
+use std::arch::x86_64::*;
+use std::ops::{Add, BitAnd, BitOr, Div, Mul, Sub};
+
+use crate::cpu::Level;
+use crate::quant::kernels::wide::{Floats, Isa, LANES, Mask};
+
+/// AVX-512 F, BW, CD, DQ and VL.
+#[derive(Clone, Copy)]
+pub struct Avx512(());
+
+impl Avx512 {
+    /// The instruction set, if this CPU has it and `LWQ_ISA` allows it.
+    pub fn new() -> Option<Self> {
+        Level::Avx512.is_available().then_some(Self(()))
+    }
+}
+
+/// Sixteen floats; exists only where [`Avx512`] does.
+#[derive(Clone, Copy)]
+pub struct F32x16(__m512);
+
+/// Sixteen truth values; exist only where [`Avx512`] does.
+#[derive(Clone, Copy)]
+pub struct Mask16(__mmask16);
+
+// SAFETY, for all of this file: values of these types exist only where the CPU has AVX-512 F, BW, CD, DQ and VL.
+
+impl Isa for Avx512 {
+    type Floats = F32x16;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> F32x16 {
+        // SAFETY: see above.
+        F32x16(unsafe { _mm512_set1_ps(value) })
+    }
+
+    #[inline(always)]
+    fn load(self, values: &[f32; LANES]) -> F32x16 {
+        // SAFETY: see above; sixteen floats are read.
+        F32x16(unsafe { _mm512_loadu_ps(values.as_ptr()) })
+    }
+
+    #[inline(always)]
+    fn transpose(self, rows: [&[f32; LANES]; LANES]) -> [F32x16; LANES] {
+        let mut quads = [self.splat(0.0).0; LANES];
+        // SAFETY: see above.
+        unsafe {
+            // Transposes the 4 x 4 blocks: after this, register 4 g + i holds column i mod 4 of rows 4 g .. 4 g + 4, for
+            // four blocks of columns.
+            for g in 0..4 {
+                let (a, b) = (self.load(rows[4 * g]).0, self.load(rows[4 * g + 1]).0);
+                let (c, d) = (self.load(rows[4 * g + 2]).0, self.load(rows[4 * g + 3]).0);
+                let (ab_low, ab_high) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+                let (cd_low, cd_high) = (_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+                quads[4 * g] = _mm512_shuffle_ps::<0x44>(ab_low, cd_low);
+                quads[4 * g + 1] = _mm512_shuffle_ps::<0xee>(ab_low, cd_low);
+                quads[4 * g + 2] = _mm512_shuffle_ps::<0x44>(ab_high, cd_high);
+                quads[4 * g + 3] = _mm512_shuffle_ps::<0xee>(ab_high, cd_high);
+            }
+            // Then the blocks themselves.
+            let mut columns = [self.splat(0.0); LANES];
+            for i in 0..4 {
+                let [a, b, c, d] = [quads[i], quads[4 + i], quads[8 + i], quads[12 + i]];
+                let ab_even = _mm512_shuffle_f32x4::<0x88>(a, b);
+                let ab_odd = _mm512_shuffle_f32x4::<0xdd>(a, b);
+                let cd_even = _mm512_shuffle_f32x4::<0x88>(c, d);
+                let cd_odd = _mm512_shuffle_f32x4::<0xdd>(c, d);
+                columns[i] = F32x16(_mm512_shuffle_f32x4::<0x88>(ab_even, cd_even));
+                columns[4 + i] = F32x16(_mm512_shuffle_f32x4::<0x88>(ab_odd, cd_odd));
+                columns[8 + i] = F32x16(_mm512_shuffle_f32x4::<0xdd>(ab_even, cd_even));
+                columns[12 + i] = F32x16(_mm512_shuffle_f32x4::<0xdd>(ab_odd, cd_odd));
+            }
+            columns
+        }
+    }
+}
+
+macro_rules! operators {
+    ($($operator:ident $method:ident $intrinsic:ident;)*) => {$(
+        impl $operator for F32x16 {
+            type Output = Self;
+
+            #[inline(always)]
+            fn $method(self, other: Self) -> Self {
+                // SAFETY: see above.
+                Self(unsafe { $intrinsic(self.0, other.0) })
+            }
+        }
+    )*};
+}
+
+operators! {
+    Add add _mm512_add_ps;
+    Sub sub _mm512_sub_ps;
+    Mul mul _mm512_mul_ps;
+    Div div _mm512_div_ps;
+}
+
+impl Floats for F32x16 {
+    type Mask = Mask16;
+
+    #[inline(always)]
+    fn to_array(self) -> [f32; LANES] {
+        let mut array = [0.0; LANES];
+        // SAFETY: see above; sixteen floats are written.
+        unsafe { _mm512_storeu_ps(array.as_mut_ptr(), self.0) };
+        array
+    }
+
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm512_sqrt_ps(self.0) })
+    }
+
+    #[inline(always)]
+    fn abs(self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm512_abs_ps(self.0) })
+    }
+
+    #[inline(always)]
+    fn negated(self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm512_xor_ps(self.0, _mm512_set1_ps(-0.0)) })
+    }
+
+    #[inline(always)]
+    fn lesser(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm512_min_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    fn greater(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm512_max_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    fn below(self, other: Self) -> Mask16 {
+        // SAFETY: see above.
+        Mask16(unsafe { _mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    fn above(self, other: Self) -> Mask16 {
+        // SAFETY: see above.
+        Mask16(unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    fn equals(self, other: Self) -> Mask16 {
+        // SAFETY: see above.
+        Mask16(unsafe { _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    fn select(mask: Mask16, yes: Self, no: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm512_mask_blend_ps(mask.0, no.0, yes.0) })
+    }
+
+    #[inline(always)]
+    fn nearest_small(self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT }>(self.0) })
+    }
+
+    #[inline(always)]
+    fn nearest_any(self) -> Self {
+        // SAFETY: see above.
+        unsafe {
+            let bits = _mm512_castps_si512(_mm512_add_ps(self.0, _mm512_set1_ps(12_582_912.0)));
+            let mantissa = _mm512_and_si512(bits, _mm512_set1_epi32(0x007f_ffff));
+            Self(_mm512_cvtepi32_ps(_mm512_sub_epi32(mantissa, _mm512_set1_epi32(0x0040_0000))))
+        }
+    }
+
+    #[inline(always)]
+    fn nearest_byte(self) -> Self {
+        // SAFETY: see above.
+        unsafe {
+            let bits = _mm512_castps_si512(_mm512_add_ps(self.0, _mm512_set1_ps(12_582_912.0)));
+            Self(_mm512_cvtepi32_ps(_mm512_and_si512(bits, _mm512_set1_epi32(0xff))))
+        }
+    }
+}
+
+impl BitAnd for Mask16 {
+    type Output = Self;
+
+    #[inline(always)]
+    fn bitand(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+}
+
+impl BitOr for Mask16 {
+    type Output = Self;
+
+    #[inline(always)]
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl Mask for Mask16 {
+    #[inline(always)]
+    fn any(self) -> bool {
+        self.0 != 0
+    }
+
+    #[inline(always)]
+    fn all(self) -> bool {
+        self.0 == !0
+    }
+
+    #[inline(always)]
+    fn negated(self) -> Self {
+        Self(!self.0)
+    }
+}
