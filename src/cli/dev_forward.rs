@@ -2,7 +2,6 @@
 //! programs.
 
 use std::io::{self, Write};
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -11,7 +10,7 @@ use clap::{Args, ValueEnum};
 
 use super::Common;
 use crate::compute::Precision;
-use crate::eval::{PerplexityOptions, perplexity};
+use crate::eval::{Reference, Windows, evaluate};
 use crate::gguf::Gguf;
 use crate::model::{Activations, ForwardOptions, Model, NoTaps, Overrides, TokenGroup};
 
@@ -117,13 +116,10 @@ impl PerplexityArgs {
         let gguf = Gguf::open(&self.run.model)?;
         let model = Model::open(&gguf).with_context(|| self.run.model.display().to_string())?;
         let pass = model.pass(self.run.options(), Overrides::new())?;
-        let options = PerplexityOptions {
-            n_ctx: self.ctx,
-            chunks: self.chunks,
-            bos: self.bos,
-            memory: self.memory.map(|mb| mb.saturating_mul(1_000_000)),
-        };
-        let total = perplexity(&pass, &tokens, &options, |_| ControlFlow::Continue(()))?;
+        let windows = Windows::chunks(tokens, self.ctx, self.chunks, self.bos)?;
+        let memory = self.memory.map(|mb| mb.saturating_mul(1_000_000));
+        let scores = evaluate(Reference::None, &[&pass], &windows, memory, None, &mut ())?;
+        let total = scores.models[0].perplexity;
         common.result(format!("{:.6} {:.6} {}\n", total.ppl(), total.error(), total.tokens))
     }
 }

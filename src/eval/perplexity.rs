@@ -1,34 +1,13 @@
-//! Perplexity with the protocol of llama-perplexity.
-//!
-//! The tokens of a text are cut into chunks of `n_ctx`; the first token of every chunk is replaced by BOS when the
-//! vocabulary adds one; the predictions made at positions `n_ctx / 2` to `n_ctx - 2` of each chunk are scored.
-
-use std::ops::ControlFlow;
-use std::sync::Arc;
+//! Perplexity: the exponential of the mean negative log-likelihood of the tokens that follow.
 
 use rayon::prelude::*;
 
 use crate::model::math::log_sum_exp;
-use crate::model::{HiddenStates, ModelError, NoTaps, Pass, Taps, TokenGroup};
-
-/// Settings of a perplexity run.
-#[derive(Clone, Debug)]
-pub struct PerplexityOptions {
-    /// Tokens per chunk.
-    pub n_ctx: usize,
-    /// Chunks to score; all that the text has when `None`.
-    pub chunks: Option<usize>,
-    /// Replaces the first token of every chunk: the BOS id of a vocabulary that adds BOS, otherwise `None`.
-    pub bos: Option<u32>,
-    /// Memory for activations in bytes; half of what is free when `None`.
-    pub memory: Option<u64>,
-}
+use crate::model::{HiddenStates, ModelError, Pass, Taps};
 
 /// Sums of negative log-likelihoods, and what follows from them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Perplexity {
-    /// Chunks scored.
-    pub chunks: usize,
     /// Predictions scored.
     pub tokens: usize,
     /// Sum of negative log-likelihoods, in nats.
@@ -52,62 +31,19 @@ impl Perplexity {
 
     /// Standard error of the perplexity: `ppl * sqrt((mean(nll^2) - mean(nll)^2) / (n - 1))`.
     pub fn error(&self) -> f64 {
+        self.ppl() * self.log_error()
+    }
+
+    /// Standard error of the mean negative log-likelihood.
+    pub fn log_error(&self) -> f64 {
         if self.tokens < 2 {
             return 0.0;
         }
         let n = self.tokens as f64;
         let mean = self.sum / n;
         let variance = (self.sum_of_squares / n - mean * mean).max(0.0);
-        self.ppl() * (variance / (n - 1.0)).sqrt()
+        (variance / (n - 1.0)).sqrt()
     }
-}
-
-/// Scores `tokens`. `progress` sees the sums so far after every group of chunks and may stop the run; the result then
-/// covers what was scored.
-///
-/// # Errors
-/// [`ModelError::BadInput`] when the text is shorter than two chunks or a chunk shorter than 4 tokens; otherwise
-/// those of the forward pass.
-pub fn perplexity(
-    pass: &Pass<'_, '_, '_>,
-    tokens: &[u32],
-    options: &PerplexityOptions,
-    mut progress: impl FnMut(&Perplexity) -> ControlFlow<()>,
-) -> Result<Perplexity, ModelError> {
-    let n_ctx = options.n_ctx;
-    if n_ctx < 4 {
-        return Err(ModelError::BadInput { reason: format!("a context of {n_ctx} tokens is too short to score") });
-    }
-    if tokens.len() / 2 < n_ctx {
-        let reason = format!(
-            "the text has {} tokens; perplexity needs at least two contexts of {n_ctx}, {}",
-            tokens.len(),
-            n_ctx.saturating_mul(2)
-        );
-        return Err(ModelError::BadInput { reason });
-    }
-    let chunks = options.chunks.unwrap_or(usize::MAX).min(tokens.len() / n_ctx);
-    let per_group = pass.model().group_tokens(options.memory, n_ctx) / n_ctx;
-    let mut total = Perplexity::default();
-    for first in (0..chunks).step_by(per_group) {
-        let end = chunks.min(first + per_group);
-        let sequences = tokens[first * n_ctx..end * n_ctx].chunks_exact(n_ctx).map(|chunk| {
-            let mut chunk = chunk.to_vec();
-            if let Some(bos) = options.bos {
-                chunk[0] = bos;
-            }
-            chunk
-        });
-        let group = Arc::new(TokenGroup::from_sequences(sequences));
-        let mut hidden = pass.embed(group.clone())?;
-        pass.run_remaining(&mut hidden, &mut NoTaps)?;
-        score_chunks(pass, &hidden, n_ctx, &mut NoTaps, &mut total)?;
-        total.chunks = end;
-        if progress(&total).is_break() {
-            break;
-        }
-    }
-    Ok(total)
 }
 
 /// Adds the predictions made in the second half of every chunk of `n_ctx` tokens in `hidden`, which must have passed

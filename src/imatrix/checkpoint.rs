@@ -152,7 +152,6 @@ pub fn load(path: &Path, fingerprint: &Fingerprint, process_output: bool) -> Res
     };
     let chunks_done = u32::try_from(number("chunks_done")?).map_err(|_| damaged("has a damaged count"))?;
     let perplexity = Perplexity {
-        chunks: chunks_done as usize,
         tokens: usize::try_from(number("scored_tokens")?).map_err(|_| damaged("has a damaged count"))?,
         sum: float("nll")?,
         sum_of_squares: float("nll_squares")?,

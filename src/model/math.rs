@@ -214,6 +214,32 @@ vectorized! {
 }
 
 vectorized! {
+    /// `sum(p[i] * (base[i] - other[i] - offset))` with `p[i] = exp(base[i] - base_lse)`, over the entries whose
+    /// logarithm `base[i] - base_lse` is above `cut`; accumulated in f64.
+    ///
+    /// With `offset = base_lse - other_lse` this is the KL divergence of two rows of logits, in nats.
+    pub fn divergence_sum(base: &[f32], base_lse: f32, other: &[f32], offset: f32, cut: f32) -> f64 {
+        let mut lanes = [0.0f64; LANES];
+        let term = |b: f32, o: f32| {
+            let log_p = b - base_lse;
+            let value = exp(log_p) * ((b - o) - offset);
+            f64::from(if log_p > cut { value } else { 0.0 })
+        };
+        let (base_chunks, base_rest) = base.as_chunks::<LANES>();
+        let (other_chunks, other_rest) = other.as_chunks::<LANES>();
+        for (b, o) in base_chunks.iter().zip(other_chunks) {
+            for (lane, (&b, &o)) in lanes.iter_mut().zip(b.iter().zip(o)) {
+                *lane += term(b, o);
+            }
+        }
+        for (lane, (&b, &o)) in lanes.iter_mut().zip(base_rest.iter().zip(other_rest)) {
+            *lane += term(b, o);
+        }
+        lanes.iter().sum()
+    }
+}
+
+vectorized! {
     /// True when no value is NaN or infinite.
     pub fn all_finite(x: &[f32]) -> bool {
         const EXPONENT: u32 = 0x7f80_0000;
@@ -279,6 +305,26 @@ mod tests {
         let total = 1f32.exp() + 2.0 * 2f32.exp();
         assert!((x[0] - 1f32.exp() / total).abs() < 1e-6);
         assert!((x[1] - 2f32.exp() / total).abs() < 1e-6);
+    }
+
+    #[test]
+    fn divergence_follows_the_definition_and_is_zero_of_itself() {
+        let a: Vec<f32> = (0..37).map(|i| ((i * 31) % 17) as f32 * 0.5 - 3.0).collect();
+        let b: Vec<f32> = a.iter().enumerate().map(|(i, v)| v + (i % 5) as f32 * 0.1).collect();
+        let lse = |x: &[f32]| x.iter().map(|v| f64::from(*v).exp()).sum::<f64>().ln();
+        let (lse_a, lse_b) = (lse(&a), lse(&b));
+        let want: f64 = a
+            .iter()
+            .zip(&b)
+            .map(|(&a, &b)| {
+                let (log_a, log_b) = (f64::from(a) - lse_a, f64::from(b) - lse_b);
+                log_a.exp() * (log_a - log_b)
+            })
+            .sum();
+        let got = divergence_sum(&a, lse_a as f32, &b, (lse_a - lse_b) as f32, f32::NEG_INFINITY);
+        assert!((got - want).abs() < 1e-6, "{got} {want}");
+        assert_eq!(divergence_sum(&a, lse_a as f32, &a, 0.0, f32::NEG_INFINITY), 0.0);
+        assert_eq!(divergence_sum(&a, lse_a as f32, &b, 0.5, 0.0), 0.0);
     }
 
     #[test]

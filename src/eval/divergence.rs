@@ -1,0 +1,350 @@
+//! KL divergence of a model from its reference, and the figures that llama-perplexity prints beside it.
+
+use serde::Serialize;
+
+use super::Perplexity;
+use crate::model::math::{divergence_sum, log_sum_exp, max};
+
+/// What is kept of a scored prediction.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ScoredToken {
+    /// Negative log-likelihood of the token that follows, in nats.
+    pub nll: f32,
+    /// The same of the reference.
+    pub nll_base: f32,
+    /// KL divergence of the predicted distribution from the reference's, in nats.
+    pub kld: f32,
+    /// The most likely token is the reference's.
+    pub same_top: bool,
+}
+
+impl ScoredToken {
+    /// Compares a row of logits with the reference's. `base` holds logits with `base_lse` their log-sum-exp; or
+    /// log-probabilities with `base_lse` 0, where entries at or below `cut` are left out of the divergence.
+    ///
+    /// # Panics
+    /// When `target` is not in the rows.
+    pub fn compare(base: &[f32], base_lse: f64, logits: &[f32], target: usize, cut: f32) -> ScoredToken {
+        let lse = log_sum_exp(logits);
+        let kld = divergence_sum(base, base_lse as f32, logits, (base_lse - lse) as f32, cut);
+        ScoredToken {
+            nll: (lse - f64::from(logits[target])) as f32,
+            nll_base: (base_lse - f64::from(base[target])) as f32,
+            kld: kld as f32,
+            same_top: first_maximum(base) == first_maximum(logits),
+        }
+    }
+
+    /// Difference of the probabilities of the token that follows.
+    pub fn delta_p(&self) -> f64 {
+        f64::from(-self.nll).exp() - f64::from(-self.nll_base).exp()
+    }
+}
+
+fn first_maximum(row: &[f32]) -> Option<usize> {
+    let largest = max(row);
+    row.iter().position(|&v| v == largest)
+}
+
+/// Scored predictions of one model against the reference, in the order of the text.
+#[derive(Clone, Debug, Default)]
+pub struct Divergence {
+    /// One entry a prediction.
+    pub tokens: Vec<ScoredToken>,
+}
+
+/// Percentiles of the divergence, in nats.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct KldPercentiles {
+    /// Largest value.
+    pub maximum: f64,
+    /// 99.9th percentile.
+    pub p99_9: f64,
+    /// 99th percentile.
+    pub p99: f64,
+    /// 95th percentile.
+    pub p95: f64,
+    /// 90th percentile.
+    pub p90: f64,
+    /// 10th percentile.
+    pub p10: f64,
+    /// 5th percentile.
+    pub p5: f64,
+    /// 1st percentile.
+    pub p1: f64,
+    /// 0.1th percentile.
+    pub p0_1: f64,
+    /// Smallest value.
+    pub minimum: f64,
+}
+
+/// Percentiles of the change of the probability of the token that follows.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct DeltaPercentiles {
+    /// Largest value.
+    pub maximum: f64,
+    /// 99.9th percentile.
+    pub p99_9: f64,
+    /// 99th percentile.
+    pub p99: f64,
+    /// 95th percentile.
+    pub p95: f64,
+    /// 90th percentile.
+    pub p90: f64,
+    /// 75th percentile.
+    pub p75: f64,
+    /// Median.
+    pub median: f64,
+    /// 25th percentile.
+    pub p25: f64,
+    /// 10th percentile.
+    pub p10: f64,
+    /// 5th percentile.
+    pub p5: f64,
+    /// 1st percentile.
+    pub p1: f64,
+    /// 0.1th percentile.
+    pub p0_1: f64,
+    /// Smallest value.
+    pub minimum: f64,
+}
+
+/// The figures of llama-perplexity's `--kl-divergence`. Every `_error` is a standard error that takes tokens as
+/// independent; shares and probabilities are fractions of 1.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct DivergenceSummary {
+    /// Perplexity of the model.
+    pub ppl: f64,
+    /// Its standard error.
+    pub ppl_error: f64,
+    /// Perplexity of the reference.
+    pub ppl_base: f64,
+    /// Its standard error.
+    pub ppl_base_error: f64,
+    /// `ln(PPL(Q) / PPL(base))`.
+    pub log_ppl_ratio: f64,
+    /// Its standard error, with the covariance of the two.
+    pub log_ppl_ratio_error: f64,
+    /// `PPL(Q) / PPL(base)`.
+    pub ppl_ratio: f64,
+    /// Its standard error.
+    pub ppl_ratio_error: f64,
+    /// `PPL(Q) - PPL(base)`.
+    pub ppl_difference: f64,
+    /// Its standard error.
+    pub ppl_difference_error: f64,
+    /// Correlation of the negative log-likelihoods of model and reference.
+    pub correlation: f64,
+    /// Mean KL divergence, nats a token.
+    pub mean_kld: f64,
+    /// Its standard error.
+    pub mean_kld_error: f64,
+    /// Median KL divergence.
+    pub median_kld: f64,
+    /// Percentiles of the KL divergence.
+    pub kld: KldPercentiles,
+    /// Mean change of the probability of the token that follows.
+    pub mean_delta_p: f64,
+    /// Its standard error.
+    pub mean_delta_p_error: f64,
+    /// Root mean square of that change.
+    pub rms_delta_p: f64,
+    /// Its standard error.
+    pub rms_delta_p_error: f64,
+    /// Percentiles of that change.
+    pub delta_p: DeltaPercentiles,
+    /// Share of predictions whose most likely token is the reference's.
+    pub same_top_p: f64,
+    /// Its standard error.
+    pub same_top_p_error: f64,
+    /// Predictions scored.
+    pub tokens: usize,
+}
+
+/// Mean and standard error of a sum.
+#[derive(Clone, Copy, Default)]
+struct Moments {
+    n: f64,
+    sum: f64,
+    squares: f64,
+}
+
+impl Moments {
+    fn of(values: impl Iterator<Item = f64>) -> Moments {
+        values.fold(Moments::default(), |m, v| Moments { n: m.n + 1.0, sum: m.sum + v, squares: m.squares + v * v })
+    }
+
+    fn mean(&self) -> f64 {
+        self.sum / self.n.max(1.0)
+    }
+
+    /// Standard error of the mean; 0 for ten values and fewer, as llama-perplexity has it.
+    fn error(&self) -> f64 {
+        let variance = self.squares / self.n - self.mean() * self.mean();
+        if self.n > 10.0 && variance > 0.0 { (variance / (self.n - 1.0)).sqrt() } else { 0.0 }
+    }
+}
+
+impl Divergence {
+    /// Perplexity of the model.
+    pub fn perplexity(&self) -> Perplexity {
+        sum_up(self.tokens.iter().map(|t| t.nll))
+    }
+
+    /// Perplexity of the reference.
+    pub fn base_perplexity(&self) -> Perplexity {
+        sum_up(self.tokens.iter().map(|t| t.nll_base))
+    }
+
+    /// Mean KL divergence, nats a token.
+    pub fn mean_kld(&self) -> f64 {
+        Moments::of(self.tokens.iter().map(|t| f64::from(t.kld))).mean()
+    }
+
+    /// All figures; `None` before the first prediction.
+    pub fn summary(&self) -> Option<DivergenceSummary> {
+        if self.tokens.is_empty() {
+            return None;
+        }
+        let n = self.tokens.len() as f64;
+        let nll = Moments::of(self.tokens.iter().map(|t| f64::from(t.nll)));
+        let nll_base = Moments::of(self.tokens.iter().map(|t| f64::from(t.nll_base)));
+        let product: f64 = self.tokens.iter().map(|t| f64::from(t.nll) * f64::from(t.nll_base)).sum();
+        let covariance = if n < 10.0 { 0.0 } else { (product / n - nll.mean() * nll_base.mean()) / (n - 1.0) };
+        let errors = nll.error() * nll_base.error();
+        let (ppl, ppl_base) = (nll.mean().exp(), nll_base.mean().exp());
+        let (ppl_error, ppl_base_error) = (ppl * nll.error(), ppl_base * nll_base.error());
+        let log_ratio = nll.mean() - nll_base.mean();
+        let log_ratio_error = root(nll.error().powi(2) + nll_base.error().powi(2) - 2.0 * covariance);
+
+        let mut klds: Vec<f64> = self.tokens.iter().map(|t| f64::from(t.kld)).collect();
+        let mut deltas: Vec<f64> = self.tokens.iter().map(ScoredToken::delta_p).collect();
+        let kld = Moments::of(klds.iter().copied());
+        let delta = Moments::of(deltas.iter().copied());
+        let squared = Moments::of(deltas.iter().map(|d| d * d));
+        klds.sort_by(f64::total_cmp);
+        deltas.sort_by(f64::total_cmp);
+        let rms = squared.mean().sqrt();
+        let same_top = self.tokens.iter().filter(|t| t.same_top).count() as f64 / n;
+        let (k, d) = (|f| percentile(&klds, f), |f| percentile(&deltas, f));
+        Some(DivergenceSummary {
+            ppl,
+            ppl_error,
+            ppl_base,
+            ppl_base_error,
+            log_ppl_ratio: log_ratio,
+            log_ppl_ratio_error: log_ratio_error,
+            ppl_ratio: log_ratio.exp(),
+            ppl_ratio_error: log_ratio.exp() * log_ratio_error,
+            ppl_difference: ppl - ppl_base,
+            ppl_difference_error: root(
+                ppl_error.powi(2) + ppl_base_error.powi(2) - 2.0 * ppl * ppl_base * covariance,
+            ),
+            correlation: if errors > 0.0 { covariance / errors } else { 1.0 },
+            mean_kld: kld.mean(),
+            mean_kld_error: kld.error(),
+            median_kld: k(0.5),
+            kld: KldPercentiles {
+                maximum: k(1.0),
+                p99_9: k(0.999),
+                p99: k(0.99),
+                p95: k(0.95),
+                p90: k(0.9),
+                p10: k(0.1),
+                p5: k(0.05),
+                p1: k(0.01),
+                p0_1: k(0.001),
+                minimum: k(0.0),
+            },
+            mean_delta_p: delta.mean(),
+            mean_delta_p_error: delta.error(),
+            rms_delta_p: rms,
+            rms_delta_p_error: if rms > 0.0 { 0.5 / rms * squared.error() } else { 0.0 },
+            delta_p: DeltaPercentiles {
+                maximum: d(1.0),
+                p99_9: d(0.999),
+                p99: d(0.99),
+                p95: d(0.95),
+                p90: d(0.9),
+                p75: d(0.75),
+                median: d(0.5),
+                p25: d(0.25),
+                p10: d(0.1),
+                p5: d(0.05),
+                p1: d(0.01),
+                p0_1: d(0.001),
+                minimum: d(0.0),
+            },
+            same_top_p: same_top,
+            same_top_p_error: if n > 1.0 { (same_top * (1.0 - same_top) / (n - 1.0)).sqrt() } else { 0.0 },
+            tokens: self.tokens.len(),
+        })
+    }
+}
+
+fn sum_up(nlls: impl Iterator<Item = f32>) -> Perplexity {
+    let mut total = Perplexity::default();
+    nlls.for_each(|nll| total.add(nll.into()));
+    total
+}
+
+/// The differences below can round to a little under zero.
+fn root(variance: f64) -> f64 {
+    variance.max(0.0).sqrt()
+}
+
+/// Linear interpolation at `fraction * (n - 1)` of sorted values.
+fn percentile(sorted: &[f64], fraction: f64) -> f64 {
+    let place = fraction * (sorted.len() - 1) as f64;
+    let below = place as usize;
+    let above = (below + 1).min(sorted.len() - 1);
+    let share = place - below as f64;
+    (1.0 - share) * sorted[below] + share * sorted[above]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_does_not_diverge_from_itself() {
+        let row: Vec<f32> = (0..100).map(|i| (i as f32 * 0.7).sin() * 9.0).collect();
+        let token = ScoredToken::compare(&row, log_sum_exp(&row), &row, 7, f32::NEG_INFINITY);
+        assert_eq!((token.kld, token.same_top, token.delta_p()), (0.0, true, 0.0));
+        assert_eq!(token.nll, token.nll_base);
+    }
+
+    #[test]
+    fn summary_follows_the_definitions() {
+        let tokens: Vec<ScoredToken> = (0..20)
+            .map(|i| ScoredToken {
+                nll: 1.0 + i as f32 * 0.1,
+                nll_base: 1.0 + i as f32 * 0.08,
+                kld: i as f32 * 0.01,
+                same_top: i % 4 != 0,
+            })
+            .collect();
+        let s = Divergence { tokens }.summary().unwrap();
+        assert!((s.ppl - 1.95f64.exp()).abs() < 1e-6);
+        assert!((s.ppl_base - 1.76f64.exp()).abs() < 1e-6);
+        assert!((s.ppl_ratio - 0.19f64.exp()).abs() < 1e-6);
+        assert!((s.correlation - 1.0).abs() < 1e-6, "one is a linear function of the other: {}", s.correlation);
+        // sqrt((variance of 0.02 i) / (n - 1)), as both move together.
+        let error = 0.02 * (33.25f64 / 19.0).sqrt();
+        assert!((s.log_ppl_ratio_error - error).abs() < 1e-6);
+        assert!((s.mean_kld - 0.095).abs() < 1e-8 && (s.median_kld - 0.095).abs() < 1e-8);
+        assert!((s.kld.p90 - 0.171).abs() < 1e-7 && (s.kld.maximum - 0.19).abs() < 1e-7 && s.kld.minimum == 0.0);
+        assert_eq!(s.same_top_p, 0.75);
+        assert!((s.same_top_p_error - (0.75 * 0.25 / 19.0f64).sqrt()).abs() < 1e-12);
+        assert!(s.rms_delta_p > 0.0 && s.mean_delta_p < 0.0);
+        assert!(Divergence::default().summary().is_none());
+    }
+
+    #[test]
+    fn few_tokens_have_no_errors_but_figures() {
+        let tokens = vec![ScoredToken { nll: 1.0, nll_base: 0.5, kld: 0.1, same_top: true }];
+        let s = Divergence { tokens }.summary().unwrap();
+        assert_eq!((s.ppl_error, s.mean_kld_error, s.same_top_p_error), (0.0, 0.0, 0.0));
+        assert!([s.correlation, s.rms_delta_p_error, s.log_ppl_ratio_error].iter().all(|v| v.is_finite()));
+    }
+}

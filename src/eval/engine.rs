@@ -1,0 +1,277 @@
+//! Models side by side over one text.
+//!
+//! All models of a run see a group of windows before any sees the next group. Layers run one model after the other;
+//! the logits of all are then compared a few rows at a time and dropped, so that a large vocabulary costs a tile of
+//! logits a model and not a file.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::{Divergence, EvalError, LOGITS_CUT, LogitsReader, LogitsWriter, Perplexity, ScoredToken, Windows};
+use crate::model::math::log_sum_exp;
+use crate::model::{HiddenStates, ModelError, NoTaps, Pass, TokenGroup};
+
+/// Tokens of a group: enough to decode the weights seldom, few enough for results at short intervals.
+const GROUP_TOKENS: usize = 4096;
+
+/// What models are compared with.
+pub enum Reference<'a, 'm, 'g, 'o> {
+    /// Nothing: perplexity only.
+    None,
+    /// A model that runs beside them.
+    Model(&'a Pass<'m, 'g, 'o>),
+    /// Log-probabilities saved before.
+    File(&'a mut LogitsReader),
+}
+
+/// What a run has found about one model.
+#[derive(Clone, Debug, Default)]
+pub struct ModelScores {
+    /// Sums of negative log-likelihoods.
+    pub perplexity: Perplexity,
+    /// Comparison with the reference, empty without one.
+    pub divergence: Divergence,
+}
+
+impl ModelScores {
+    /// Mean divergence of every window, nats a token.
+    pub fn window_means(&self, scored_per_window: usize) -> Vec<f64> {
+        let windows = self.divergence.tokens.chunks_exact(scored_per_window.max(1));
+        windows.map(|w| w.iter().map(|t| f64::from(t.kld)).sum::<f64>() / w.len() as f64).collect()
+    }
+}
+
+/// What a run has found so far.
+#[derive(Clone, Debug, Default)]
+pub struct Evaluation {
+    /// Windows scored.
+    pub windows: usize,
+    /// Predictions scored in each window.
+    pub scored_per_window: usize,
+    /// Perplexity of a reference model, also of one read from a file.
+    pub reference: Option<Perplexity>,
+    /// One entry a model, in the order given.
+    pub models: Vec<ModelScores>,
+    /// False when the run was stopped before the last window.
+    pub complete: bool,
+    /// True when it was cancelled from outside.
+    pub interrupted: bool,
+}
+
+/// Follows a run.
+pub trait Observer {
+    /// `tokens` more have passed through all layers of one model.
+    fn advanced(&mut self, tokens: usize) {
+        let _ = tokens;
+    }
+
+    /// A group of windows has been scored; the run may be stopped here.
+    fn scored(&mut self, so_far: &Evaluation) -> ControlFlow<()> {
+        let _ = so_far;
+        ControlFlow::Continue(())
+    }
+}
+
+impl Observer for () {}
+
+/// Scores `models` on `windows`, against `reference` if there is one. `memory` bounds the activations in bytes
+/// (default: half of what is free). `save` receives the reference's distributions, or those of the first model
+/// when there is no reference model.
+///
+/// A cancelled pass ends the run: what was scored before is returned.
+///
+/// # Errors
+/// Those of the forward passes, which name the model by its number from 1; vocabularies of different sizes; a
+/// damaged logits file; a full disk.
+pub fn evaluate(
+    mut reference: Reference<'_, '_, '_, '_>,
+    models: &[&Pass<'_, '_, '_>],
+    windows: &Windows,
+    memory: Option<u64>,
+    mut save: Option<&mut LogitsWriter>,
+    observer: &mut dyn Observer,
+) -> Result<Evaluation, EvalError> {
+    let n_vocab = check_vocabularies(&reference, models)?;
+    let n_ctx = windows.n_ctx();
+    let mut result = Evaluation {
+        scored_per_window: windows.scored_per_window(),
+        reference: (!matches!(reference, Reference::None)).then(Perplexity::default),
+        models: vec![ModelScores::default(); models.len()],
+        ..Evaluation::default()
+    };
+    let Some(first_model) = models.first() else {
+        return Ok(result);
+    };
+    let shared = memory.map(|bytes| bytes / (models.len() as u64 + 1));
+    let affordable = first_model.model().group_tokens(shared, n_ctx);
+    let per_group = (affordable.min(GROUP_TOKENS) / n_ctx).max(1);
+
+    let mut first = 0;
+    while first < windows.len() {
+        let end = windows.len().min(first + per_group);
+        match score_group(&mut reference, models, windows, first..end, n_vocab, save.as_deref_mut(), observer) {
+            Ok(scores) => {
+                for (total, part) in result.models.iter_mut().zip(scores.models) {
+                    part.nlls.iter().for_each(|&nll| total.perplexity.add(nll));
+                    total.divergence.tokens.extend(part.tokens);
+                }
+                if let Some(total) = &mut result.reference {
+                    scores.reference.iter().for_each(|&nll| total.add(nll));
+                }
+            }
+            Err(EvalError::Model(ModelError::Interrupted))
+            | Err(EvalError::OneModel { source: ModelError::Interrupted, .. }) => {
+                result.interrupted = true;
+                return Ok(result);
+            }
+            Err(error) => return Err(error),
+        }
+        result.windows = end;
+        first = end;
+        result.complete = end == windows.len();
+        if observer.scored(&result).is_break() {
+            break;
+        }
+    }
+    Ok(result)
+}
+
+fn check_vocabularies(
+    reference: &Reference<'_, '_, '_, '_>,
+    models: &[&Pass<'_, '_, '_>],
+) -> Result<usize, EvalError> {
+    let sizes = models.iter().map(|pass| pass.model().n_vocab());
+    let expected = match reference {
+        Reference::None => models.first().map_or(0, |pass| pass.model().n_vocab()),
+        Reference::Model(pass) => pass.model().n_vocab(),
+        Reference::File(reader) => reader.n_vocab(),
+    };
+    for (index, found) in sizes.enumerate() {
+        if found != expected {
+            return Err(EvalError::VocabularySize { model: name(index), found, expected });
+        }
+    }
+    Ok(expected)
+}
+
+fn name(index: usize) -> String {
+    format!("model {}", index + 1)
+}
+
+/// One model's part of a group.
+#[derive(Default)]
+struct GroupScores {
+    nlls: Vec<f64>,
+    tokens: Vec<ScoredToken>,
+}
+
+struct GroupResult {
+    reference: Vec<f64>,
+    models: Vec<GroupScores>,
+}
+
+fn score_group(
+    reference: &mut Reference<'_, '_, '_, '_>,
+    models: &[&Pass<'_, '_, '_>],
+    windows: &Windows,
+    range: std::ops::Range<usize>,
+    n_vocab: usize,
+    mut save: Option<&mut LogitsWriter>,
+    observer: &mut dyn Observer,
+) -> Result<GroupResult, EvalError> {
+    let n_ctx = windows.n_ctx();
+    let sequences = range.clone().map(|index| windows.sequence(index));
+    let group = Arc::new(TokenGroup::from_sequences(sequences).with_context(n_ctx));
+    let mut run = |pass: &Pass<'_, '_, '_>| -> Result<HiddenStates, ModelError> {
+        let mut hidden = pass.embed(group.clone())?;
+        let layers = pass.model().n_layer();
+        let mut reported = 0;
+        while hidden.next_layer() < layers {
+            pass.run_layer(&mut hidden, &mut NoTaps)?;
+            let done = group.len() * hidden.next_layer() / layers;
+            observer.advanced(done - reported);
+            reported = done;
+        }
+        Ok(hidden)
+    };
+    let of_model = |index: usize| move |source| EvalError::OneModel { model: name(index), source };
+    let base_hidden = match reference {
+        Reference::Model(pass) => Some(run(pass)?),
+        _ => None,
+    };
+    let mut hidden = Vec::with_capacity(models.len());
+    for (index, pass) in models.iter().enumerate() {
+        hidden.push(run(pass).map_err(of_model(index))?);
+    }
+
+    // Rows of the group and the tokens that should follow them.
+    let rows: Vec<(usize, u32)> = range
+        .clone()
+        .flat_map(|index| windows.scored().map(move |position| (index, position)))
+        .map(|(index, position)| ((index - range.start) * n_ctx + position, windows.target(index, position)))
+        .collect();
+    let tile_rows = models.first().map_or(1, |pass| pass.logits_tile_rows()).min(rows.len().max(1));
+    let mut base = vec![0.0f32; if matches!(reference, Reference::None) { 0 } else { tile_rows * n_vocab }];
+    let mut logits = vec![0.0f32; tile_rows * n_vocab];
+    let mut result = GroupResult { reference: Vec::new(), models: Vec::new() };
+    result.models.resize_with(models.len(), GroupScores::default);
+    for tile in rows.chunks(tile_rows) {
+        let places: Vec<usize> = tile.iter().map(|(row, _)| *row).collect();
+        let size = tile.len() * n_vocab;
+        // Log-sum-exp of the reference's rows; none when there is no reference. A file holds log-probabilities.
+        let (base_lse, cut): (Option<Vec<f64>>, f32) = match reference {
+            Reference::None => (None, 0.0),
+            Reference::Model(pass) => {
+                let base = &mut base[..size];
+                if let Some(hidden) = &base_hidden {
+                    pass.logits_into(hidden, &places, base, &mut NoTaps)?;
+                }
+                (Some(base.par_chunks_exact(n_vocab).map(log_sum_exp).collect()), f32::NEG_INFINITY)
+            }
+            Reference::File(reader) => {
+                reader.read_rows(tile.len(), &mut base[..size])?;
+                (Some(vec![0.0; tile.len()]), -LOGITS_CUT)
+            }
+        };
+        let base_rows = &base[..if base_lse.is_some() { size } else { 0 }];
+        if let Some(base_lse) = &base_lse {
+            let nlls = tile.iter().zip(base_lse).zip(base_rows.chunks_exact(n_vocab));
+            result.reference.extend(nlls.map(|(((_, target), lse), row)| lse - f64::from(row[*target as usize])));
+        }
+        if let (Reference::Model(_), Some(writer)) = (&*reference, save.as_deref_mut()) {
+            writer.add_rows(base_rows)?;
+        }
+        for (index, pass) in models.iter().enumerate() {
+            let logits = &mut logits[..size];
+            pass.logits_into(&hidden[index], &places, logits, &mut NoTaps).map_err(of_model(index))?;
+            if index == 0 && !matches!(reference, Reference::Model(_)) && let Some(writer) = save.as_deref_mut() {
+                writer.add_rows(logits)?;
+            }
+            let scores = &mut result.models[index];
+            let rows = tile.par_iter().zip(logits.par_chunks_exact(n_vocab));
+            match &base_lse {
+                None => {
+                    let nlls = rows.map(|((_, target), row)| log_sum_exp(row) - f64::from(row[*target as usize]));
+                    scores.nlls.extend(nlls.collect::<Vec<f64>>());
+                }
+                Some(base_lse) => {
+                    let tokens: Vec<ScoredToken> = rows
+                        .zip(base_rows.par_chunks_exact(n_vocab).zip(base_lse))
+                        .map(|(((_, target), row), (base, lse))| {
+                            ScoredToken::compare(base, *lse, row, *target as usize, cut)
+                        })
+                        .collect();
+                    scores.nlls.extend(tokens.iter().map(|t| f64::from(t.nll)));
+                    scores.tokens.extend(tokens);
+                }
+            }
+        }
+    }
+    models.iter().for_each(|pass| pass.model().release_output());
+    if let Reference::Model(pass) = reference {
+        pass.model().release_output();
+    }
+    Ok(result)
+}
