@@ -170,17 +170,6 @@ impl Drop for AtomicFile {
     }
 }
 
-/// Appends at the place of the underlying file.
-impl io::Write for AtomicFile {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        self.file().write(data)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file().flush()
-    }
-}
-
 /// Checks that `target` may be written, without writing anything.
 ///
 /// # Errors

@@ -153,8 +153,23 @@ pub fn install_signal_handlers() {
     }
 }
 
+/// What the first interrupt sets once [`cancel_on_interrupt`] was called.
+static CANCEL: std::sync::OnceLock<std::sync::Arc<AtomicBool>> = std::sync::OnceLock::new();
+
+/// Makes the first SIGINT, SIGTERM or SIGHUP set the flag that is returned instead of ending the process, so that a
+/// run can print what it has. The second ends it.
+pub fn cancel_on_interrupt() -> std::sync::Arc<AtomicBool> {
+    CANCEL.get_or_init(Default::default).clone()
+}
+
 #[cfg(unix)]
 extern "C" fn on_signal(signal: libc::c_int) {
+    if signal != libc::SIGBUS
+        && let Some(cancel) = CANCEL.get()
+        && !cancel.swap(true, Ordering::SeqCst)
+    {
+        return;
+    }
     // Several threads can touch a lost page at once: one ends the process, the others must not return to the page.
     static ENDING: AtomicBool = AtomicBool::new(false);
     if ENDING.swap(true, Ordering::SeqCst) {

@@ -129,13 +129,27 @@ impl Common {
     }
 }
 
-/// Prints an error as one line on stderr and gives the exit code: 0 for a closed pipe, else 1.
+/// A run that was interrupted after it printed what it had: exit code 130 and no line of its own.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+pub struct Interrupted;
+
+/// Wrong usage that the parser cannot see: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
+/// Prints an error as one line on stderr and gives the exit code: 0 for a closed pipe, 130 for [`Interrupted`],
+/// 2 for [`Usage`], else 1.
 pub fn report_error(error: &anyhow::Error) -> ExitCode {
     let closed_pipe = error
         .chain()
         .any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe));
     if closed_pipe {
         return ExitCode::SUCCESS;
+    }
+    if error.is::<Interrupted>() {
+        return ExitCode::from(130);
     }
     // Contexts and sources in one line; some sources repeat themselves in their parents' text.
     let mut line = String::new();
@@ -148,5 +162,5 @@ pub fn report_error(error: &anyhow::Error) -> ExitCode {
         }
     }
     let _ = writeln!(io::stderr(), "error: {line}");
-    ExitCode::FAILURE
+    if error.is::<Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
 }

@@ -237,9 +237,7 @@ impl Divergence {
             ppl_ratio: log_ratio.exp(),
             ppl_ratio_error: log_ratio.exp() * log_ratio_error,
             ppl_difference: ppl - ppl_base,
-            ppl_difference_error: root(
-                ppl_error.powi(2) + ppl_base_error.powi(2) - 2.0 * ppl * ppl_base * covariance,
-            ),
+            ppl_difference_error: root(ppl_error.powi(2) + ppl_base_error.powi(2) - 2.0 * ppl * ppl_base * covariance),
             correlation: if errors > 0.0 { covariance / errors } else { 1.0 },
             mean_kld: kld.mean(),
             mean_kld_error: kld.error(),

@@ -138,10 +138,7 @@ pub fn evaluate(
     Ok(result)
 }
 
-fn check_vocabularies(
-    reference: &Reference<'_, '_, '_, '_>,
-    models: &[&Pass<'_, '_, '_>],
-) -> Result<usize, EvalError> {
+fn check_vocabularies(reference: &Reference<'_, '_, '_, '_>, models: &[&Pass<'_, '_, '_>]) -> Result<usize, EvalError> {
     let sizes = models.iter().map(|pass| pass.model().n_vocab());
     let expected = match reference {
         Reference::None => models.first().map_or(0, |pass| pass.model().n_vocab()),
@@ -246,7 +243,10 @@ fn score_group(
         for (index, pass) in models.iter().enumerate() {
             let logits = &mut logits[..size];
             pass.logits_into(&hidden[index], &places, logits, &mut NoTaps).map_err(of_model(index))?;
-            if index == 0 && !matches!(reference, Reference::Model(_)) && let Some(writer) = save.as_deref_mut() {
+            if index == 0
+                && !matches!(reference, Reference::Model(_))
+                && let Some(writer) = save.as_deref_mut()
+            {
                 writer.add_rows(logits)?;
             }
             let scores = &mut result.models[index];

@@ -20,7 +20,9 @@ pub enum EvalError {
         source: ModelError,
     },
     /// Too little text.
-    #[error("the text has {found} tokens; at least two windows of {n_ctx} are needed, {needed}; give a longer text or a smaller context")]
+    #[error(
+        "the text has {found} tokens; at least two windows of {n_ctx} are needed, {needed}; give a longer text or a smaller context"
+    )]
     TextTooShort {
         /// Tokens found.
         found: usize,
@@ -36,7 +38,9 @@ pub enum EvalError {
         reason: String,
     },
     /// Models of other vocabularies cannot be compared.
-    #[error("{model} has a vocabulary of {found} tokens, the reference one of {expected}; only models of one vocabulary can be compared")]
+    #[error(
+        "{model} has a vocabulary of {found} tokens, the reference one of {expected}; only models of one vocabulary can be compared"
+    )]
     VocabularySize {
         /// The model.
         model: String,

@@ -72,7 +72,11 @@ impl LogitsReader {
         input.read_exact(&mut magic).map_err(failed)?;
         if &magic != MAGIC {
             let found = format!("are {}", magic.escape_ascii());
-            return Err(bad("the first bytes", found, "expected _logits_, a file of llama-perplexity --save-all-logits"));
+            return Err(bad(
+                "the first bytes",
+                found,
+                "expected _logits_, a file of llama-perplexity --save-all-logits",
+            ));
         }
         let mut word = || -> Result<i32, EvalError> {
             let mut bytes = [0; 4];
@@ -149,23 +153,24 @@ impl LogitsReader {
         let failed = |source| EvalError::Read { path: self.path.clone(), source };
         self.input.read_exact(&mut self.record).map_err(failed)?;
         self.records_left = self.records_left.saturating_sub(rows);
-        let decoded: Result<(), (f32, f32)> =
-            self.record.par_chunks_exact(size).zip(out.par_chunks_exact_mut(self.n_vocab)).try_for_each(
-                |(record, row)| {
-                    let word = |at: usize| f32::from_le_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]]);
-                    let (scale, least) = (word(0), word(4));
-                    let largest = scale * 65535.0 + least;
-                    // A distribution has a most likely token, so its floor lies 16 nats below some value under zero;
-                    // a file of ik_llama.cpp has it at 24.
-                    if !(scale >= 0.0 && least.is_finite() && largest <= 0.01 && least > -100.0) {
-                        return Err((scale, least));
-                    }
-                    for (value, q) in row.iter_mut().zip(record[8..].as_chunks::<2>().0) {
-                        *value = scale * f32::from(u16::from_le_bytes(*q)) + least;
-                    }
-                    Ok(())
-                },
-            );
+        let decoded: Result<(), (f32, f32)> = self
+            .record
+            .par_chunks_exact(size)
+            .zip(out.par_chunks_exact_mut(self.n_vocab))
+            .try_for_each(|(record, row)| {
+                let word = |at: usize| f32::from_le_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]]);
+                let (scale, least) = (word(0), word(4));
+                let largest = scale * 65535.0 + least;
+                // A distribution has a most likely token, so its floor lies 16 nats below some value under zero;
+                // a file of ik_llama.cpp has it at 24.
+                if !(scale >= 0.0 && least.is_finite() && largest <= 0.01 && least > -100.0) {
+                    return Err((scale, least));
+                }
+                for (value, q) in row.iter_mut().zip(record[8..].as_chunks::<2>().0) {
+                    *value = scale * f32::from(u16::from_le_bytes(*q)) + least;
+                }
+                Ok(())
+            });
         decoded.map_err(|(scale, least)| EvalError::BadLogitsFile {
             path: self.path.clone(),
             field: "a distribution".to_owned(),
@@ -229,9 +234,8 @@ impl LogitsWriter {
 
     fn write(&mut self, data: &[u8]) -> Result<(), EvalError> {
         let written = self.output.write_all(data);
-        written.map_err(|source| {
-            OutputError::Io { path: self.target.clone(), action: "writing", source }.into()
-        })
+        written
+            .map_err(|source| OutputError::Io { path: self.target.clone(), action: "cannot write it", source }.into())
     }
 
     /// Adds distributions, `[rows, n_vocab]` row-major logits, in the order of the text.
@@ -259,7 +263,7 @@ impl LogitsWriter {
         let target = self.target;
         let file = self.output.into_inner().map_err(|e| OutputError::Io {
             path: target,
-            action: "writing",
+            action: "cannot write it",
             source: e.into_error(),
         })?;
         file.commit()?;
@@ -310,7 +314,10 @@ mod tests {
         for n_vocab in [50, 51] {
             let folder = tempfile::tempdir().unwrap();
             let (path, logits, windows) = saved(&folder, n_vocab);
-            assert_eq!(std::fs::metadata(&path).unwrap().len(), 20 + 4 * 16 + 6 * 2 * (n_vocab.div_ceil(2) as u64 * 2 + 4));
+            assert_eq!(
+                std::fs::metadata(&path).unwrap().len(),
+                20 + 4 * 16 + 6 * 2 * (n_vocab.div_ceil(2) as u64 * 2 + 4)
+            );
             let mut reader = LogitsReader::open(&path).unwrap();
             assert_eq!((reader.n_ctx(), reader.n_vocab()), (8, n_vocab));
             assert_eq!(reader.windows(None, Some(1)).unwrap().sequence(1), windows.sequence(1));

@@ -57,15 +57,11 @@ impl Windows {
     ///
     /// # Errors
     /// When the text is shorter than two windows, or `stride` is 0 or longer than what a window can score.
-    pub fn strided(
-        tokens: Vec<u32>,
-        n_ctx: usize,
-        stride: usize,
-        limit: Option<usize>,
-    ) -> Result<Windows, EvalError> {
+    pub fn strided(tokens: Vec<u32>, n_ctx: usize, stride: usize, limit: Option<usize>) -> Result<Windows, EvalError> {
         let n_ctx = n_ctx.saturating_add(stride / 2);
         if stride == 0 || stride >= n_ctx {
-            let reason = format!("a stride of {stride} tokens does not fit into windows of {n_ctx}; give a smaller one");
+            let reason =
+                format!("a stride of {stride} tokens does not fit into windows of {n_ctx}; give a smaller one");
             return Err(EvalError::BadWindow { reason });
         }
         check_length(&tokens, n_ctx)?;
@@ -158,8 +154,10 @@ mod tests {
     fn strided_windows_score_every_token_after_the_first_window_once() {
         let windows = Windows::strided(text(40), 8, 4, None).unwrap();
         assert_eq!((windows.n_ctx(), windows.len()), (10, 8));
-        let targets: Vec<u32> =
-            (0..windows.len()).flat_map(|i| windows.scored().map(move |p| (i, p))).map(|(i, p)| windows.target(i, p)).collect();
+        let targets: Vec<u32> = (0..windows.len())
+            .flat_map(|i| windows.scored().map(move |p| (i, p)))
+            .map(|(i, p)| windows.target(i, p))
+            .collect();
         assert_eq!(targets, (6..38).collect::<Vec<u32>>());
     }
 

@@ -6,6 +6,7 @@
 
 use half::{bf16, f16};
 
+use super::dispatch::vectorized;
 use crate::gguf::TensorType;
 
 /// What happens to the input rows of a product.
@@ -40,41 +41,67 @@ impl Rounding {
     pub fn apply(self, row: &mut [f32]) {
         match self {
             Rounding::None => {}
-            Rounding::F16 => row.iter_mut().for_each(|v| *v = f16::from_f32(*v).to_f32()),
+            Rounding::F16 => round_row_f16(row),
             Rounding::Bf16 => row.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32()),
-            Rounding::Q8 => row.chunks_mut(32).for_each(round_q8),
-            Rounding::Q8K => row.chunks_mut(256).for_each(round_q8_k),
+            Rounding::Q8 => round_row_q8(row),
+            Rounding::Q8K => round_row_q8_k(row),
         }
     }
 }
 
-/// Q8_0 as the vector code of ggml's x86 backend has it: integers from the unrounded scale, half to even.
-fn round_q8(block: &mut [f32]) {
-    let largest = block.iter().fold(0.0f32, |a, v| a.max(v.abs()));
-    let scale = f16::from_f32(largest / 127.0).to_f32();
-    let inverse = if largest == 0.0 { 0.0 } else { 127.0 / largest };
-    for v in block {
-        *v = (*v * inverse).round_ties_even() * scale;
+vectorized! {
+    /// Q8_0 as the vector code of ggml's x86 backend has it: integers from the unrounded scale, half to even.
+    fn round_row_q8(row: &mut [f32]) {
+        for block in row.chunks_mut(32) {
+            let largest = largest_magnitude(block);
+            let scale = f16::from_f32(largest / 127.0).to_f32();
+            let inverse = if largest == 0.0 { 0.0 } else { 127.0 / largest };
+            for v in block {
+                *v = (*v * inverse).round_ties_even() * scale;
+            }
+        }
     }
 }
 
-/// Q8_K: the value of largest magnitude, its sign included, becomes -127.
-fn round_q8_k(block: &mut [f32]) {
-    let mut extreme = 0.0f32;
-    for &v in block.iter() {
-        if v.abs() > extreme.abs() {
-            extreme = v;
+vectorized! {
+    /// Q8_K: the value of largest magnitude, the first of several, its sign included, becomes -127.
+    fn round_row_q8_k(row: &mut [f32]) {
+        for block in row.chunks_mut(256) {
+            let largest = largest_magnitude(block);
+            if largest == 0.0 {
+                block.fill(0.0);
+                continue;
+            }
+            let extreme = block.iter().copied().find(|v| v.abs() == largest).unwrap_or(largest);
+            let inverse = -127.0 / extreme;
+            let scale = 1.0 / inverse;
+            for v in block {
+                let rounded = (*v * inverse).round_ties_even();
+                *v = if rounded < 127.0 { rounded } else { 127.0 } * scale;
+            }
         }
     }
-    if extreme == 0.0 {
-        block.fill(0.0);
-        return;
+}
+
+vectorized! {
+    fn round_row_f16(row: &mut [f32]) {
+        for v in row {
+            *v = f16::from_f32(*v).to_f32();
+        }
     }
-    let inverse = -127.0 / extreme;
-    let scale = 1.0 / inverse;
-    for v in block {
-        *v = (*v * inverse).round_ties_even().min(127.0) * scale;
+}
+
+#[inline(always)]
+fn largest_magnitude(block: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; 16];
+    let (chunks, rest) = block.as_chunks::<16>();
+    for chunk in chunks {
+        for (lane, v) in lanes.iter_mut().zip(chunk) {
+            let v = v.abs();
+            *lane = if v > *lane { v } else { *lane };
+        }
     }
+    rest.iter().chain(&lanes.clone()).fold(0.0, |a, v| v.abs().max(a))
 }
 
 #[cfg(test)]

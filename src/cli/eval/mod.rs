@@ -1,5 +1,8 @@
 //! `lwq eval`: scores of models.
 
+mod kld;
+mod loaded;
+mod ppl;
 mod tasks;
 
 use anyhow::Result;
@@ -16,6 +19,8 @@ pub struct EvalArgs {
 
 #[derive(Subcommand, Debug)]
 enum EvalCommand {
+    Ppl(ppl::PplArgs),
+    Kld(kld::KldArgs),
     Hellaswag(tasks::HellaswagArgs),
     Winogrande(tasks::WinograndeArgs),
     MultipleChoice(tasks::MultipleChoiceArgs),
@@ -28,6 +33,8 @@ impl EvalArgs {
     /// When a model or an input is not usable, or the evaluation fails.
     pub fn run(&self, common: &Common) -> Result<()> {
         match &self.command {
+            EvalCommand::Ppl(args) => args.run(common),
+            EvalCommand::Kld(args) => args.run(common),
             EvalCommand::Hellaswag(args) => args.run(common),
             EvalCommand::Winogrande(args) => args.run(common),
             EvalCommand::MultipleChoice(args) => args.run(common),

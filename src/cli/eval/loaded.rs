@@ -1,0 +1,293 @@
+//! What the evaluating commands share: opened models, the text, flags, progress.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, ValueEnum};
+
+use crate::cli::{Common, Progress, Unit, printable};
+use crate::eval::{Evaluation, Observer, Perplexity, SequentialTest, Verdict, Windows};
+use crate::gguf::{Gguf, Metadata};
+use crate::model::{Activations, ForwardOptions, Model};
+use crate::os;
+use crate::tokenizer::Tokenizer;
+
+/// Tokens per window where nothing else is asked for and the model's context is not shorter.
+const DEFAULT_CONTEXT: usize = 512;
+
+/// How activations enter the products, as flags name it.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ActivationsArg {
+    /// Unrounded: the damage of the weights alone
+    F32,
+    /// Rounded as ggml's CPU backend does: the damage as users run the file
+    Ggml,
+}
+
+impl ActivationsArg {
+    /// The name of the flag's value.
+    pub fn name(self) -> &'static str {
+        match self {
+            ActivationsArg::F32 => "f32",
+            ActivationsArg::Ggml => "ggml",
+        }
+    }
+
+    /// A sentence for people.
+    pub fn describe(self) -> &'static str {
+        match self {
+            ActivationsArg::F32 => "activations unrounded (f32): the damage of the weights alone",
+            ActivationsArg::Ggml => "activations rounded as ggml's CPU backend does: the damage as the file runs",
+        }
+    }
+
+    /// Options of a forward pass that ends when the user interrupts.
+    pub fn forward(self) -> ForwardOptions {
+        ForwardOptions {
+            activations: match self {
+                ActivationsArg::F32 => Activations::Unrounded,
+                ActivationsArg::Ggml => Activations::Ggml,
+            },
+            cancel: Some(os::cancel_on_interrupt()),
+            ..ForwardOptions::default()
+        }
+    }
+}
+
+/// Flags of every run over a text.
+#[derive(Args, Debug)]
+pub struct TextArgs {
+    /// Tokens per window [default: 512, or the model's context if that is shorter]
+    #[arg(long, short = 'c', value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(4..=1 << 24))]
+    pub ctx: Option<u32>,
+    /// Score at most this many windows
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub chunks: Option<u32>,
+    /// Rounding of the inputs of products
+    #[arg(long, value_enum, default_value = "f32")]
+    pub activations: ActivationsArg,
+    /// Use this pre-tokenizer instead of the one in the file
+    #[arg(long, value_name = "NAME")]
+    pub pre: Option<String>,
+    /// Memory for activations, such as 2G [default: half of what is free]
+    #[arg(long, value_name = "SIZE", value_parser = crate::gguf::split::parse_size)]
+    pub memory: Option<u64>,
+}
+
+/// A file opened for evaluation.
+pub struct Opened {
+    /// The container.
+    pub gguf: Gguf,
+    /// What was given on the command line.
+    pub path: PathBuf,
+}
+
+impl Opened {
+    /// Maps a file.
+    ///
+    /// # Errors
+    /// When it is no GGUF file.
+    pub fn open(path: &Path) -> Result<Opened> {
+        Ok(Opened { gguf: Gguf::open(path)?, path: path.to_owned() })
+    }
+
+    /// The name for messages.
+    pub fn label(&self) -> String {
+        printable(self.gguf.label())
+    }
+
+    /// The model in the file.
+    ///
+    /// # Errors
+    /// When the forward pass cannot run it.
+    pub fn model(&self) -> Result<Model<'_>> {
+        Model::open(&self.gguf).with_context(|| self.label())
+    }
+
+    /// The tokenizer in the file, checked against the size of the embedding.
+    ///
+    /// # Errors
+    /// When the file has none that is known.
+    pub fn tokenizer(&self, model: &Model<'_>, pre: Option<&str>, common: &Common) -> Result<Tokenizer> {
+        let label = self.label();
+        let tokenizer = Tokenizer::from_gguf(self.gguf.metadata(), pre).with_context(|| label.clone())?;
+        tokenizer.warnings().iter().for_each(|line| common.warn(line));
+        ensure!(
+            tokenizer.len() <= model.n_vocab(),
+            "{label}: the vocabulary has {} tokens, but the embedding only {} rows; the file is damaged",
+            tokenizer.len(),
+            model.n_vocab()
+        );
+        Ok(tokenizer)
+    }
+
+    /// Bytes of all its files.
+    pub fn size_bytes(&self) -> u64 {
+        self.gguf.shards().iter().map(|shard| shard.file_bytes()).sum()
+    }
+
+    /// Bits of tensor data per parameter.
+    pub fn bits_per_weight(&self) -> f64 {
+        let tensors = self.gguf.tensors();
+        let bytes: u64 = tensors.iter().filter_map(|t| t.bytes).sum();
+        let parameters: u64 = tensors.iter().map(|t| t.elements()).sum();
+        8.0 * bytes as f64 / parameters.max(1) as f64
+    }
+
+    /// Checks that `other` has the same tokens, so that predictions of both can be compared.
+    ///
+    /// # Errors
+    /// When sizes or tokens differ; the message names both files.
+    pub fn check_same_vocabulary(&self, other: &Opened) -> Result<()> {
+        let (a, b) = (self.gguf.metadata(), other.gguf.metadata());
+        let (found, expected) = (vocabulary(b)?, vocabulary(a)?);
+        let difference = match (expected.len(), found.len()) {
+            (a, b) if a != b => Some(format!("has {b} tokens, not {a}")),
+            _ => expected.iter().zip(&found).position(|(a, b)| a != b).map(|id| format!("differs at token {id}")),
+        };
+        match difference {
+            Some(difference) => {
+                anyhow::bail!(
+                    "{}: the vocabulary {difference} as in {}; only models of one vocabulary can be compared",
+                    other.label(),
+                    self.label()
+                )
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn vocabulary(metadata: &Metadata) -> Result<Vec<&[u8]>> {
+    Ok(match metadata.array("tokenizer.ggml.tokens")? {
+        Some(tokens) => tokens.iter_str()?.collect(),
+        None => Vec::new(),
+    })
+}
+
+impl TextArgs {
+    /// Window length for `model`.
+    ///
+    /// # Errors
+    /// When the flag asks for more than the model was trained for.
+    pub fn context(&self, model: &Model<'_>, label: &str) -> Result<usize> {
+        let trained = model.hparams().n_ctx_train;
+        match self.ctx {
+            Some(ctx) => {
+                check_context(ctx as usize, trained, label)?;
+                Ok(ctx as usize)
+            }
+            None => Ok(DEFAULT_CONTEXT.min(trained.max(4))),
+        }
+    }
+
+    /// Tokens of a text, or of several one after the other.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn tokens(&self, files: &[PathBuf], tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+        let mut text = Vec::new();
+        for path in files {
+            let bytes = std::fs::read(path).with_context(|| printable(&path.display().to_string()))?;
+            if !text.is_empty() {
+                text.push(b'\n');
+            }
+            // As llama.cpp's tools read a text file: without one final newline.
+            text.extend_from_slice(bytes.strip_suffix(b"\n").unwrap_or(&bytes));
+        }
+        Ok(tokenizer.encode(text, true, false))
+    }
+
+    /// At most this many windows.
+    pub fn limit(&self) -> Option<usize> {
+        self.chunks.map(|n| n as usize)
+    }
+}
+
+/// Refuses windows that are longer than the model's context.
+///
+/// # Errors
+/// When they are.
+pub fn check_context(n_ctx: usize, trained: usize, label: &str) -> Result<()> {
+    ensure!(
+        n_ctx <= trained,
+        "{label}: windows of {n_ctx} tokens are longer than the model's context of {trained}; give a smaller --ctx"
+    );
+    Ok(())
+}
+
+/// BOS of a vocabulary that adds it.
+pub fn bos(tokenizer: &Tokenizer) -> Option<u32> {
+    tokenizer.adds_bos().then(|| tokenizer.bos()).flatten()
+}
+
+/// Progress of a run, and where a sequential test ends it.
+pub struct Follow<'a> {
+    common: &'a Common,
+    progress: Progress,
+    total: usize,
+    note: String,
+    test: Option<SequentialTest>,
+    /// What the test has said about the best and every other model.
+    pub decided: bool,
+}
+
+impl<'a> Follow<'a> {
+    /// Follows a run of `n_models` models over `windows`.
+    pub fn new(common: &'a Common, windows: &Windows, n_models: usize, test: Option<SequentialTest>) -> Follow<'a> {
+        let tokens = windows.len() as u64 * windows.n_ctx() as u64 * n_models as u64;
+        let progress = Progress::new(common, "evaluating", tokens, Unit::Tokens);
+        Follow { common, progress, total: windows.len(), note: String::new(), test, decided: false }
+    }
+
+    /// Ends the display; says so when the run stopped early.
+    pub fn finish(&self, result: &Evaluation) {
+        self.progress.finish();
+        if result.interrupted {
+            self.common.warn(format!("interrupted: the figures cover {} of {} windows", result.windows, self.total));
+        }
+    }
+}
+
+impl Observer for Follow<'_> {
+    fn advanced(&mut self, tokens: usize) {
+        self.progress.advance(tokens as u64, &self.note);
+    }
+
+    fn scored(&mut self, so_far: &Evaluation) -> ControlFlow<()> {
+        self.note = format!("window {} of {}", so_far.windows, self.total);
+        if let Some(scores) = so_far.models.first() {
+            self.note.push_str(&format!(", perplexity {}", with_error(&scores.perplexity)));
+            if !scores.divergence.tokens.is_empty() {
+                self.note.push_str(&format!(", KLD {:.6}", scores.divergence.mean_kld()));
+            }
+        }
+        if let Some(test) = &self.test
+            && all_decided(test, so_far)
+        {
+            self.decided = !so_far.complete;
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+fn with_error(perplexity: &Perplexity) -> String {
+    format!("{:.4} ± {:.4}", perplexity.ppl(), perplexity.error())
+}
+
+/// True when the best model differs significantly from every other one. The error probability is shared among the
+/// comparisons (Bonferroni).
+pub fn all_decided(test: &SequentialTest, so_far: &Evaluation) -> bool {
+    let means: Vec<Vec<f64>> = so_far.models.iter().map(|m| m.window_means(so_far.scored_per_window)).collect();
+    let total = |m: &Vec<f64>| m.iter().sum::<f64>();
+    let Some(best) = (0..means.len()).min_by(|&a, &b| total(&means[a]).total_cmp(&total(&means[b]))) else {
+        return false;
+    };
+    let others = means.len().saturating_sub(1);
+    let pairs = (means.len() * others / 2).max(1);
+    let shared = SequentialTest { alpha: test.alpha / pairs as f64 };
+    others > 0
+        && (0..means.len()).filter(|&i| i != best).all(|i| shared.look(&means[best], &means[i]) == Verdict::First)
+}
