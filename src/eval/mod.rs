@@ -11,6 +11,7 @@ mod error;
 mod logits_file;
 mod paired;
 mod perplexity;
+pub mod tasks;
 mod windows;
 
 pub use divergence::{DeltaPercentiles, Divergence, DivergenceSummary, KldPercentiles, ScoredToken};
