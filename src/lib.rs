@@ -3,6 +3,7 @@
 //! Data flows one way: [`gguf`] reader, imatrix, recipe, [`quant`] kernels, [`gguf`] writer.
 #![warn(missing_docs)]
 
+pub mod allocate;
 pub mod atomic_file;
 pub mod calibration;
 pub mod cli;
