@@ -15,6 +15,7 @@ pub mod imatrix;
 pub mod model;
 pub mod os;
 pub mod pipeline;
+pub mod plan;
 pub mod quant;
 pub mod recipe;
 pub mod sensitivity;

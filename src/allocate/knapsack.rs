@@ -48,6 +48,11 @@ impl Class {
     pub fn point(&self, at: usize) -> Point {
         self.points[at].1
     }
+
+    /// The caller's number of a point.
+    pub fn number(&self, at: usize) -> usize {
+        self.points[at].0
+    }
 }
 
 /// A solution.
@@ -79,8 +84,20 @@ pub(super) fn solve(classes: &[Class], capacity: f64) -> Option<Found> {
         improve(classes, &mut picks, capacity);
     }
     let found = total(classes, &picks).cost;
-    let picks = picks.iter().zip(classes).map(|(&pick, class)| class.points[pick].0).collect();
+    let picks = picks.iter().zip(classes).map(|(&pick, class)| class.number(pick)).collect();
     Some(Found { picks, bound: relaxed.bound.min(found), optimal })
+}
+
+/// The cheapest choice of points whose weight is at least `least`, if one costs at most `most_cost`; numbers as in
+/// [`Found::picks`].
+pub(super) fn fill(classes: &[Class], least: f64, capacity: f64, most_cost: f64) -> Option<Vec<usize>> {
+    let relaxed = hull::relax(classes, capacity)?;
+    let search = Search { least, ..Search::new(classes, capacity, relaxed.lambda, relaxed.bound, most_cost) };
+    let (picks, _) = search.run();
+    let picks = picks?;
+    let sum = total(classes, &picks);
+    let fits = sum.weight >= least && sum.weight <= capacity && sum.cost <= most_cost;
+    fits.then(|| picks.iter().zip(classes).map(|(&pick, class)| class.number(pick)).collect())
 }
 
 /// A sum over the first classes.
@@ -110,6 +127,8 @@ struct Search<'a> {
     /// Least weight of the classes behind each class.
     weight_behind: Vec<f64>,
     max_states: usize,
+    /// Least weight of a solution. Above zero, heavier sums are kept though lighter ones cost less.
+    least: f64,
 }
 
 impl<'a> Search<'a> {
@@ -129,7 +148,7 @@ impl<'a> Search<'a> {
             weight_behind[at] = weight_behind[at + 1] + class.point(0).weight;
         }
         let max_states = (MAX_STATES / classes.len().max(1)).clamp(64, MAX_STATES_PER_CLASS);
-        Search { classes, capacity, lambda, allowance, points, weight_behind, max_states }
+        Search { classes, capacity, lambda, allowance, points, weight_behind, max_states, least: 0.0 }
     }
 
     /// The best solution that it meets, as positions on the frontiers, and whether nothing was left out.
@@ -145,8 +164,8 @@ impl<'a> Search<'a> {
             }
             trail.push(states.iter().map(|state| (state.parent, state.pick)).collect());
         }
-        // Costs fall along the list of states.
-        let Some(mut at) = states.len().checked_sub(1) else { return (None, optimal) };
+        let enough = states.iter().enumerate().filter(|(_, state)| state.weight >= self.least);
+        let Some((mut at, _)) = enough.min_by(|a, b| a.1.cost.total_cmp(&b.1.cost)) else { return (None, optimal) };
         let mut picks = vec![0; self.classes.len()];
         for (pick, layer) in picks.iter_mut().zip(&trail).rev() {
             let (parent, chosen) = layer[at];
@@ -171,6 +190,10 @@ impl<'a> Search<'a> {
         }
         // Each point's sums are sorted already: the stable sort merges these runs.
         sums.sort_by(|a, b| a.weight.total_cmp(&b.weight).then(a.cost.total_cmp(&b.cost)));
+        if self.least > 0.0 {
+            sums.dedup_by(|later, first| later.weight == first.weight);
+            return sums;
+        }
         let mut least = f64::INFINITY;
         sums.retain(|state| {
             let better = state.cost < least;

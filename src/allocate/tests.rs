@@ -175,6 +175,58 @@ fn large_models_are_solved_close_to_the_bound() {
 }
 
 #[test]
+fn a_budget_is_filled_where_that_costs_little() {
+    // Few types on few large tensors: many budgets are not met by the best choice.
+    let mut items: Vec<Item> = (0..12).map(|at| item(&at.to_string(), 256, 512, 1.0 + 0.1 * f64::from(at))).collect();
+    items.iter_mut().for_each(|item| item.candidates.retain(|candidate| candidate.bytes >= 55_000));
+    let room = 1100;
+    let mut filled_up = 0;
+    for budget in (12 * 64_000..12 * 100_000).step_by(5000) {
+        let found = minimize_damage(&items, budget).unwrap();
+        let filled = fill_budget(&items, &found, budget, room).unwrap();
+        assert!(filled.bytes <= budget && filled.damage <= 1.03 * found.damage && filled.damage >= found.damage);
+        if filled != found {
+            assert!(found.bytes < budget - room && filled.bytes >= budget - room && !filled.optimal);
+            filled_up += 1;
+        }
+    }
+    assert!(filled_up > 0);
+    let found = minimize_damage(&items, 12 * 80_000).unwrap();
+    // What is full, or cannot be filled, stays.
+    assert_eq!(fill_budget(&items, &found, found.bytes, 0).unwrap(), found);
+    let all = minimize_damage(&items, u64::MAX).unwrap();
+    assert_eq!(fill_budget(&items, &all, u64::MAX, 100).unwrap(), all);
+}
+
+proptest! {
+    #[test]
+    fn filling_equals_trying_everything(items in small_items(), budget in 64_u64..1600, room in 0_u64..200) {
+        if let Ok(found) = minimize_damage(&items, budget) {
+            let filled = fill_budget(&items, &found, budget, room).unwrap();
+            let most = found.damage * 1.03;
+            let enough = |sum: &(u64, f64)| sum.0 <= budget && sum.0 + room >= budget && sum.1 <= most;
+            // Choices that another beats in both bytes and damage do not serve for filling.
+            match everything(&frontier(&items)).into_iter().filter(enough).map(|sum| sum.1).min_by(f64::total_cmp) {
+                Some(best) => prop_assert!((filled.damage - best).abs() <= 1e-9, "{} {best}", filled.damage),
+                None => prop_assert_eq!(filled, found),
+            }
+        }
+    }
+}
+
+/// The items without the choices that others beat.
+fn frontier(items: &[Item]) -> Vec<Item> {
+    let beats = |a: &Candidate, b: &Candidate| {
+        a.bytes <= b.bytes && a.damage <= b.damage && (a.bytes, a.damage) != (b.bytes, b.damage)
+    };
+    let best = |item: &Item| {
+        let kept = item.candidates.iter().filter(|one| !item.candidates.iter().any(|other| beats(other, one)));
+        Item { name: item.name.clone(), candidates: kept.copied().collect() }
+    };
+    items.iter().map(best).collect()
+}
+
+#[test]
 fn malformed_items_are_refused() {
     let mut items = vec![item("a", 256, 256, 1.0)];
     assert!(matches!(minimize_damage(&items, 0), Err(AllocateError::BudgetTooSmall { .. })));

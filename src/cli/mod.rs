@@ -10,6 +10,7 @@ mod eval;
 mod format;
 mod imatrix;
 mod inspect;
+mod plan;
 mod progress;
 mod quantize;
 mod tokenize;
@@ -54,6 +55,7 @@ enum Command {
     Quantize(quantize::QuantizeArgs),
     Imatrix(imatrix::ImatrixArgs),
     Eval(eval::EvalArgs),
+    Plan(plan::PlanArgs),
     Inspect(inspect::InspectArgs),
     Tokenize(tokenize::TokenizeArgs),
     /// Measure kernels against this machine's own peak
@@ -78,6 +80,7 @@ impl Cli {
             Command::Quantize(args) => args.run(common),
             Command::Imatrix(args) => args.run(common),
             Command::Eval(args) => args.run(common),
+            Command::Plan(args) => args.run(common),
             Command::Inspect(args) => args.run(common),
             Command::Tokenize(args) => args.run(common),
             Command::Bench(args) => bench::run(args, common),

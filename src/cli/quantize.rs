@@ -2,14 +2,16 @@
 
 mod kv;
 mod plan;
+mod planned;
 mod report;
 
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Context;
-use clap::Args;
+use clap::{ArgGroup, Args};
 
+use super::plan::{BudgetArgs, ChoiceArgs};
 use super::{Common, Progress, Unit};
 use crate::atomic_file::AtomicFile;
 use crate::gguf::TensorType;
@@ -17,11 +19,18 @@ use crate::pipeline;
 use crate::recipe::Target;
 
 use plan::Plan;
+pub(super) use plan::open_source;
+pub(super) use planned::standard_file_bytes;
 use report::Report;
 
-/// Quantize a GGUF: one type per tensor, chosen by the rules of a target
-#[derive(Args, Debug)]
+/// Quantize a GGUF: one type per tensor, chosen by the rules of a target, by a plan, or for a size
+#[derive(Args, Debug, Default)]
 #[command(
+    group(ArgGroup::new("planned").args(["plan", "like", "target_size", "target_bpw", "max_kld"])),
+    group(ArgGroup::new("unplanned").args(["target", "plan"])),
+    group(ArgGroup::new("goal").required(true).args([
+        "target", "plan", "like", "target_size", "target_bpw", "max_kld"
+    ])),
     after_help = "Targets, smallest first:\n  IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ2_M IQ3_XXS IQ3_XS IQ3_S IQ3_M IQ4_XS IQ4_NL\n  \
 Q1_0 TQ1_0 TQ2_0 Q2_0 Q2_K_S Q2_K Q3_K_S Q3_K_M Q3_K_L Q4_0 Q4_1 Q4_K_S Q4_K_M\n  Q5_0 Q5_1 Q5_K_S Q5_K_M Q6_K Q8_0 \
 MXFP4_MOE F16 BF16 F32 COPY"
@@ -33,15 +42,25 @@ pub struct QuantizeArgs {
     output: Option<PathBuf>,
     /// Target name, such as Q4_K_M, IQ3_M or COPY; any letter case
     #[arg(long, value_name = "NAME", value_parser = parse_target)]
-    target: Target,
+    target: Option<Target>,
+    /// Plan made by `lwq plan` for this model and this imatrix
+    #[arg(
+        long, value_name = "FILE",
+        conflicts_with_all = ["tensor_type", "tensor_type_file", "output_tensor_type", "token_embedding_type"]
+    )]
+    plan: Option<PathBuf>,
+    #[command(flatten)]
+    budget: BudgetArgs,
+    #[command(flatten)]
+    choice: ChoiceArgs,
     /// Importance matrix, GGUF or .dat
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
     /// Use only the importance of tensors whose name contains TEXT; repeatable
-    #[arg(long, value_name = "TEXT", conflicts_with = "exclude_weights")]
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["exclude_weights", "planned"])]
     include_weights: Vec<String>,
     /// Ignore the importance of tensors whose name contains TEXT; repeatable
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", conflicts_with = "planned")]
     exclude_weights: Vec<String>,
     /// Type of output.weight
     #[arg(long, value_name = "TYPE", value_parser = parse_type)]
@@ -56,19 +75,19 @@ pub struct QuantizeArgs {
     #[arg(long, value_name = "FILE")]
     tensor_type_file: Option<PathBuf>,
     /// Give every tensor the target's base type, without the mix
-    #[arg(long)]
+    #[arg(long, conflicts_with = "planned")]
     pure: bool,
     /// Leave output.weight as it is
-    #[arg(long)]
+    #[arg(long, conflicts_with = "planned")]
     leave_output_tensor: bool,
     /// Accept a source that is quantized already
     #[arg(long)]
     allow_requantize: bool,
     /// Refuse tensors whose rows do not fit their type, instead of taking a larger type
-    #[arg(long)]
+    #[arg(long, conflicts_with = "planned")]
     no_fallback: bool,
     /// Remove these blocks and renumber the rest, such as 20,21,22
-    #[arg(long, value_name = "N,N,..", value_delimiter = ',')]
+    #[arg(long, value_name = "N,N,..", value_delimiter = ',', conflicts_with = "planned")]
     prune_layers: Vec<u32>,
     /// Set a metadata value; TYPE is int, float, bool or str; repeatable
     #[arg(long, value_name = "KEY=TYPE:VALUE")]
@@ -100,7 +119,8 @@ impl QuantizeArgs {
     pub fn run(&self, common: &Common) -> anyhow::Result<()> {
         let started = Instant::now();
         let gguf = plan::open_source(&self.input)?;
-        let plan = Plan::make(self, &gguf)?;
+        let planned = self.planned(&gguf, common)?;
+        let plan = Plan::make(self, &gguf, planned.as_ref())?;
         for line in plan.notes() {
             common.warn(line);
         }

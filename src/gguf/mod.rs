@@ -8,6 +8,7 @@ mod byte_order;
 mod bytes;
 pub(crate) mod cursor;
 mod error;
+mod fingerprint;
 mod metadata;
 mod parse;
 mod reader;
@@ -21,6 +22,7 @@ mod writer;
 
 pub use bytes::Bytes;
 pub use error::{GgufError, shown};
+pub use fingerprint::fingerprint;
 pub use metadata::{DEFAULT_ALIGNMENT, Metadata};
 pub use reader::{Gguf, Shard};
 pub use tensor_info::{MAX_DIMS, MAX_TENSOR_NAME, TensorInfo};

@@ -76,6 +76,11 @@ pub(crate) fn check_first_shard(metadata: &Metadata, path: &Path) -> Result<Opti
     Ok(Some(count))
 }
 
+/// True for the keys that only shards have.
+pub(crate) fn is_shard_key(key: &str) -> bool {
+    [NUMBER_KEY, COUNT_KEY, TENSOR_COUNT_KEY].contains(&key)
+}
+
 /// Checks the first shard's name against its keys and returns the prefix that all shards share.
 pub(crate) fn check_first_name(path: &Path, count: u16) -> Result<PathBuf, GgufError> {
     match parse_shard_path(path) {

@@ -28,7 +28,8 @@ impl Fingerprint {
     pub fn new(model: &Gguf, tokens: &[u32], settings: String) -> Fingerprint {
         let mut text = Sha256::new();
         tokens.iter().for_each(|token| text.update(token.to_le_bytes()));
-        let parts = vec![("model", of_model(model)), ("text", hex(&text.finalize())), ("settings", settings)];
+        let parts =
+            vec![("model", crate::gguf::fingerprint(model)), ("text", hex(&text.finalize())), ("settings", settings)];
         Fingerprint { parts }
     }
 
@@ -44,23 +45,6 @@ impl Fingerprint {
 
 fn key(part: &str) -> String {
     format!("lwq.checkpoint.{part}")
-}
-
-/// Names, shapes and types of all tensors and a sample of each one's data: telling two models apart must not take as
-/// long as reading them.
-fn of_model(model: &Gguf) -> String {
-    const SAMPLE: usize = 4096;
-    let mut hash = Sha256::new();
-    for tensor in model.tensors() {
-        hash.update(tensor.name.as_bytes());
-        hash.update(format!(" {} {:?}\n", tensor.ty.0, tensor.shape));
-        if let Ok(data) = model.data(tensor) {
-            let middle = data.len() / 2;
-            hash.update(&data[..data.len().min(SAMPLE)]);
-            hash.update(&data[middle..data.len().min(middle + SAMPLE)]);
-        }
-    }
-    hex(&hash.finalize())
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -80,6 +80,8 @@ pub enum Reason {
     Base,
     /// A rule of the target's mix, with the role that it is for.
     Mix(Role, Verdict),
+    /// A plan made for this model.
+    Plan,
 }
 
 impl fmt::Display for Reason {
@@ -90,6 +92,7 @@ impl fmt::Display for Reason {
             Reason::TokenEmbeddingType => f.write_str("--token-embedding-type"),
             Reason::Pattern(pattern) => write!(f, "--tensor-type {pattern}"),
             Reason::Base => f.write_str("base type"),
+            Reason::Plan => f.write_str("plan"),
             Reason::Mix(role, verdict) => {
                 write!(f, "{role}")?;
                 if let Some(rule) = verdict.rule {

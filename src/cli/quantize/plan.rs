@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use super::planned::Planned;
 use super::{QuantizeArgs, kv};
 use crate::atomic_file::{AtomicFile, check_target, folder_of};
 use crate::cli::{Common, count, decimal_size, printable};
@@ -14,8 +15,8 @@ use crate::imatrix::{EntryFilter, Imatrix, MatchReport, ModelTensor, Need, match
 use crate::os;
 use crate::pipeline::TensorWork;
 use crate::recipe::{
-    Choice, FallbackCost, ModelFacts, Options, PrunePlan, Recipe, Target, TensorDesc, TypeOverride, choose_types,
-    guess_file_type, output_order, parse_override_list,
+    Choice, FallbackCost, ModelFacts, Options, PrunePlan, Recipe, Target, TensorDesc, choose_types, guess_file_type,
+    output_order,
 };
 
 /// `general.quantization_version` of all block formats (`GGML_QNT_VERSION`).
@@ -24,7 +25,10 @@ const QUANTIZATION_VERSION: u32 = 2;
 /// The decided run.
 pub(super) struct Plan<'a> {
     pub gguf: &'a Gguf,
-    pub target: Target,
+    /// The target's name, or what was planned for.
+    pub target: String,
+    /// What the output's default name ends in.
+    suffix: String,
     pub tensors: Vec<PlannedTensor<'a>>,
     pub files: Vec<PlannedFile>,
     pub fallback_cost: FallbackCost,
@@ -62,7 +66,7 @@ impl<'a> Plan<'a> {
     ///
     /// # Errors
     /// When the request or the files are wrong in a way that leaves nothing to plan.
-    pub fn make(args: &QuantizeArgs, gguf: &'a Gguf) -> Result<Plan<'a>> {
+    pub fn make(args: &QuantizeArgs, gguf: &'a Gguf, planned: Option<&Planned>) -> Result<Plan<'a>> {
         let input = printable(gguf.label());
         let mut metadata = gguf.metadata().clone();
         for text in &args.override_kv {
@@ -90,7 +94,10 @@ impl<'a> Plan<'a> {
             .collect();
 
         let imatrix = args.imatrix.as_ref().map(|path| Imatrix::open(path)).transpose()?;
-        let recipe = choose(args, &facts, &sources, imatrix.is_some()).with_context(|| input.clone())?;
+        let recipe = match planned {
+            Some(planned) => planned.recipe(gguf, &sources, imatrix.as_ref())?,
+            None => choose(args, &facts, &sources, imatrix.is_some()).with_context(|| input.clone())?,
+        };
         notes.extend(recipe.notes.iter().map(ToString::to_string));
         let fallback_cost = recipe.fallback_cost;
 
@@ -106,7 +113,14 @@ impl<'a> Plan<'a> {
                 if let Err(problem) = report.check() {
                     problems.push(problem.to_string());
                 }
-                imatrix_metadata(args, &imatrix, &report, &mut metadata);
+                // A planned file has a fixed size, so its plan says how the imatrix is called.
+                let name = match (planned.and_then(Planned::imatrix_name), &args.imatrix) {
+                    (Some(name), _) => name.to_owned(),
+                    (None, path) => path.as_ref().map_or_else(String::new, |path| path.display().to_string()),
+                };
+                for (key, value) in imatrix.quantize_metadata(&name, report.entries) {
+                    metadata.set(key, value);
+                }
                 importance_values(imatrix, &report)
             }
             None => {
@@ -130,7 +144,8 @@ impl<'a> Plan<'a> {
             ));
         }
 
-        let file_type = match args.target.info().file_type {
+        let of_target = args.target.and_then(|target| target.info().file_type);
+        let file_type = match of_target.or_else(|| planned.map(|planned| planned.file_type())) {
             Some(number) => number,
             None => match metadata.u32("general.file_type")? {
                 Some(number) => number,
@@ -141,8 +156,19 @@ impl<'a> Plan<'a> {
         metadata.set("general.file_type", file_type);
 
         let tensors = planned_tensors(sources, recipe, importance);
-        let mut plan = Plan { gguf, target: args.target, tensors, files: Vec::new(), fallback_cost, notes, problems };
+        let (target, suffix) = match (planned, args.target) {
+            (Some(planned), _) => {
+                planned.record(&mut metadata);
+                (planned.label(), planned.suffix())
+            }
+            (None, target) => {
+                let name = target.map_or_else(String::new, |target| target.to_string());
+                (name.clone(), name)
+            }
+        };
+        let mut plan = Plan { gguf, target, suffix, tensors, files: Vec::new(), fallback_cost, notes, problems };
         plan.lay_out(args, &metadata)?;
+        plan.notes.extend(planned.and_then(|planned| planned.size_note(plan.file_bytes())));
         Ok(plan)
     }
 
@@ -189,7 +215,7 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// OUTPUT, or the input's name with the target.
+    /// OUTPUT, or the input's name with the target or the planned bits.
     fn output_path(&self, args: &QuantizeArgs) -> PathBuf {
         if let Some(output) = &args.output {
             return output.clone();
@@ -199,7 +225,7 @@ impl<'a> Plan<'a> {
             None => args.input.with_extension(""),
         };
         let mut name = stem.into_os_string();
-        name.push(format!("-{}.gguf", self.target));
+        name.push(format!("-{}.gguf", self.suffix));
         PathBuf::from(name)
     }
 
@@ -284,7 +310,7 @@ impl<'a> Plan<'a> {
 ///
 /// # Errors
 /// When it is no readable GGUF model.
-pub(super) fn open_source(path: &Path) -> Result<Gguf> {
+pub(in crate::cli) fn open_source(path: &Path) -> Result<Gguf> {
     let gguf = Gguf::open(path)?;
     if gguf.tensors().is_empty() {
         bail!("{}: holds no tensors; give a model", printable(gguf.label()));
@@ -345,14 +371,9 @@ fn choose(
     sources: &[(&TensorInfo, String)],
     has_imatrix: bool,
 ) -> Result<Recipe> {
-    let mut tensor_types = Vec::new();
-    for text in &args.tensor_type {
-        tensor_types.push(TypeOverride::parse(text, "--tensor-type")?);
-    }
-    if let Some(path) = &args.tensor_type_file {
-        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-        tensor_types.extend(parse_override_list(&text, &path.display().to_string())?);
-    }
+    // Without a plan, the command line has a target.
+    let target = args.target.unwrap_or(Target::COPY);
+    let tensor_types = args.by_hand().patterns()?;
     let options = Options {
         has_imatrix,
         pure: args.pure,
@@ -361,7 +382,7 @@ fn choose(
         token_embedding_type: args.token_embedding_type,
         tensor_types,
         allow_fallback: !args.no_fallback,
-        ..Options::new(args.target)
+        ..Options::new(target)
     };
     let tensors: Vec<TensorDesc> =
         sources.iter().map(|(tensor, name)| TensorDesc { name, shape: &tensor.shape, ty: tensor.ty }).collect();
@@ -396,14 +417,6 @@ fn match_importance(
         .collect();
     let entry_name = |name| Cow::Borrowed(old_names.get(name).copied().unwrap_or(name));
     Ok(match_to_model(imatrix, &tensors, &filter, entry_name))
-}
-
-/// The keys by which a quantized file tells where its importance came from.
-fn imatrix_metadata(args: &QuantizeArgs, imatrix: &Imatrix, report: &MatchReport, metadata: &mut Metadata) {
-    let Some(path) = &args.imatrix else { return };
-    for (key, value) in imatrix.quantize_metadata(&path.display().to_string(), report.entries) {
-        metadata.set(key, value);
-    }
 }
 
 /// Importance by output tensor name, one matrix after another.

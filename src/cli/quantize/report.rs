@@ -62,7 +62,7 @@ impl Report {
         Report {
             input: plan.gguf.label().to_string(),
             output: plan.files.iter().map(|file| file.path.display().to_string()).collect(),
-            target: plan.target.to_string(),
+            target: plan.target.clone(),
             dry_run: elapsed.is_none(),
             types: rows_by_type(tensors.iter().map(|t| (t.choice.ty, t.source.elements(), t.bytes))),
             tensors: tensors

@@ -1,0 +1,184 @@
+//! `lwq plan`: a type for every tensor, so that the file keeps a limit and loses least.
+
+mod budget;
+mod choice;
+mod damage;
+mod make;
+mod show;
+
+use std::io::{self, IsTerminal, Write as _};
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
+
+use super::{Common, decimal_size};
+use crate::atomic_file::{AtomicFile, check_target};
+use crate::gguf::TensorType;
+use crate::os::{same_file, terminal_width};
+use crate::plan::{PlanFile, tensor_types};
+
+pub(super) use budget::BudgetArgs;
+pub(super) use choice::{ByHand, ChoiceArgs};
+pub(super) use make::{Made, Request, make_plan};
+
+/// Width of the map where there is no terminal to fit it to.
+const PIPED_WIDTH: usize = 120;
+
+/// Choose every tensor's type for a size, by the damage that each type does
+#[derive(Args, Debug)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    group(ArgGroup::new("unplanned")),
+    group(ArgGroup::new("limit").required(true).args(["like", "target_size", "target_bpw", "max_kld"]))
+)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    make: MakeArgs,
+    #[command(subcommand)]
+    command: Option<PlanCommand>,
+}
+
+/// What can be done with a plan.
+#[derive(Subcommand, Debug)]
+pub enum PlanCommand {
+    Show(ShowArgs),
+}
+
+/// Show a plan: a map of layers by role, and the totals
+#[derive(Args, Debug)]
+pub struct ShowArgs {
+    /// Plan to read
+    #[arg(value_name = "PLAN")]
+    plan: PathBuf,
+}
+
+/// Flags for making a plan.
+#[derive(Args, Debug)]
+pub struct MakeArgs {
+    /// Model to plan for: a GGUF file, or the first file of a split one
+    #[arg(required = true, value_name = "MODEL")]
+    model: Option<PathBuf>,
+    /// Importance matrix, GGUF or .dat
+    #[arg(long, value_name = "FILE")]
+    imatrix: Option<PathBuf>,
+    #[command(flatten)]
+    budget: BudgetArgs,
+    #[command(flatten)]
+    choice: ChoiceArgs,
+    /// Type of output.weight, and of the token embedding where that is the output
+    #[arg(long, value_name = "TYPE", value_parser = choice::parse_type)]
+    output_tensor_type: Option<TensorType>,
+    /// Type of token_embd.weight and per_layer_token_embd.weight
+    #[arg(long, value_name = "TYPE", value_parser = choice::parse_type)]
+    token_embedding_type: Option<TensorType>,
+    /// Type of the tensors whose name matches the pattern; repeatable, the first match wins
+    #[arg(long, value_name = "REGEX=TYPE")]
+    tensor_type: Vec<String>,
+    /// File with REGEX=TYPE patterns, separated by white space
+    #[arg(long, value_name = "FILE")]
+    tensor_type_file: Option<PathBuf>,
+    /// File to write [default: stdout]
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Form of the output
+    #[arg(long, value_enum, default_value_t = FormatArg::Json)]
+    format: FormatArg,
+}
+
+/// Forms as flags name them.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FormatArg {
+    /// plan.json, for lwq quantize --plan
+    Json,
+    /// REGEX=TYPE lines, for --tensor-type-file of llama-quantize and lwq quantize
+    TensorTypes,
+}
+
+impl PlanArgs {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// When a file cannot be read or written, or the limit cannot be kept.
+    pub fn run(&self, common: &Common) -> Result<()> {
+        match &self.command {
+            Some(PlanCommand::Show(args)) => args.run(common),
+            None => self.make.run(common),
+        }
+    }
+}
+
+impl MakeArgs {
+    fn run(&self, common: &Common) -> Result<()> {
+        // The command line makes sure that both are there.
+        let (Some(model), Some(budget)) = (&self.model, self.budget.budget()) else { return Ok(()) };
+        let gguf = super::quantize::open_source(model)?;
+        if let Some(output) = &self.output {
+            for input in gguf.shards().iter().filter_map(|shard| shard.path()).chain(self.imatrix.as_deref()) {
+                if same_file(input, output) {
+                    anyhow::bail!("{}: is an input; choose another name for the plan", output.display());
+                }
+            }
+            check_target(output, common.force)?;
+        }
+        let by_hand = ByHand {
+            tensor_type: &self.tensor_type,
+            tensor_type_file: self.tensor_type_file.as_deref(),
+            output_tensor_type: self.output_tensor_type,
+            token_embedding_type: self.token_embedding_type,
+        };
+        let request = Request {
+            budget,
+            rules: self.choice.rules(&by_hand)?,
+            method: self.choice.method(),
+            imatrix: self.imatrix.as_deref(),
+        };
+        let Made { plan, notes } = make_plan(&request, &gguf, common)?;
+        for line in notes {
+            common.warn(line);
+        }
+        common.note(summary(&plan));
+        let text = match self.format {
+            FormatArg::Json => plan.to_text(),
+            FormatArg::TensorTypes => tensor_types(&plan),
+        };
+        match &self.output {
+            Some(output) => {
+                let mut file = AtomicFile::create(output, common.force)?;
+                file.write_all(text.as_bytes())?;
+                file.commit()?;
+                if common.json { common.result(plan.to_text()) } else { Ok(()) }
+            }
+            None => common.result(text),
+        }
+    }
+}
+
+/// The plan in one line.
+pub(super) fn summary(plan: &PlanFile) -> String {
+    let error = plan.predicted_kld_error.map_or_else(String::new, |error| format!(" ± {error:.5}"));
+    format!(
+        "planned {} ({} bytes, {:.4} bits per weight), predicted KL divergence {:.5}{error} by method {}, {:.3}% above \
+         the bound",
+        decimal_size(plan.file_bytes),
+        plan.file_bytes,
+        plan.bits_per_weight,
+        plan.predicted_kld,
+        plan.method,
+        100.0 * plan.gap
+    )
+}
+
+impl ShowArgs {
+    fn run(&self, common: &Common) -> Result<()> {
+        let (plan, _) = PlanFile::read(&self.plan)?;
+        if common.json {
+            return common.result(plan.to_text());
+        }
+        let terminal = io::stdout().is_terminal();
+        let color = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let width = terminal_width().filter(|_| terminal).unwrap_or(PIPED_WIDTH);
+        common.result(show::show(&plan, show::ShowStyle { width, color }))
+    }
+}

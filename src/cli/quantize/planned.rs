@@ -1,0 +1,122 @@
+//! Quantizing after a plan, read from a file or made on the way.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use super::QuantizeArgs;
+use super::plan::Plan;
+use crate::cli::Common;
+use crate::cli::plan::{ByHand, Made, Request, make_plan, summary};
+use crate::gguf::{Gguf, Metadata, TensorInfo};
+use crate::imatrix::Imatrix;
+use crate::plan::{PlanFile, record};
+use crate::recipe::{FILE_TYPE_GUESSED, FallbackCost, Recipe, Target, TensorDesc, guess_file_type};
+
+/// A plan and where it came from.
+pub(super) struct Planned {
+    plan: PlanFile,
+    /// The plan's file, or what stands for it in messages.
+    name: String,
+    /// Digest of the plan's text.
+    sha256: String,
+}
+
+impl QuantizeArgs {
+    /// Types given by hand.
+    pub(super) fn by_hand(&self) -> ByHand<'_> {
+        ByHand {
+            tensor_type: &self.tensor_type,
+            tensor_type_file: self.tensor_type_file.as_deref(),
+            output_tensor_type: self.output_tensor_type,
+            token_embedding_type: self.token_embedding_type,
+        }
+    }
+
+    /// The plan to follow, if the request is one for a plan.
+    ///
+    /// # Errors
+    /// When the plan cannot be read or made.
+    pub(super) fn planned(&self, gguf: &Gguf, common: &Common) -> Result<Option<Planned>> {
+        if let Some(path) = &self.plan {
+            let (plan, sha256) = PlanFile::read(path)?;
+            return Ok(Some(Planned { plan, name: path.display().to_string(), sha256 }));
+        }
+        let Some(budget) = self.budget.budget() else { return Ok(None) };
+        let rules = self.choice.rules(&self.by_hand())?;
+        let request = Request { budget, rules, method: self.choice.method(), imatrix: self.imatrix.as_deref() };
+        let Made { plan, notes } = make_plan(&request, gguf, common)?;
+        notes.iter().for_each(|line| common.warn(line));
+        common.note(summary(&plan));
+        let sha256 = PlanFile::digest(&plan.to_text());
+        Ok(Some(Planned { plan, name: "the plan".to_owned(), sha256 }))
+    }
+}
+
+impl Planned {
+    /// The types of all tensors, after checking that the plan belongs to these files.
+    ///
+    /// # Errors
+    /// When the plan was made for other files or does not fit the model.
+    pub fn recipe(&self, gguf: &Gguf, sources: &[(&TensorInfo, String)], imatrix: Option<&Imatrix>) -> Result<Recipe> {
+        self.plan.check_sources(&self.name, gguf, imatrix)?;
+        let tensors: Vec<TensorDesc> =
+            sources.iter().map(|(tensor, name)| TensorDesc { name, shape: &tensor.shape, ty: tensor.ty }).collect();
+        let choices = self.plan.choices(&self.name, &tensors)?;
+        Ok(Recipe { choices, fallback_cost: FallbackCost::default(), notes: Vec::new() })
+    }
+
+    /// The imatrix's name as the plan has it.
+    pub fn imatrix_name(&self) -> Option<&str> {
+        self.plan.imatrix.as_ref().map(|imatrix| imatrix.name.as_str())
+    }
+
+    /// `general.file_type`: the number of the type that most planned tensors have.
+    pub fn file_type(&self) -> u32 {
+        guess_file_type(self.plan.tensors.iter().map(|row| row.ty)) & !FILE_TYPE_GUESSED
+    }
+
+    /// Adds the plan's keys.
+    pub fn record(&self, metadata: &mut Metadata) {
+        record(metadata, &self.plan, &self.sha256);
+    }
+
+    /// What was planned for, for reports.
+    pub fn label(&self) -> String {
+        format!("plan: {}", self.plan.target)
+    }
+
+    /// What the output's default name ends in.
+    pub fn suffix(&self) -> String {
+        format!("{:.2}bpw", self.plan.bits_per_weight)
+    }
+
+    /// A note where the files come out larger than planned for: other options of the run make them so.
+    pub fn size_note(&self, file_bytes: u64) -> Option<String> {
+        let target = self.plan.target_bytes.filter(|target| file_bytes > *target)?;
+        Some(format!(
+            "the output has {file_bytes} bytes, {} more than {} was made for; metadata or shards were added since",
+            file_bytes - target,
+            self.name
+        ))
+    }
+}
+
+/// Bytes of the file that `lwq quantize --target` writes with this imatrix, headers and padding included.
+///
+/// # Errors
+/// When such a file cannot be made.
+pub(in crate::cli) fn standard_file_bytes(gguf: &Gguf, target: Target, imatrix: Option<&Path>) -> Result<u64> {
+    let args = QuantizeArgs {
+        target: Some(target),
+        imatrix: imatrix.map(Path::to_path_buf),
+        allow_requantize: true,
+        output: Some("standard.gguf".into()),
+        ..QuantizeArgs::default()
+    };
+    let plan = Plan::make(&args, gguf, None)?;
+    if let Some(problem) = plan.problems.first() {
+        anyhow::bail!("{}: the standard {target} file cannot be made: {problem}", crate::cli::printable(gguf.label()));
+    }
+    Ok(plan.file_bytes())
+}

@@ -1,0 +1,102 @@
+//! What can be wrong with a plan, or with the request for one.
+
+use std::io;
+
+use thiserror::Error;
+
+use crate::gguf::TensorType;
+
+/// Why a plan cannot be made, read or followed. Each is one line that names the file or tensor.
+#[derive(Debug, Error)]
+pub enum PlanError {
+    /// The file could not be read.
+    #[error("{file}: cannot be read: {source}")]
+    Read {
+        /// The plan's name.
+        file: String,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The file is larger than any plan.
+    #[error("{file}: has {bytes} bytes, a plan has at most {limit}; give a file that lwq plan wrote")]
+    TooLarge {
+        /// The plan's name.
+        file: String,
+        /// Its size.
+        bytes: u64,
+        /// The largest size that is read.
+        limit: u64,
+    },
+    /// The file is no plan.
+    #[error("{file}: is no plan of lwq: {problem}; make it again with lwq plan")]
+    Malformed {
+        /// The plan's name.
+        file: String,
+        /// What is wrong, with line and column where known.
+        problem: String,
+    },
+    /// A row of the plan is wrong.
+    #[error("{file}: tensor {tensor}: {problem}; make the plan again with lwq plan")]
+    Row {
+        /// The plan's name.
+        file: String,
+        /// The tensor's name.
+        tensor: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The plan was made for something else.
+    #[error(
+        "{file}: was made for another {what} ({planned}, {planned_sha256}), this is {found_sha256}; give that one or \
+         plan again for this one"
+    )]
+    Mismatch {
+        /// The plan's name.
+        file: String,
+        /// `model` or `importance matrix`.
+        what: &'static str,
+        /// The name that the plan records.
+        planned: String,
+        /// The start of the recorded fingerprint.
+        planned_sha256: String,
+        /// The start of the fingerprint found.
+        found_sha256: String,
+    },
+    /// The plan was made with an importance matrix and none is given.
+    #[error("{file}: was made with the importance matrix {planned}; give it with --imatrix")]
+    ImatrixMissing {
+        /// The plan's name.
+        file: String,
+        /// The recorded name of the imatrix.
+        planned: String,
+    },
+    /// The plan was made without an importance matrix and one is given.
+    #[error("{file}: was made without an importance matrix; leave --imatrix away or plan again with it")]
+    ImatrixUnplanned {
+        /// The plan's name.
+        file: String,
+    },
+    /// No type is left for a tensor.
+    #[error("tensor {tensor}: none of the types allowed fits rows of {row_len} weights; {advice}")]
+    NoType {
+        /// The tensor's name.
+        tensor: String,
+        /// Weights in a row.
+        row_len: u64,
+        /// What would help.
+        advice: &'static str,
+    },
+    /// A type given by hand needs importance that is not there.
+    #[error(
+        "tensor {tensor}: {ty} needs importance data, which {}; choose another type or another imatrix",
+        if *.has_imatrix { "the imatrix does not have for it" } else { "only --imatrix gives" }
+    )]
+    PinNeedsImportance {
+        /// The tensor's name.
+        tensor: String,
+        /// The type asked for.
+        ty: TensorType,
+        /// True if an imatrix was given.
+        has_imatrix: bool,
+    },
+}
