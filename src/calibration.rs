@@ -1,7 +1,10 @@
-//! Calibration text that is compiled in.
+//! Calibration and probe text that is compiled in.
 //!
-//! `calibration/README.md` in the repository lists what the text consists of, where each part comes from and under which
-//! licence it may be passed on.
+//! Measuring, choosing and judging must not use the same documents, or the choice is fitted to the text it is judged by.
+//! There are four sets that share no document: [`DEFAULT_MIX`] collects the importance of weights, [`PROBE_MIX`] measures
+//! what a change of type costs, [`TUNE_MIX`] decides whether a tuned tensor is kept, and the files in `tests/data/eval`
+//! judge the result. `calibration/README.md` in the repository lists what the text consists of, where each part comes from
+//! and under which licence it may be passed on.
 
 /// The text used when the user names none: about 100,000 tokens (SmolLM2's vocabulary) of English prose, documentation,
 /// source code in seven languages, worked mathematics, chat and tool-call transcripts, data formats and fourteen natural
@@ -11,16 +14,53 @@
 /// the whole. UTF-8 with LF line ends.
 pub const DEFAULT_MIX: &str = include_str!("../calibration/mixed.txt");
 
+/// The text that probes run on: about 17,000 tokens (SmolLM2's vocabulary) of the same kinds as [`DEFAULT_MIX`], from
+/// documents that occur in none of the other sets.
+///
+/// Passages of about 300 tokens of English prose, source code, other languages, documentation, chat, data and mathematics
+/// take turns. The first 1,000 tokens hold four of these kinds, the first 3,000 all of them, and from there on the shares
+/// stay near those of the whole. UTF-8 with LF line ends.
+pub const PROBE_MIX: &str = include_str!("../calibration/probe.txt");
+
+/// The text that gates of tuning steps run on: about 16,000 tokens (SmolLM2's vocabulary), arranged as [`PROBE_MIX`] and
+/// again from documents that occur in none of the other sets. UTF-8 with LF line ends.
+pub const TUNE_MIX: &str = include_str!("../calibration/tune.txt");
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashSet;
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    use std::ops::Range;
+    use std::path::Path;
+
+    /// Words in a row that two texts must not have in common.
+    const RUN: usize = 13;
+    /// Shortest paragraph or line that is compared as a whole, in characters.
+    const SHORTEST: usize = 40;
+
+    fn repository_file(path: &str) -> String {
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+    }
+
+    fn assert_clean(name: &str, text: &str, bytes: Range<usize>) {
+        assert!(bytes.contains(&text.len()), "{name}: {} bytes", text.len());
+        assert!(!text.contains('\r'), "{name}: carriage return");
+        assert!(text.ends_with('\n') && !text.starts_with('\n'), "{name}: line end");
+        assert!(!text.contains('\u{fffd}'), "{name}: replacement character");
+        assert!(text.chars().all(|c| !c.is_control() || c == '\n' || c == '\t'), "{name}: control character");
+        assert!(text.lines().all(|line| line.chars().count() <= 2000), "{name}: line above 2,000 characters");
+    }
 
     #[test]
-    fn the_mix_is_clean_text_of_the_stated_size() {
-        assert!((250_000..400_000).contains(&DEFAULT_MIX.len()), "{} bytes", DEFAULT_MIX.len());
-        assert!(!DEFAULT_MIX.contains('\r'));
-        assert!(DEFAULT_MIX.ends_with('\n'));
-        assert!(DEFAULT_MIX.lines().all(|line| line.chars().count() <= 2000));
+    fn the_mixes_are_clean_text_of_the_stated_size() {
+        assert_clean("mixed.txt", DEFAULT_MIX, 250_000..400_000);
+        assert_clean("probe.txt", PROBE_MIX, 45_000..60_000);
+        assert_clean("tune.txt", TUNE_MIX, 45_000..60_000);
+        for name in ["prose", "code", "second-language"] {
+            let path = format!("tests/data/eval/{name}.txt");
+            assert_clean(&path, &repository_file(&path), 65_000..80_000);
+        }
     }
 
     #[test]
@@ -29,5 +69,111 @@ mod tests {
         for sign in ["fn ", "Alice", "<|im_start|>", "HTTP/1.1", "```", "libertad", "кажд"] {
             assert!(prefix.contains(sign), "{sign:?} is missing from the first 60,000 characters");
         }
+        // Prose, code, a language and documentation within 1,000 tokens; then chat, data and mathematics.
+        let short: [(&str, &str, [&str; 4], [&str; 3]); 2] = [
+            (
+                "probe.txt",
+                PROBE_MIX,
+                ["cried Emma", "`set()`", "marido", "# Configuration"],
+                ["<|im_", "smtpd[", "Claim:"],
+            ),
+            (
+                "tune.txt",
+                TUNE_MIX,
+                ["Darcy", "use crate::", "rameau", "Isolation"],
+                ["<|eot_id|>", "\"obs\"", "How large"],
+            ),
+        ];
+        for (name, text, first, next) in short {
+            for (count, signs) in [(4_200, first.as_slice()), (12_000, next.as_slice())] {
+                let prefix: String = text.chars().take(count).collect();
+                for sign in signs {
+                    assert!(prefix.contains(sign), "{name}: {sign:?} is missing from the first {count} characters");
+                }
+            }
+        }
+    }
+
+    /// What two texts are compared by: hashes of all runs of [`RUN`] words, and of all paragraphs and lines of at least
+    /// [`SHORTEST`] characters, with white space normalised. Runs of numbers and lines that hold nothing but turn markers
+    /// of a chat template do not count. Each hash comes with a text to show.
+    fn fingerprints(text: &str) -> Vec<(u64, String)> {
+        let hash = |piece: &[&str]| {
+            let mut hasher = DefaultHasher::new();
+            piece.hash(&mut hasher);
+            hasher.finish()
+        };
+        let lower = text.to_lowercase();
+        let words: Vec<&str> =
+            lower.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).collect();
+        let mut found: Vec<_> = words
+            .windows(RUN)
+            // Counting from 1 to 20 is not a document.
+            .filter(|run| run.iter().any(|word| word.chars().any(char::is_alphabetic)))
+            .map(|run| (hash(run), run.join(" ")))
+            .collect();
+        for piece in paragraphs(text).iter().map(String::as_str).chain(text.lines()) {
+            let normal = piece.split_whitespace().collect::<Vec<_>>().join(" ");
+            let only_markers = normal.starts_with("<|") && normal.ends_with("|>") && !normal.contains(' ');
+            if normal.chars().count() >= SHORTEST && !only_markers {
+                found.push((hash(&[&normal]), normal));
+            }
+        }
+        found
+    }
+
+    /// Groups of lines between blank lines.
+    fn paragraphs(text: &str) -> Vec<String> {
+        let mut groups = vec![String::new()];
+        for line in text.lines() {
+            if line.trim().is_empty() {
+                groups.push(String::new());
+            } else if let Some(last) = groups.last_mut() {
+                last.push_str(line);
+                last.push('\n');
+            }
+        }
+        groups
+    }
+
+    #[test]
+    fn the_sets_have_nothing_in_common() {
+        let owned = |names: &[&str]| -> Vec<(String, String)> {
+            names.iter().map(|name| ((*name).to_owned(), repository_file(name))).collect()
+        };
+        let files: [Vec<(String, String)>; 5] = [
+            vec![("mixed.txt".to_owned(), DEFAULT_MIX.to_owned())],
+            vec![("probe.txt".to_owned(), PROBE_MIX.to_owned())],
+            vec![("tune.txt".to_owned(), TUNE_MIX.to_owned())],
+            owned(&["tests/data/eval/prose.txt", "tests/data/eval/code.txt", "tests/data/eval/second-language.txt"]),
+            owned(&["tests/data/golden/eval-sample.txt", "tests/data/golden/calib-sample.txt"]),
+        ];
+        let mut seen: Vec<(String, HashSet<u64>)> = Vec::new();
+        for set in files {
+            let mut of_this_set = Vec::new();
+            for (name, text) in set {
+                let prints = fingerprints(&text);
+                for (other, hashes) in &seen {
+                    if let Some((_, shown)) = prints.iter().find(|(hash, _)| hashes.contains(hash)) {
+                        panic!("{name} and {other} have in common: {shown}");
+                    }
+                }
+                of_this_set.push((name, prints.into_iter().map(|(hash, _)| hash).collect()));
+            }
+            seen.append(&mut of_this_set);
+        }
+    }
+
+    #[test]
+    fn the_comparison_sees_a_shared_run_and_a_shared_line() {
+        let run = "One two three four five six seven eight nine ten eleven twelve thirteen";
+        let shares = |a: &str, b: &str| {
+            let hashes: HashSet<u64> = fingerprints(a).into_iter().map(|(hash, _)| hash).collect();
+            fingerprints(b).iter().any(|(hash, _)| hashes.contains(hash))
+        };
+        assert!(shares(&format!("Zero, {run}."), &format!("({})!\nmore", run.to_uppercase().replace(' ', "\n"))));
+        assert!(!shares("one two three four five six", "one two three four five six"));
+        let line = "自由と平等について、この文書はこう言う。自由と平等について、この文書はこう言う。";
+        assert!(shares(&format!("a\n{line}\nb"), &format!("c\n\n  {line}")));
     }
 }
