@@ -8,6 +8,7 @@ pub mod atomic_file;
 pub mod calibration;
 pub mod cli;
 pub mod compute;
+pub mod convert;
 pub mod cpu;
 pub mod eval;
 pub mod gguf;

@@ -4,6 +4,7 @@
 //! signal n.
 
 mod bench;
+mod convert;
 mod dev;
 mod dev_forward;
 mod eval;
@@ -52,6 +53,7 @@ pub struct Common {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    Convert(convert::ConvertArgs),
     Quantize(quantize::QuantizeArgs),
     Imatrix(imatrix::ImatrixArgs),
     Eval(eval::EvalArgs),
@@ -77,6 +79,7 @@ impl Cli {
             rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
         }
         match &self.command {
+            Command::Convert(args) => args.run(common),
             Command::Quantize(args) => args.run(common),
             Command::Imatrix(args) => args.run(common),
             Command::Eval(args) => args.run(common),

@@ -5,7 +5,7 @@
 //! `rwkv`, `plamo`); BOS, EOS or separators are put around. Text may be any bytes.
 
 mod bpe;
-mod byte_alphabet;
+pub(crate) mod byte_alphabet;
 mod error;
 mod plamo;
 mod prefix_index;

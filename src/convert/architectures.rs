@@ -1,0 +1,358 @@
+//! The architectures that can be converted: one row each, with class names, defaults and tensors.
+//!
+//! Facts follow llama.cpp b10605 (`conversion/*.py`, `gguf-py/gguf/tensor_mapping.py`) and transformers 4.57.6.
+
+use serde_json::{Value, json};
+
+/// Which dimensions a tensor has, in the order of safetensors (rows first).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dim {
+    /// `hidden_size`.
+    Width,
+    /// Rows of all query heads.
+    Queries,
+    /// Rows of all key or value heads.
+    Keys,
+    /// Queries, keys and values.
+    Fused,
+    /// `head_dim`.
+    Head,
+    /// `intermediate_size`.
+    FeedForward,
+    /// Gate and up rows in one matrix.
+    GateUp,
+    /// Number of experts.
+    Experts,
+    /// Width of the shared expert.
+    SharedWidth,
+    /// 1.
+    One,
+}
+
+/// What becomes of the values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Nothing.
+    Keep,
+    /// Rows of query heads move from rotating halves to rotating neighbours, which GGUF's llama expects.
+    PermuteQueries,
+    /// The same for key heads.
+    PermuteKeys,
+    /// Gemma stores norms minus one.
+    AddOne,
+}
+
+/// A tensor of each layer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Role {
+    /// Name after `model.layers.N.`, without `.weight`.
+    pub source: &'static str,
+    /// Name after `blk.N.`, without `.weight`.
+    pub target: &'static str,
+    /// Shape of the weight.
+    pub shape: &'static [Dim],
+    /// What becomes of it.
+    pub change: Change,
+    /// A bias of as many values as the weight has rows may stand beside it.
+    pub bias: bool,
+}
+
+/// How expert matrices are named.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ExpertNames {
+    /// Before the expert's number.
+    pub prefix: &'static str,
+    /// Suffixes of gate, up and down.
+    pub gate_up_down: [&'static str; 3],
+    /// All experts of gate and up, and of down, in one tensor each; newer files have these.
+    pub stacked: [&'static str; 2],
+    /// Configuration fields of the width of one expert; the first that is there counts.
+    pub width: &'static str,
+}
+
+/// How the vocabulary is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum VocabularyKind {
+    /// tokenizer.model, else tokenizer.json of SentencePiece form, else byte-level.
+    Llama,
+    /// tokenizer.model, else byte-level.
+    SentencePieceOrByteLevel,
+    /// Byte-level.
+    ByteLevel,
+    /// SentencePiece without the space before a text.
+    Gemma,
+    /// Phi-3's: SentencePiece with its own rules of token types, or byte-level for Phi-4.
+    Phi3,
+}
+
+/// One architecture.
+#[derive(Debug)]
+pub(super) struct Row {
+    /// `general.architecture`.
+    pub name: &'static str,
+    /// Class names in `architectures`.
+    pub classes: &'static [&'static str],
+    /// Tensors of a layer, besides experts.
+    pub layer: &'static [&'static [Role]],
+    /// Experts, if any.
+    pub experts: Option<ExpertNames>,
+    /// `lm_head.weight` is never written.
+    pub always_tied: bool,
+    /// Norms are stored minus one.
+    pub shifted_norms: bool,
+    pub vocabulary: VocabularyKind,
+    /// transformers derives `head_dim` where it is missing.
+    pub derives_head_dim: bool,
+    /// What transformers fills in.
+    pub defaults: fn() -> Vec<(&'static str, Value)>,
+}
+
+const fn role(source: &'static str, target: &'static str, shape: &'static [Dim]) -> Role {
+    Role { source, target, shape, change: Change::Keep, bias: false }
+}
+
+const fn linear(source: &'static str, target: &'static str, shape: &'static [Dim]) -> Role {
+    Role { bias: true, ..role(source, target, shape) }
+}
+
+const fn shifted(source: &'static str, target: &'static str, shape: &'static [Dim]) -> Role {
+    Role { change: Change::AddOne, ..role(source, target, shape) }
+}
+
+use Dim::{Experts, FeedForward, Fused, GateUp, Head, Keys, One, Queries, SharedWidth, Width};
+
+const NORMS: &[Role] =
+    &[role("input_layernorm", "attn_norm", &[Width]), role("post_attention_layernorm", "ffn_norm", &[Width])];
+const GEMMA_NORMS: &[Role] = &[
+    shifted("input_layernorm", "attn_norm", &[Width]),
+    shifted("post_attention_layernorm", "post_attention_norm", &[Width]),
+    shifted("pre_feedforward_layernorm", "ffn_norm", &[Width]),
+    shifted("post_feedforward_layernorm", "post_ffw_norm", &[Width]),
+];
+const GEMMA1_NORMS: &[Role] =
+    &[shifted("input_layernorm", "attn_norm", &[Width]), shifted("post_attention_layernorm", "ffn_norm", &[Width])];
+const ATTENTION: &[Role] = &[
+    linear("self_attn.q_proj", "attn_q", &[Queries, Width]),
+    linear("self_attn.k_proj", "attn_k", &[Keys, Width]),
+    linear("self_attn.v_proj", "attn_v", &[Keys, Width]),
+    linear("self_attn.o_proj", "attn_output", &[Width, Queries]),
+];
+const PERMUTED_ATTENTION: &[Role] = &[
+    Role { change: Change::PermuteQueries, ..ATTENTION[0] },
+    Role { change: Change::PermuteKeys, ..ATTENTION[1] },
+    ATTENTION[2],
+    ATTENTION[3],
+];
+const FUSED_ATTENTION: &[Role] = &[
+    linear("self_attn.qkv_proj", "attn_qkv", &[Fused, Width]),
+    linear("self_attn.o_proj", "attn_output", &[Width, Queries]),
+];
+const HEAD_NORMS: &[Role] =
+    &[role("self_attn.q_norm", "attn_q_norm", &[Head]), role("self_attn.k_norm", "attn_k_norm", &[Head])];
+const GEMMA_HEAD_NORMS: &[Role] =
+    &[shifted("self_attn.q_norm", "attn_q_norm", &[Head]), shifted("self_attn.k_norm", "attn_k_norm", &[Head])];
+const DENSE: &[Role] = &[
+    linear("mlp.gate_proj", "ffn_gate", &[FeedForward, Width]),
+    linear("mlp.up_proj", "ffn_up", &[FeedForward, Width]),
+    linear("mlp.down_proj", "ffn_down", &[Width, FeedForward]),
+];
+const FUSED_DENSE: &[Role] =
+    &[role("mlp.gate_up_proj", "ffn_up", &[GateUp, Width]), role("mlp.down_proj", "ffn_down", &[Width, FeedForward])];
+const ROUTER: &[Role] = &[role("mlp.gate", "ffn_gate_inp", &[Experts, Width])];
+const MIXTRAL_ROUTER: &[Role] = &[role("block_sparse_moe.gate", "ffn_gate_inp", &[Experts, Width])];
+const SHARED_EXPERT: &[Role] = &[
+    role("mlp.shared_expert.gate_proj", "ffn_gate_shexp", &[SharedWidth, Width]),
+    role("mlp.shared_expert.up_proj", "ffn_up_shexp", &[SharedWidth, Width]),
+    role("mlp.shared_expert.down_proj", "ffn_down_shexp", &[Width, SharedWidth]),
+    role("mlp.shared_expert_gate", "ffn_gate_inp_shexp", &[One, Width]),
+];
+
+const QWEN_EXPERTS: ExpertNames = ExpertNames {
+    prefix: "mlp.experts.",
+    gate_up_down: ["gate_proj", "up_proj", "down_proj"],
+    stacked: ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+    width: "moe_intermediate_size",
+};
+const MIXTRAL_EXPERTS: ExpertNames = ExpertNames {
+    prefix: "block_sparse_moe.experts.",
+    gate_up_down: ["w1", "w3", "w2"],
+    stacked: ["block_sparse_moe.experts.gate_up_proj", "block_sparse_moe.experts.down_proj"],
+    width: "intermediate_size",
+};
+
+const PLAIN: Row = Row {
+    name: "",
+    classes: &[],
+    layer: &[NORMS, ATTENTION, DENSE],
+    experts: None,
+    always_tied: false,
+    shifted_norms: false,
+    vocabulary: VocabularyKind::SentencePieceOrByteLevel,
+    derives_head_dim: false,
+    defaults: Vec::new,
+};
+
+const LLAMA: Row = Row {
+    name: "llama",
+    classes: &["LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel"],
+    layer: &[NORMS, PERMUTED_ATTENTION, DENSE],
+    vocabulary: VocabularyKind::Llama,
+    derives_head_dim: true,
+    defaults: llama_defaults,
+    ..PLAIN
+};
+
+/// Every architecture.
+pub(super) const ROWS: &[Row] = &[
+    LLAMA,
+    Row { classes: &["MistralForCausalLM"], derives_head_dim: false, defaults: mistral_defaults, ..LLAMA },
+    Row {
+        classes: &["MixtralForCausalLM"],
+        layer: &[NORMS, PERMUTED_ATTENTION, MIXTRAL_ROUTER],
+        experts: Some(MIXTRAL_EXPERTS),
+        derives_head_dim: false,
+        defaults: mixtral_defaults,
+        ..LLAMA
+    },
+    Row { name: "qwen2", classes: &["Qwen2ForCausalLM", "Qwen2Model"], defaults: qwen2_defaults, ..PLAIN },
+    Row {
+        name: "qwen2moe",
+        classes: &["Qwen2MoeForCausalLM"],
+        layer: &[NORMS, ATTENTION, ROUTER, SHARED_EXPERT],
+        experts: Some(QWEN_EXPERTS),
+        vocabulary: VocabularyKind::ByteLevel,
+        defaults: qwen2_moe_defaults,
+        ..PLAIN
+    },
+    Row {
+        name: "qwen3",
+        classes: &["Qwen3ForCausalLM", "Qwen3Model"],
+        layer: &[NORMS, ATTENTION, HEAD_NORMS, DENSE],
+        defaults: qwen3_defaults,
+        ..PLAIN
+    },
+    Row {
+        name: "qwen3moe",
+        classes: &["Qwen3MoeForCausalLM"],
+        layer: &[NORMS, ATTENTION, HEAD_NORMS, ROUTER],
+        experts: Some(QWEN_EXPERTS),
+        vocabulary: VocabularyKind::ByteLevel,
+        defaults: qwen3_moe_defaults,
+        ..PLAIN
+    },
+    Row {
+        name: "gemma",
+        classes: &["GemmaForCausalLM"],
+        layer: &[GEMMA1_NORMS, ATTENTION, DENSE],
+        always_tied: true,
+        shifted_norms: true,
+        vocabulary: VocabularyKind::Gemma,
+        defaults: gemma_defaults,
+        ..PLAIN
+    },
+    Row {
+        name: "gemma2",
+        classes: &["Gemma2ForCausalLM"],
+        layer: &[GEMMA_NORMS, ATTENTION, DENSE],
+        always_tied: true,
+        shifted_norms: true,
+        vocabulary: VocabularyKind::Gemma,
+        defaults: gemma2_defaults,
+        ..PLAIN
+    },
+    Row {
+        name: "gemma3",
+        classes: &["Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"],
+        layer: &[GEMMA_NORMS, ATTENTION, GEMMA_HEAD_NORMS, DENSE],
+        shifted_norms: true,
+        vocabulary: VocabularyKind::Gemma,
+        defaults: gemma3_defaults,
+        ..PLAIN
+    },
+    Row {
+        name: "phi3",
+        classes: &["Phi3ForCausalLM"],
+        layer: &[NORMS, FUSED_ATTENTION, FUSED_DENSE],
+        vocabulary: VocabularyKind::Phi3,
+        defaults: phi3_defaults,
+        ..PLAIN
+    },
+];
+
+impl Row {
+    /// The row of a class name.
+    pub fn by_class(class: &str) -> Option<&'static Row> {
+        ROWS.iter().find(|row| row.classes.contains(&class))
+    }
+
+    /// All tensors of a layer besides experts.
+    pub fn roles(&self) -> impl Iterator<Item = &'static Role> {
+        self.layer.iter().flat_map(|group| group.iter())
+    }
+}
+
+macro_rules! defaults {
+    ($name:ident { $($key:literal: $value:expr),* $(,)? }) => {
+        fn $name() -> Vec<(&'static str, Value)> {
+            vec![$(($key, json!($value))),*]
+        }
+    };
+}
+
+defaults!(llama_defaults {
+    "vocab_size": 32000, "max_position_embeddings": 2048, "hidden_size": 4096, "intermediate_size": 11008,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+});
+defaults!(mistral_defaults {
+    "vocab_size": 32000, "max_position_embeddings": 131072, "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+});
+defaults!(mixtral_defaults {
+    "vocab_size": 32000, "max_position_embeddings": 131072, "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-5,
+    "rope_theta": 1_000_000.0, "num_experts_per_tok": 2, "num_local_experts": 8,
+});
+defaults!(qwen2_defaults {
+    "vocab_size": 151936, "max_position_embeddings": 32768, "hidden_size": 4096, "intermediate_size": 22016,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+});
+defaults!(qwen3_defaults {
+    "vocab_size": 151936, "max_position_embeddings": 32768, "hidden_size": 4096, "intermediate_size": 22016,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128,
+    "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+});
+defaults!(qwen2_moe_defaults {
+    "vocab_size": 151936, "max_position_embeddings": 32768, "hidden_size": 2048, "intermediate_size": 5632,
+    "num_hidden_layers": 24, "num_attention_heads": 16, "num_key_value_heads": 16, "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0, "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632,
+    "num_experts_per_tok": 4, "num_experts": 60,
+});
+defaults!(qwen3_moe_defaults {
+    "vocab_size": 151936, "max_position_embeddings": 32768, "hidden_size": 2048, "intermediate_size": 6144,
+    "num_hidden_layers": 24, "num_attention_heads": 32, "num_key_value_heads": 4, "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0, "moe_intermediate_size": 768, "num_experts_per_tok": 8, "num_experts": 128,
+});
+defaults!(gemma_defaults {
+    "vocab_size": 256000, "max_position_embeddings": 8192, "hidden_size": 3072, "intermediate_size": 24576,
+    "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 256,
+    "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": true,
+});
+defaults!(gemma2_defaults {
+    "vocab_size": 256000, "max_position_embeddings": 8192, "hidden_size": 2304, "intermediate_size": 9216,
+    "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+    "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "sliding_window": 4096, "final_logit_softcapping": 30.0,
+    "attn_logit_softcapping": 50.0, "query_pre_attn_scalar": 256, "tie_word_embeddings": true,
+});
+defaults!(gemma3_defaults {
+    "vocab_size": 262208, "max_position_embeddings": 131072, "hidden_size": 2304, "intermediate_size": 9216,
+    "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+    "rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0, "rope_local_base_freq": 10000.0, "sliding_window": 4096,
+    "query_pre_attn_scalar": 256, "tie_word_embeddings": true,
+});
+defaults!(phi3_defaults {
+    "vocab_size": 32064, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096,
+    "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "partial_rotary_factor": 1.0,
+});

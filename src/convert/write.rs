@@ -1,0 +1,248 @@
+//! The run: rows of source tensors through widening, changes and encoding into their places in the output.
+//!
+//! All outputs are cut into pieces of whole rows that stand in one queue. Worker threads read, convert and write
+//! a piece each; a piece's bytes depend on nothing but its rows, so the file is the same for any number of threads.
+//! Memory is a few buffers of [`PIECE_WEIGHTS`] per thread.
+
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use super::ConvertError;
+use super::checkpoint::{Checkpoint, Dense};
+use super::fp8::e4m3_to_f32;
+use super::plan::{Content, Output, Part, Plan};
+use crate::gguf::{GgufLayout, TensorType, shown};
+use crate::quant::float16::{bf16_to_f32, f16_to_f32, f32_to_f16};
+use crate::quant::{self, QuantError};
+
+/// Weights per piece: 4 MB of F32, large enough for whole reads of the disk.
+const PIECE_WEIGHTS: u64 = 1 << 20;
+
+/// Called after every written piece with the output's index and its bytes.
+pub type OnWritten<'a> = &'a (dyn Fn(usize, u64) + Sync);
+
+/// Rows of one part of one output.
+struct Piece {
+    output: usize,
+    part: usize,
+    /// First row, counted inside the part.
+    first: u64,
+    rows: u64,
+    /// First row, counted over the output.
+    at: u64,
+}
+
+/// Buffers of a worker.
+#[derive(Default)]
+struct Buffers {
+    raw: Vec<u8>,
+    floats: Vec<f32>,
+    encoded: Vec<u8>,
+}
+
+/// Writes the data of all outputs with `threads` workers.
+pub(super) fn run(
+    plan: &Plan,
+    checkpoint: &Checkpoint,
+    layout: &GgufLayout,
+    file: &File,
+    threads: usize,
+    on_written: OnWritten<'_>,
+) -> Result<(), ConvertError> {
+    let pieces = cut(plan);
+    let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let failure: Mutex<Option<(usize, ConvertError)>> = Mutex::new(None);
+    let panicked = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads.max(1))
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut buffers = Buffers::default();
+                    while !stop.load(Ordering::Relaxed) {
+                        let index = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(piece) = pieces.get(index) else { break };
+                        match convert(plan, checkpoint, layout, file, piece, &mut buffers) {
+                            Ok(bytes) => on_written(piece.output, bytes),
+                            Err(error) => {
+                                stop.store(true, Ordering::SeqCst);
+                                let mut slot = failure.lock().unwrap_or_else(PoisonError::into_inner);
+                                // Pieces are handed out in order: the smallest failing index is the same in every run.
+                                if slot.as_ref().is_none_or(|(earlier, _)| index < *earlier) {
+                                    *slot = Some((index, error));
+                                }
+                            }
+                        }
+                    }
+                })
+            })
+            .collect();
+        workers.into_iter().map(|worker| worker.join()).filter(Result::is_err).count() > 0
+    });
+    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some((_, error)) => Err(error),
+        None if panicked => Err(ConvertError::Panicked),
+        None => Ok(()),
+    }
+}
+
+fn cut(plan: &Plan) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    for (output, Output { content, .. }) in plan.outputs.iter().enumerate() {
+        match content {
+            Content::Values(_) => pieces.push(Piece { output, part: 0, first: 0, rows: 1, at: 0 }),
+            Content::Rows { parts, row_len, .. } => {
+                let limit = (PIECE_WEIGHTS / row_len).max(1);
+                let mut at = 0;
+                for (part, Part { rows, .. }) in parts.iter().enumerate() {
+                    let count = rows.end - rows.start;
+                    for first in (0..count).step_by(limit as usize) {
+                        let rows = limit.min(count - first);
+                        pieces.push(Piece { output, part, first, rows, at: at + first });
+                    }
+                    at += count;
+                }
+            }
+        }
+    }
+    pieces
+}
+
+fn convert(
+    plan: &Plan,
+    checkpoint: &Checkpoint,
+    layout: &GgufLayout,
+    file: &File,
+    piece: &Piece,
+    buffers: &mut Buffers,
+) -> Result<u64, ConvertError> {
+    let Output { tensor, content } = &plan.outputs[piece.output];
+    let (parts, row_len, permuted_heads, add_one) = match content {
+        Content::Values(values) => {
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            layout.write_data_at(file, piece.output, 0, &bytes)?;
+            return Ok(bytes.len() as u64);
+        }
+        Content::Rows { parts, row_len, permuted_heads, add_one } => (parts, *row_len, *permuted_heads, *add_one),
+    };
+    let Part { tensor: source, rows: part_rows } = &parts[piece.part];
+    let weights = (piece.rows * row_len) as usize;
+    let reader = Reader { plan, checkpoint, source: *source, row_len };
+    buffers.floats.resize(weights, 0.0);
+    match permuted_heads {
+        None => reader.rows(part_rows.start + piece.first, piece.rows, &mut buffers.raw, &mut buffers.floats)?,
+        Some(heads) => {
+            reader.permuted(part_rows.end, heads, piece.first, piece.rows, &mut buffers.raw, &mut buffers.floats)?;
+        }
+    }
+    if let Some(at) = quant::first_non_finite(&buffers.floats) {
+        let index = (part_rows.start + piece.first) * row_len + at as u64;
+        let problem = format!("weight {index} is {}; the model is damaged, download it again", buffers.floats[at]);
+        return Err(reader.wrong(problem));
+    }
+    if add_one {
+        let half = reader.dense()? == Dense::F16;
+        for value in &mut buffers.floats {
+            *value += 1.0;
+            // The reference adds in the source's own precision.
+            if half {
+                *value = f16_to_f32(f32_to_f16(*value));
+            }
+        }
+    }
+    let codec = |source| ConvertError::Codec {
+        file: checkpoint.file_of(reader.source).to_path_buf(),
+        tensor: shown(checkpoint.tensors()[reader.source].name.as_bytes()),
+        source,
+    };
+    let no_codec = || codec(QuantError::NoCodec { ty: tensor.ty });
+    let row_bytes = tensor.ty.info().and_then(|info| info.row_bytes(row_len)).ok_or_else(no_codec)?;
+    buffers.encoded.resize((row_bytes * piece.rows) as usize, 0);
+    quant::quantize_rows(tensor.ty, &buffers.floats, row_len as usize, None, &mut buffers.encoded).map_err(codec)?;
+    if tensor.ty != TensorType::F32 && quant::validate(tensor.ty, &buffers.encoded).is_err() {
+        let largest = buffers.floats.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+        let problem = format!("holds {largest}, too large for {}; use --type bf16 or f32", tensor.ty);
+        return Err(reader.wrong(problem));
+    }
+    layout.write_data_at(file, piece.output, piece.at * row_bytes, &buffers.encoded)?;
+    Ok(buffers.encoded.len() as u64)
+}
+
+/// Rows of one source tensor as floats.
+struct Reader<'a> {
+    plan: &'a Plan,
+    checkpoint: &'a Checkpoint,
+    source: usize,
+    row_len: u64,
+}
+
+impl Reader<'_> {
+    fn wrong(&self, problem: String) -> ConvertError {
+        ConvertError::Tensor {
+            file: self.checkpoint.file_of(self.source).to_path_buf(),
+            tensor: shown(self.checkpoint.tensors()[self.source].name.as_bytes()),
+            problem,
+        }
+    }
+
+    fn dense(&self) -> Result<Dense, ConvertError> {
+        let tensor = &self.checkpoint.tensors()[self.source];
+        tensor.dense().ok_or_else(|| self.wrong(format!("has dtype {:?}, which holds no weights", tensor.dtype)))
+    }
+
+    /// Consecutive rows.
+    fn rows(&self, first: u64, rows: u64, raw: &mut Vec<u8>, floats: &mut [f32]) -> Result<(), ConvertError> {
+        let dense = self.dense()?;
+        let row_bytes = self.row_len * dense.bytes();
+        raw.resize((rows * row_bytes) as usize, 0);
+        self.checkpoint.read_at(self.source, first * row_bytes, raw)?;
+        match dense {
+            Dense::F32 => widen(raw, floats, f32::from_le_bytes),
+            Dense::F16 => widen(raw, floats, |bytes| f16_to_f32(u16::from_le_bytes(bytes))),
+            Dense::BF16 => widen(raw, floats, |bytes| bf16_to_f32(u16::from_le_bytes(bytes))),
+            Dense::F8E4M3 => widen(raw, floats, |[byte]| e4m3_to_f32(byte)),
+        }
+        if let Some(scales) = self.plan.scales.get(&self.source) {
+            for (row, values) in floats.chunks_mut(self.row_len as usize).enumerate() {
+                scales.apply(first + row as u64, values);
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows of the permuted matrix. Inside a head of `n` rows, row `2i + s` is source row `s * n / 2 + i`.
+    fn permuted(
+        &self,
+        total_rows: u64,
+        heads: u64,
+        first: u64,
+        rows: u64,
+        raw: &mut Vec<u8>,
+        floats: &mut [f32],
+    ) -> Result<(), ConvertError> {
+        let head_rows = total_rows / heads;
+        let row_len = self.row_len as usize;
+        let mut source = Vec::new();
+        let mut row = first;
+        while row < first + rows {
+            // All rows of a head are read at once: those of a piece lie scattered in it.
+            let head = row / head_rows;
+            let end = ((head + 1) * head_rows).min(first + rows);
+            source.resize((head_rows * self.row_len) as usize, 0.0);
+            self.rows(head * head_rows, head_rows, raw, &mut source)?;
+            while row < end {
+                let inside = row % head_rows;
+                let from = ((inside % 2) * (head_rows / 2) + inside / 2) as usize * row_len;
+                let to = (row - first) as usize * row_len;
+                floats[to..to + row_len].copy_from_slice(&source[from..from + row_len]);
+                row += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn widen<const N: usize>(raw: &[u8], floats: &mut [f32], value: impl Fn([u8; N]) -> f32) {
+    for (float, bytes) in floats.iter_mut().zip(raw.as_chunks::<N>().0) {
+        *float = value(*bytes);
+    }
+}

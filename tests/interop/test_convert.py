@@ -1,0 +1,104 @@
+"""`lwq convert` on folders as transformers saves them: against llama.cpp's converter, llama.cpp and plain numpy.
+
+The golden file holds digests and metadata that convert_hf_to_gguf.py of llama.cpp b10605 gives for the same folders
+(transformers 4.57.6, torch 2.6, pre-tokenizers of the models named, since it knows no vocabulary this small).
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import gguf
+import hf_models
+import numpy as np
+import pytest
+from hf_forward import forward
+from llama_reference import Reference, kl_divergence
+
+LWQ = os.environ.get("LWQ_BIN", "target/release/lwq")
+GOLDEN = Path(__file__).parent.parent / "data/golden/convert.json"
+N_CTX = 160
+DESCRIPTIVE = ("general.name", "general.basename", "general.finetune", "general.size_label", "general.version")
+
+
+def convert(folder, output, *options):
+    done = subprocess.run([LWQ, "convert", folder, "-o", output, "--force", *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+def facts(path):
+    """Digest of the tensors, independent of their order, and the metadata that influence a run."""
+    reader = gguf.GGUFReader(path)
+    rows = []
+    for tensor in reader.tensors:
+        shape = "x".join(str(int(dim)) for dim in tensor.shape)
+        data = hashlib.sha256(tensor.data.tobytes()).hexdigest()
+        rows.append(f"{tensor.name} {int(tensor.tensor_type)} {shape} {data}\n")
+    metadata = {}
+    for key, field in reader.fields.items():
+        if key.startswith("GGUF.") or key in DESCRIPTIVE:
+            continue
+        value = field.contents()
+        if isinstance(value, list) and len(value) > 8:
+            value = hashlib.sha256(json.dumps(value).encode()).hexdigest()
+        metadata[key] = ["/".join(kind.name for kind in field.types), value]
+    return {"digest": hashlib.sha256("".join(sorted(rows)).encode()).hexdigest(), "metadata": metadata}
+
+
+@pytest.mark.parametrize("name", hf_models.MODELS)
+def test_files_are_those_of_the_reference_converter(name, tmp_path):
+    folder = hf_models.make(name).write(tmp_path / name)
+    found = facts(convert(folder, tmp_path / "model.gguf"))
+    expected = json.loads(GOLDEN.read_text())[name]
+    assert found["metadata"] == expected["metadata"]
+    assert found["digest"] == expected["digest"]
+
+
+@pytest.mark.parametrize("name", hf_models.MODELS)
+def test_logits_are_those_of_the_folder(name, tmp_path):
+    model = hf_models.make(name)
+    path = convert(model.write(tmp_path / name), tmp_path / "model.gguf", "--type", "f32")
+    tokens = np.random.default_rng(3).integers(0, hf_models.N_VOCAB, N_CTX)
+    own = forward(model, tokens)
+    assert own.std() > 0.3, "the random model says nothing"
+
+    reference = Reference(path)
+    theirs = reference.logits([tokens], N_CTX)
+    reference.close()
+    tokens.astype("<i4").tofile(tmp_path / "tokens.i32")
+    command = [LWQ, "dev", "logits", path, "--tokens-file", tmp_path / "tokens.i32", "--ctx", str(N_CTX)]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    ours = np.frombuffer(done.stdout, "<f4").reshape(N_CTX, -1)
+
+    for label, got in (("llama.cpp", theirs), ("lwq", ours)):
+        kl = kl_divergence(own, got)
+        assert kl.max() < 1e-5, f"{name}: {label} differs from the folder, worst KL divergence {kl.max():.3g}"
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "phi4mini"])
+def test_tokens_are_those_of_llama_cpp(name, tmp_path):
+    path = convert(hf_models.make(name).write(tmp_path / name), tmp_path / "model.gguf")
+    text = "the thing 1234 on a  hill\n\n<|tool|> in <|x|> é the"
+    reference = Reference(path)
+    expected = list(reference.tokenize(text, parse_special=True))
+    reference.close()
+    command = [LWQ, "tokenize", path, "--text", text, "--ids", "--parse-special"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert [int(token) for token in done.stdout.replace(",", " ").split()] == expected
+
+
+@pytest.mark.parametrize(("option", "kind"), [("f32", 0), ("f16", 1), ("bf16", 30), ("q8_0", 8)])
+def test_types_are_those_of_gguf_py(option, kind, tmp_path):
+    model = hf_models.smollm()
+    path = convert(model.write(tmp_path / "smollm"), tmp_path / "model.gguf", "--type", option)
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    name = "blk.1.ffn_down.weight"
+    values = model.tensors["model.layers.1.mlp.down_proj.weight"]
+    expected = gguf.quants.quantize(values, gguf.GGMLQuantizationType(kind))
+    assert int(tensors[name].tensor_type) == kind
+    assert tensors[name].data.tobytes() == expected.tobytes()
+    assert int(tensors["blk.1.attn_norm.weight"].tensor_type) == 0
