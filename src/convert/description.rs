@@ -115,7 +115,10 @@ fn size_label(plan: &Plan) -> String {
         }
     }
     let label = rounded(shared + expert);
-    if stacks > 0 { format!("{}x{label}", experts / stacks) } else { label }
+    match experts.checked_div(stacks) {
+        Some(experts) => format!("{experts}x{label}"),
+        None => label,
+    }
 }
 
 /// Two digits at least: `4.1M`, `135M`, `1.5B`.
@@ -176,7 +179,7 @@ mod tests {
     #[test]
     fn sizes_have_two_digits() {
         let cases = [(4_069_888, "4.1M"), (134_515_008, "135M"), (1_543_714_304, "1.5B"), (70_000_000_000, "70B")];
-        for (parameters, label) in cases.into_iter().chain([(9_700, "9.7K"), (300, "0.30K")]) {
+        for (parameters, label) in cases.into_iter().chain([(9_700, "10K"), (9_400, "9.4K"), (300, "0.30K")]) {
             assert_eq!(rounded(parameters), label);
         }
     }

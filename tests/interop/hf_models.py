@@ -462,7 +462,7 @@ def phi3():
         rope_scaling={"type": "longrope", **factors}, original_max_position_embeddings=256,
     )
     model.tokenizer(write_sentencepiece, {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False},
-                    [(300, "<|user|>", True), (301, "<|code|>", False)])
+                    [(300, "<|endoftext|>", True), (301, "<|user|>", True), (302, "<|code|>", False)])
     return model.body().layers(fused=True).dense(fused=True)
 
 
