@@ -19,5 +19,6 @@ pub mod pipeline;
 pub mod plan;
 pub mod quant;
 pub mod recipe;
+pub mod report;
 pub mod sensitivity;
 pub mod tokenizer;

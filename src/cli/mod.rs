@@ -4,6 +4,7 @@
 //! signal n.
 
 mod bench;
+mod compare;
 mod convert;
 mod dev;
 mod dev_forward;
@@ -56,6 +57,7 @@ enum Command {
     Convert(convert::ConvertArgs),
     Quantize(quantize::QuantizeArgs),
     Imatrix(imatrix::ImatrixArgs),
+    Compare(compare::CompareArgs),
     Eval(eval::EvalArgs),
     Plan(plan::PlanArgs),
     Inspect(inspect::InspectArgs),
@@ -82,6 +84,7 @@ impl Cli {
             Command::Convert(args) => args.run(common),
             Command::Quantize(args) => args.run(common),
             Command::Imatrix(args) => args.run(common),
+            Command::Compare(args) => args.run(common),
             Command::Eval(args) => args.run(common),
             Command::Plan(args) => args.run(common),
             Command::Inspect(args) => args.run(common),

@@ -1,9 +1,9 @@
 //! `lwq eval`: scores of models.
 
 mod kld;
-mod loaded;
+pub(super) mod loaded;
 mod ppl;
-mod tasks;
+pub(super) mod tasks;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};

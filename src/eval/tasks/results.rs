@@ -111,6 +111,7 @@ pub struct TaskSummary {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TaskComparison {
     /// Tasks that both models were scored on.
+    #[serde(rename = "tasks_compared")]
     pub tasks: usize,
     /// Accuracy of the base.
     pub base_accuracy: f64,

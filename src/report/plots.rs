@@ -1,0 +1,299 @@
+//! Plots as SVG elements to stand in a page.
+//!
+//! Texts stay texts, drawn by the browser's fonts. Lines and labels have two stand-in colours, [`INK`] and [`GRID`],
+//! which the page's style sheet replaces by those of a light or a dark page.
+
+use std::ops::Range;
+
+use plotters::coord::Shift;
+use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
+use plotters::element::{Circle, EmptyElement, ErrorBar, PathElement, Rectangle, Text};
+use plotters::prelude::{
+    ChartBuilder, Color, ColorMap, DrawingArea, IntoDrawingArea, IntoFont, IntoLogRange, RGBColor, SVGBackend,
+    ShapeStyle, ViridisRGB,
+};
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+use super::ReportError;
+
+/// Stands for the colour of text and axes.
+pub(super) const INK: RGBColor = RGBColor(1, 1, 1);
+/// Stands for the colour of grid lines and of empty cells.
+pub(super) const GRID: RGBColor = RGBColor(221, 221, 222);
+
+/// Colours of points, told apart on light and dark ground.
+const POINTS: [RGBColor; 8] = [
+    RGBColor(31, 119, 180),
+    RGBColor(214, 39, 40),
+    RGBColor(44, 160, 44),
+    RGBColor(230, 126, 20),
+    RGBColor(148, 103, 189),
+    RGBColor(23, 162, 184),
+    RGBColor(200, 80, 160),
+    RGBColor(140, 120, 60),
+];
+
+/// Size of a scatter plot in pixels.
+const SCATTER: (u32, u32) = (560, 380);
+const FONT: &str = "sans-serif";
+/// Ratio of the largest to the smallest value from which on an axis is logarithmic.
+const LOG_FROM: f64 = 4.0;
+
+/// A value with its standard error at some size.
+#[derive(Clone, Debug)]
+pub(super) struct Point {
+    pub size: f64,
+    pub value: f64,
+    pub error: f64,
+    /// Short text beside the point.
+    pub label: String,
+    pub color: RGBColor,
+}
+
+/// The colour of the point or the file number `index`.
+pub(super) fn point_color(index: usize) -> RGBColor {
+    POINTS[index % POINTS.len()]
+}
+
+/// Text of a colour for HTML.
+pub(super) fn css(color: RGBColor) -> String {
+    format!("#{:02X}{:02X}{:02X}", color.0, color.1, color.2)
+}
+
+/// Values with 95% error bars against size. `level` is a horizontal line.
+pub(super) fn scatter(points: &[Point], y_name: &str, level: Option<f64>) -> Result<String, ReportError> {
+    let finite: Vec<&Point> = points.iter().filter(|p| p.size.is_finite() && p.value.is_finite()).collect();
+    let ends = |p: &&Point| [p.value - 1.96 * p.error, p.value + 1.96 * p.error, p.value];
+    let values = || finite.iter().flat_map(ends).chain(level);
+    let (low, high) = extent(values());
+    let log = low > 0.0 && high / low > LOG_FROM;
+    let (x_low, x_high) = extent(finite.iter().map(|p| p.size));
+    let x_margin = ((x_high - x_low) * 0.08).max(x_high.abs() * 0.02).max(1e-6);
+    let x = (x_low - x_margin).max(0.0)..x_high + x_margin;
+    if log {
+        let y = low / 1.25..high * 1.25;
+        // Labels are apart by factors: each needs the digits of its own size.
+        let digits = |v: f64| (1.0 - v.abs().max(1e-12).log10()).floor().clamp(0.0, 12.0) as usize;
+        draw_scatter(&finite, x, (y.clone()).log_scale(), &Axis { range: y, name: y_name, digits: &digits }, level)
+    } else {
+        let margin = ((high - low) * 0.1).max(high.abs() * 0.005).max(1e-9);
+        let bottom = if low >= 0.0 { (low - margin).max(0.0) } else { low - margin };
+        let y = bottom..high + margin;
+        let digits = axis_digits(&y);
+        draw_scatter(&finite, x, y.clone(), &Axis { range: y, name: y_name, digits: &|_| digits }, level)
+    }
+}
+
+fn extent(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
+    if low <= high { (low, high) } else { (0.0, 1.0) }
+}
+
+/// What the vertical axis shows.
+struct Axis<'a> {
+    range: Range<f64>,
+    name: &'a str,
+    /// Digits after the point of a label.
+    digits: &'a dyn Fn(f64) -> usize,
+}
+
+fn draw_scatter<Y>(
+    points: &[&Point],
+    x: Range<f64>,
+    y: Y,
+    axis: &Axis<'_>,
+    level: Option<f64>,
+) -> Result<String, ReportError>
+where
+    Y: AsRangedCoord<Value = f64>,
+    Y::CoordDescType: ValueFormatter<f64>,
+{
+    let label = |size: u32| (FONT, size).into_font().color(&INK);
+    let x_digits = axis_digits(&x);
+    svg(SCATTER, |root| {
+        let mut chart = ChartBuilder::on(root)
+            .margin(10)
+            .margin_right(24)
+            .x_label_area_size(46)
+            .y_label_area_size(74)
+            .build_cartesian_2d(x.clone(), y)
+            .map_err(plot_error)?;
+        chart
+            .configure_mesh()
+            .light_line_style(GRID.mix(0.0))
+            .bold_line_style(GRID)
+            .axis_style(INK)
+            .label_style(label(13))
+            .axis_desc_style(label(14))
+            .x_desc("size, GB")
+            .y_desc(axis.name)
+            .x_labels(6)
+            .y_labels(8)
+            .x_label_formatter(&|v| format!("{v:.x_digits$}"))
+            .y_label_formatter(&|v| format!("{v:.0$}", (axis.digits)(*v)))
+            .draw()
+            .map_err(plot_error)?;
+        if let Some(value) = level {
+            let line = PathElement::new([(x.start, value), (x.end, value)], INK.stroke_width(1));
+            chart.draw_series([line]).map_err(plot_error)?;
+        }
+        for point in points {
+            let color = point.color;
+            let at = (point.size, point.value);
+            let reach = 1.96 * point.error;
+            let bar = ErrorBar::new_vertical(
+                point.size,
+                (point.value - reach).max(axis.range.start),
+                point.value,
+                (point.value + reach).min(axis.range.end),
+                color.stroke_width(2),
+                10,
+            );
+            chart.draw_series([bar]).map_err(plot_error)?;
+            chart.draw_series([Circle::new(at, 5, color.filled())]).map_err(plot_error)?;
+            let style = label(13).pos(Pos::new(HPos::Left, VPos::Bottom));
+            let note = EmptyElement::at(at) + Text::new(point.label.clone(), (8, -4), style);
+            chart.draw_series([note]).map_err(plot_error)?;
+        }
+        Ok(())
+    })
+}
+
+/// Digits after the point that tell the labels of an axis apart.
+fn axis_digits(range: &Range<f64>) -> usize {
+    let step = (range.end - range.start).abs().min(range.start.abs().max((range.end - range.start) / 10.0)) / 10.0;
+    (-step.max(1e-9).log10()).ceil().clamp(0.0, 8.0) as usize
+}
+
+/// One cell of a heat map: its colour, and a text if there is room.
+#[derive(Clone, Debug)]
+pub(super) struct Cell {
+    pub color: RGBColor,
+    pub text: String,
+}
+
+const CELL_HEIGHT: i32 = 20;
+const TOP: i32 = 6;
+const AXIS_HEIGHT: i32 = 40;
+/// Pixels of a digit or capital letter in cells.
+const CELL_FONT_WIDTH: f64 = 6.1;
+
+/// Rows of cells with names, columns numbered from 0.
+pub(super) fn heat_map(rows: &[(String, Vec<Option<Cell>>)], x_name: &str) -> Result<String, ReportError> {
+    let columns = rows.iter().map(|(_, cells)| cells.len()).max().unwrap_or(0).max(1) as i32;
+    let longest = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    let left = (longest as i32 * 8 + 14).clamp(60, 260);
+    let cell_width = (1000 / columns).clamp(7, 46);
+    let size = (left + columns * cell_width + 12, TOP + rows.len() as i32 * CELL_HEIGHT + AXIS_HEIGHT);
+    let style = |font: u32, h, v| (FONT, font).into_font().color(&INK).pos(Pos::new(h, v));
+    svg((size.0 as u32, size.1 as u32), |root| {
+        for (row, (name, cells)) in rows.iter().enumerate() {
+            let y = TOP + row as i32 * CELL_HEIGHT;
+            let label =
+                Text::new(shortened(name), (left - 8, y + CELL_HEIGHT / 2), style(12, HPos::Right, VPos::Center));
+            root.draw(&label).map_err(plot_error)?;
+            for column in 0..columns {
+                let x = left + column * cell_width;
+                let corners = [(x, y), (x + cell_width - 1, y + CELL_HEIGHT - 1)];
+                let Some(cell) = cells.get(column as usize).and_then(Option::as_ref) else {
+                    let empty: ShapeStyle = GRID.mix(0.4).filled();
+                    root.draw(&Rectangle::new(corners, empty)).map_err(plot_error)?;
+                    continue;
+                };
+                root.draw(&Rectangle::new(corners, cell.color.filled())).map_err(plot_error)?;
+                if cell.text.chars().count() as f64 * CELL_FONT_WIDTH < f64::from(cell_width) {
+                    let center = (x + cell_width / 2, y + CELL_HEIGHT / 2);
+                    let color = contrast(cell.color);
+                    let style = (FONT, 10).into_font().color(&color).pos(Pos::new(HPos::Center, VPos::Center));
+                    root.draw(&Text::new(cell.text.clone(), center, style)).map_err(plot_error)?;
+                }
+            }
+        }
+        let bottom = TOP + rows.len() as i32 * CELL_HEIGHT;
+        let every = [1, 2, 5, 10, 20, 50, 100, 200, 500].into_iter().find(|n| n * cell_width >= 24).unwrap_or(1000);
+        for column in (0..columns).step_by(every as usize) {
+            let at = (left + column * cell_width + cell_width / 2, bottom + 3);
+            let number = Text::new(column.to_string(), at, style(11, HPos::Center, VPos::Top));
+            root.draw(&number).map_err(plot_error)?;
+        }
+        let at = (left + columns * cell_width / 2, bottom + 20);
+        root.draw(&Text::new(x_name.to_owned(), at, style(12, HPos::Center, VPos::Top))).map_err(plot_error)
+    })
+}
+
+fn shortened(name: &str) -> String {
+    const LONGEST: usize = 32;
+    if name.chars().count() <= LONGEST {
+        return name.to_owned();
+    }
+    name.chars().take(LONGEST - 1).chain(['…']).collect()
+}
+
+/// A colour of the scale from 0 (dark) to 1 (bright).
+pub(super) fn scale_color(share: f64) -> RGBColor {
+    let share = if share.is_finite() { share.clamp(0.0, 1.0) } else { 0.0 };
+    ViridisRGB.get_color_normalized(share as f32, 0.0, 1.0)
+}
+
+/// Black or white, whichever can be read on `color`.
+fn contrast(color: RGBColor) -> RGBColor {
+    let brightness = 0.299 * f64::from(color.0) + 0.587 * f64::from(color.1) + 0.114 * f64::from(color.2);
+    if brightness > 128.0 { RGBColor(0, 0, 0) } else { RGBColor(255, 255, 255) }
+}
+
+type Canvas<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+
+fn svg(size: (u32, u32), draw: impl FnOnce(&Canvas<'_>) -> Result<(), ReportError>) -> Result<String, ReportError> {
+    let mut out = String::new();
+    {
+        let root = SVGBackend::with_string(&mut out, size).into_drawing_area();
+        draw(&root)?;
+        root.present().map_err(plot_error)?;
+    }
+    Ok(out)
+}
+
+fn plot_error(error: impl std::fmt::Display) -> ReportError {
+    ReportError::Plot(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn point(size: f64, value: f64) -> Point {
+        Point { size, value, error: 0.01 * value, label: "1 <b>".into(), color: INK }
+    }
+
+    #[test]
+    fn plots_hold_their_texts_escaped() {
+        let plot = scatter(&[point(1.0, 0.1), point(2.0, 0.001)], "mean <KLD>", Some(0.05)).unwrap();
+        assert!(plot.contains("mean &lt;KLD&gt;"), "{plot}");
+        assert!(plot.contains("1 &lt;b&gt;") && !plot.contains("<b>"));
+        assert_eq!(plot.matches("<circle").count(), 2);
+    }
+
+    #[test]
+    fn odd_values_make_no_odd_plots() {
+        for points in [
+            vec![],
+            vec![point(1.0, 0.0)],
+            vec![point(1.0, 0.1), point(1.0, 0.1)],
+            vec![point(1.0, f64::NAN), point(1.0, f64::INFINITY), point(1.0, 3.0)],
+            vec![point(0.0, -1.0), point(1e9, 1e-9)],
+        ] {
+            let plot = scatter(&points, "y", None).unwrap();
+            assert!(plot.starts_with("<svg") && plot.trim_end().ends_with("</svg>") && !plot.contains("NaN"), "{plot}");
+        }
+        assert!(heat_map(&[], "layer").unwrap().starts_with("<svg"));
+    }
+
+    #[test]
+    fn heat_maps_have_a_rectangle_per_cell() {
+        let cell = |text: &str| Some(Cell { color: scale_color(0.3), text: text.into() });
+        let rows = [("attn_q".to_owned(), vec![cell("Q4_K"), None]), ("<i>".to_owned(), vec![cell("Q6_K")])];
+        let plot = heat_map(&rows, "layer").unwrap();
+        assert_eq!(plot.matches("<rect").count(), 4, "{plot}");
+        assert!(plot.contains("&lt;i&gt;") && plot.contains("Q4_K"));
+    }
+}
