@@ -5,9 +5,16 @@
 
 mod common;
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use common::{data, doclet, error_line, run, stdout_of};
+use lwq::eval::tasks::{PreparedTasks, ReadOptions, TaskKind, TaskOptions, TaskSet, score_tasks};
+use lwq::gguf::Gguf;
+use lwq::model::{ForwardOptions, Model, Overrides};
+use lwq::tokenizer::Tokenizer;
 use serde_json::Value;
 
 const KINDS: [(&str, &str); 3] = [
@@ -170,6 +177,32 @@ fn damaged_files_and_tasks_that_are_too_long_are_one_line() {
         let line = error_line(&run(arguments(kind, &path, options)));
         assert!(line.contains(message), "{line}");
     }
+}
+
+#[test]
+fn a_stopped_run_gives_the_tasks_that_were_finished() {
+    let gguf = Gguf::open(doclet()).unwrap();
+    let model = Model::open(&gguf).unwrap();
+    let tokenizer = Tokenizer::from_gguf(gguf.metadata(), None).unwrap();
+    let set = TaskSet::read(&data("tasks/hellaswag.txt"), TaskKind::HellaSwag, &ReadOptions::default()).unwrap();
+    let prepared = PreparedTasks::new(&set, &tokenizer, false).unwrap();
+    // Next to no memory: groups of a single sequence.
+    let options = TaskOptions { memory: Some(1), ..TaskOptions::default() };
+    let pass = model.pass(ForwardOptions::default(), Overrides::new()).unwrap();
+    let whole = score_tasks(&pass, &prepared, &options, |_, _| ControlFlow::Continue(())).unwrap();
+    let stopped = score_tasks(&pass, &prepared, &options, |_, so_far| match so_far.results().len() {
+        0..5 => ControlFlow::Continue(()),
+        _ => ControlFlow::Break(()),
+    });
+    let stopped = stopped.unwrap();
+    assert!(whole.is_complete() && !stopped.is_complete());
+    assert_eq!(stopped.results(), &whole.results()[..stopped.results().len()]);
+    assert_eq!((stopped.summary().tasks, stopped.summary().tasks_selected), (stopped.results().len(), 12));
+
+    let cancelled = ForwardOptions { cancel: Some(Arc::new(AtomicBool::new(true))), ..ForwardOptions::default() };
+    let pass = model.pass(cancelled, Overrides::new()).unwrap();
+    let none = score_tasks(&pass, &prepared, &options, |_, _| ControlFlow::Continue(())).unwrap();
+    assert!(none.results().is_empty() && none.summary().accuracy.is_none());
 }
 
 #[test]

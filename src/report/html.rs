@@ -358,7 +358,7 @@ pub(super) mod tests {
     fn every_file_has_its_maps_and_points() {
         let page = html_page(&sample()).unwrap();
         assert_eq!(page.matches("<figcaption>Types</figcaption>").count(), 2);
-        assert_eq!(page.matches("<circle").count(), 4);
+        assert_eq!(page.matches("r=\"5\" opacity=\"1\" fill=\"#").count(), 4);
         assert!(page.contains("Q3_K (3.40 bits)") && page.contains("Tensors of the largest relative error"));
     }
 

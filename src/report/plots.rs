@@ -37,7 +37,7 @@ const POINTS: [RGBColor; 8] = [
 const SCATTER: (u32, u32) = (560, 380);
 const FONT: &str = "sans-serif";
 /// Ratio of the largest to the smallest value from which on an axis is logarithmic.
-const LOG_FROM: f64 = 4.0;
+const LOG_FROM: f64 = 8.0;
 
 /// A value with its standard error at some size.
 #[derive(Clone, Debug)]
@@ -71,9 +71,14 @@ pub(super) fn scatter(points: &[Point], y_name: &str, level: Option<f64>) -> Res
     let x_margin = ((x_high - x_low) * 0.08).max(x_high.abs() * 0.02).max(1e-6);
     let x = (x_low - x_margin).max(0.0)..x_high + x_margin;
     if log {
-        let y = low / 1.25..high * 1.25;
+        let (mut bottom, mut top) = (low / 1.25, high * 1.25);
+        // The axis is labelled at powers of ten only: there must be two of them.
+        if top / bottom < 100.0 {
+            (bottom, top) = (10f64.powf(bottom.log10().floor()), 10f64.powf(top.log10().ceil()));
+        }
+        let y = bottom..top;
         // Labels are apart by factors: each needs the digits of its own size.
-        let digits = |v: f64| (1.0 - v.abs().max(1e-12).log10()).floor().clamp(0.0, 12.0) as usize;
+        let digits = |v: f64| (-v.abs().max(1e-12).log10() - 1e-9).ceil().clamp(0.0, 12.0) as usize;
         draw_scatter(&finite, x, (y.clone()).log_scale(), &Axis { range: y, name: y_name, digits: &digits }, level)
     } else {
         let margin = ((high - low) * 0.1).max(high.abs() * 0.005).max(1e-9);
@@ -147,7 +152,7 @@ where
                 point.value,
                 (point.value + reach).min(axis.range.end),
                 color.stroke_width(2),
-                10,
+                8,
             );
             chart.draw_series([bar]).map_err(plot_error)?;
             chart.draw_series([Circle::new(at, 5, color.filled())]).map_err(plot_error)?;
@@ -270,7 +275,7 @@ mod tests {
         let plot = scatter(&[point(1.0, 0.1), point(2.0, 0.001)], "mean <KLD>", Some(0.05)).unwrap();
         assert!(plot.contains("mean &lt;KLD&gt;"), "{plot}");
         assert!(plot.contains("1 &lt;b&gt;") && !plot.contains("<b>"));
-        assert_eq!(plot.matches("<circle").count(), 2);
+        assert_eq!(plot.matches("r=\"5\" opacity=\"1\" fill=\"#").count(), 2);
     }
 
     #[test]

@@ -74,14 +74,17 @@ impl TaskKind {
     /// fields; `None` for other files.
     ///
     /// # Errors
-    /// When a JSON-lines file cannot be read.
+    /// When a JSON-lines file cannot be read, or its first object has the fields of no kind.
     pub fn of_file(path: &Path) -> Result<Option<TaskKind>, TaskError> {
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
         Ok(match extension.as_str() {
             "txt" => Some(TaskKind::HellaSwag),
             "csv" => Some(TaskKind::WinoGrande),
             "bin" => Some(TaskKind::MultipleChoice),
-            "jsonl" => formats::kind_of(&read_file(path)?),
+            "jsonl" => Some(formats::kind_of(&read_file(path)?).ok_or_else(|| TaskError::File {
+                file: path.display().to_string(),
+                problem: "the first line is no object with endings, sentence or choices; no kind of task fits".into(),
+            })?),
             _ => None,
         })
     }
@@ -274,6 +277,23 @@ mod tests {
         assert_eq!(format_of(b"\n{\"context\":"), TaskFormat::JsonLines);
         assert_eq!(format_of(&123u32.to_le_bytes()), TaskFormat::Llama);
         assert_eq!(format_of(b"0,\"a _\",b,c,1"), TaskFormat::Llama);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_a_reader_panic(
+            parts in proptest::collection::vec("[ -~]{0,6}|\n|\r\n|,|\"|_|1|2|\\{|\\}|\u{feff}|é", 0..60),
+            json: bool,
+            llama_compat: bool,
+            tasks in proptest::option::of(0usize..5),
+        ) {
+            let text = parts.concat();
+            let format = Some(if json { TaskFormat::JsonLines } else { TaskFormat::Llama });
+            let options = ReadOptions { format, tasks, seed: 3, llama_compat };
+            for kind in [TaskKind::HellaSwag, TaskKind::WinoGrande, TaskKind::MultipleChoice] {
+                let _ = TaskSet::from_bytes("t", text.as_bytes(), kind, &options);
+            }
+        }
     }
 
     #[test]
