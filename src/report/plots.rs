@@ -79,14 +79,39 @@ pub(super) fn scatter(points: &[Point], y_name: &str, level: Option<f64>) -> Res
         let y = bottom..top;
         // Labels are apart by factors: each needs the digits of its own size.
         let digits = |v: f64| (-v.abs().max(1e-12).log10() - 1e-9).ceil().clamp(0.0, 12.0) as usize;
-        draw_scatter(&finite, x, (y.clone()).log_scale(), &Axis { range: y, name: y_name, digits: &digits }, level)
+        let labels = labels(&finite, &x, |v| (v / y.start).ln() / (y.end / y.start).ln());
+        draw_scatter(
+            &finite,
+            &labels,
+            x,
+            (y.clone()).log_scale(),
+            &Axis { range: y, name: y_name, digits: &digits },
+            level,
+        )
     } else {
         let margin = ((high - low) * 0.1).max(high.abs() * 0.005).max(1e-9);
         let bottom = if low >= 0.0 { (low - margin).max(0.0) } else { low - margin };
         let y = bottom..high + margin;
         let digits = axis_digits(&y);
-        draw_scatter(&finite, x, y.clone(), &Axis { range: y, name: y_name, digits: &|_| digits }, level)
+        let labels = labels(&finite, &x, |v| (v - y.start) / (y.end - y.start));
+        draw_scatter(&finite, &labels, x, y.clone(), &Axis { range: y, name: y_name, digits: &|_| digits }, level)
     }
+}
+
+/// Labels of the points; of points that would hide each other's, the first has those of all. `height` tells how far up
+/// the axis a value lies, from 0 to 1.
+fn labels(points: &[&Point], x: &Range<f64>, height: impl Fn(f64) -> f64) -> Vec<String> {
+    let place = |p: &Point| ((p.size - x.start) / (x.end - x.start), height(p.value));
+    let near = |a: (f64, f64), b: (f64, f64)| (a.0 - b.0).abs() < 0.035 && (a.1 - b.1).abs() < 0.045;
+    let mut labels: Vec<String> = vec![String::new(); points.len()];
+    for (index, point) in points.iter().enumerate() {
+        let first = (0..index).find(|&i| !labels[i].is_empty() && near(place(points[i]), place(point)));
+        match first {
+            Some(first) => labels[first].push_str(&format!(", {}", point.label)),
+            None => labels[index].push_str(&point.label),
+        }
+    }
+    labels
 }
 
 fn extent(values: impl Iterator<Item = f64>) -> (f64, f64) {
@@ -104,6 +129,7 @@ struct Axis<'a> {
 
 fn draw_scatter<Y>(
     points: &[&Point],
+    labels: &[String],
     x: Range<f64>,
     y: Y,
     axis: &Axis<'_>,
@@ -142,7 +168,7 @@ where
             let line = PathElement::new([(x.start, value), (x.end, value)], INK.stroke_width(1));
             chart.draw_series([line]).map_err(plot_error)?;
         }
-        for point in points {
+        for (point, text) in points.iter().zip(labels) {
             let color = point.color;
             let at = (point.size, point.value);
             let reach = 1.96 * point.error;
@@ -157,7 +183,7 @@ where
             chart.draw_series([bar]).map_err(plot_error)?;
             chart.draw_series([Circle::new(at, 5, color.filled())]).map_err(plot_error)?;
             let style = label(13).pos(Pos::new(HPos::Left, VPos::Bottom));
-            let note = EmptyElement::at(at) + Text::new(point.label.clone(), (8, -4), style);
+            let note = EmptyElement::at(at) + Text::new(text.clone(), (8, -4), style);
             chart.draw_series([note]).map_err(plot_error)?;
         }
         Ok(())
@@ -276,6 +302,15 @@ mod tests {
         assert!(plot.contains("mean &lt;KLD&gt;"), "{plot}");
         assert!(plot.contains("1 &lt;b&gt;") && !plot.contains("<b>"));
         assert_eq!(plot.matches("r=\"5\" opacity=\"1\" fill=\"#").count(), 2);
+    }
+
+    #[test]
+    fn points_on_one_spot_share_a_label() {
+        let mut points = [point(1.0, 0.1), point(2.0, 0.5), point(1.0, 0.1)];
+        points.iter_mut().zip(["1", "2", "3"]).for_each(|(point, label)| point.label = label.into());
+        let plot = scatter(&points, "y", None).unwrap();
+        let texts: Vec<&str> = plot.lines().map(str::trim).filter(|line| ["1, 3", "2"].contains(line)).collect();
+        assert_eq!(texts, ["1, 3", "2"], "{plot}");
     }
 
     #[test]

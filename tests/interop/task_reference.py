@@ -127,16 +127,22 @@ def drawn(total, count):
 
 
 class Scorer:
+    known = {}
+    """Rows by model, mode and sequence: the same sequences are wanted by several tests."""
+
     def __init__(self, path, as_run):
         self.reference = Reference(path)
-        self.as_run = as_run
+        self.path, self.as_run = path, as_run
 
     def tokens(self, text):
         return list(self.reference.tokenize(text))
 
     def rows(self, sequence):
         """Log-probabilities of every token of the vocabulary after each position."""
-        return log_softmax(self.reference.logits([sequence], N_CTX, self.as_run))
+        key = (self.path, self.as_run, tuple(sequence))
+        if key not in self.known:
+            self.known[key] = log_softmax(self.reference.logits([sequence], N_CTX, self.as_run))
+        return self.known[key]
 
     def mean_of_endings(self, context, endings):
         """HellaSwag and multiple choice: means after the common prefix, and per byte after the context."""
