@@ -7,7 +7,7 @@
 //!
 //! Every sum runs over the weights of its group in order, from zero, in single precision: the bytes depend on it.
 
-use super::{CostTable, Lattice, squared_errors};
+use super::{Chooser, CostTable, Lattice, repeat, spread, squared_errors};
 use crate::quant::round::nearest_int;
 
 /// How a type stores the signs of eight weights.
@@ -99,6 +99,7 @@ pub struct Fit {
 /// than none at all. A negative scale turns all signs around, including those in `group.signs`.
 #[inline(always)]
 pub fn fit<const N: usize, const D: usize>(
+    chooser: impl Chooser,
     lattice: &Lattice<D>,
     group: &mut Group<N>,
     reach: f32,
@@ -106,6 +107,12 @@ pub fn fit<const N: usize, const D: usize>(
     trials: &Trials,
 ) -> Fit {
     let runs = N / D;
+    // The tables of the costs differ by the scale only.
+    let (mut targets, mut weights) = ([[0f32; 32]; 8], [[0f32; 32]; 8]);
+    for k in 0..runs {
+        targets[k] = spread::<D>(&group.magnitudes.as_chunks().0[k]);
+        weights[k] = spread::<D>(&group.roots.as_chunks().0[k]);
+    }
     let mut scale = start;
     let mut best = 0f32;
     let mut points = [0u16; 8];
@@ -116,7 +123,8 @@ pub fn fit<const N: usize, const D: usize>(
         let mut found = [0u16; 8];
         let mut found_off = [false; 8];
         for k in 0..runs {
-            let (point, on) = place(lattice, group, &levels, k, 1.0 / inverse);
+            let (point, on) =
+                place(chooser, lattice, &levels.as_chunks().0[k], 1.0 / inverse, &targets[k], &weights[k]);
             found[k] = point;
             found_off[k] = !on;
         }
@@ -136,7 +144,7 @@ pub fn fit<const N: usize, const D: usize>(
     if scale > 0.0 && again[..runs].contains(&true) {
         let levels = nearest_levels(&group.magnitudes, 1.0 / scale, trials.levels - 1);
         for k in (0..runs).filter(|&k| again[k]) {
-            points[k] = place(lattice, group, &levels, k, scale).0;
+            points[k] = place(chooser, lattice, &levels.as_chunks().0[k], scale, &targets[k], &weights[k]).0;
         }
         let (sum_qx, sum_q2) = sums(lattice, group, &points);
         if sum_q2 > 0.0 {
@@ -160,26 +168,22 @@ fn nearest_levels<const N: usize>(magnitudes: &[f32; N], inverse_scale: f32, top
     levels
 }
 
-/// The point for run `k` of the group, and whether its levels were that point.
+/// The point for the levels of a run, and whether they were that point. Targets and weights are spread over the levels.
 #[inline(always)]
-fn place<const N: usize, const D: usize>(
+fn place<const D: usize>(
+    chooser: impl Chooser,
     lattice: &Lattice<D>,
-    group: &Group<N>,
-    levels: &[u8; N],
-    k: usize,
+    levels: &[u8; D],
     scale: f32,
+    targets: &CostTable,
+    weights: &CostTable,
 ) -> (u16, bool) {
-    const ODD: [f32; 8] = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0];
-    lattice.nearest(&levels.as_chunks::<D>().0[k], || -> CostTable {
-        let magnitudes = &group.magnitudes.as_chunks::<D>().0[k];
-        let roots = &group.roots.as_chunks::<D>().0[k];
-        if D == 8 {
-            squared_errors::<D, 3>(&[1.0, 3.0, 5.0], scale, magnitudes, roots)
-        } else {
-            squared_errors::<D, 8>(&ODD, scale, magnitudes, roots)
-        }
-    })
+    lattice.nearest(chooser, levels, || squared_errors(if D == 8 { &ODD_3 } else { &ODD_8 }, scale, targets, weights))
 }
+
+/// What the levels stand for.
+const ODD_3: CostTable = repeat::<8, 3>(&[1.0, 3.0, 5.0]);
+const ODD_8: CostTable = repeat::<4, 8>(&[1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0]);
 
 /// `(sum w x q, sum w q^2)` over the group.
 #[inline(always)]

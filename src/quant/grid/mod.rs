@@ -90,16 +90,47 @@ enum Cell {
 pub struct Lattice<const D: usize> {
     /// Levels of every point.
     levels: Vec<[u8; D]>,
-    /// Where in a [`CostTable`] the cost of every coordinate of every point stands.
-    slots: Vec<[u8; D]>,
     /// One cell per tuple of levels; coordinate `i` counts `levels ^ i`.
     cells: Vec<Cell>,
     /// Candidate points of all cells that are no point, back to back.
     neighbours: Vec<u16>,
+    /// The same points, packed, with [`LOOKAHEAD`] numbers behind the last.
+    packed: Vec<u16>,
 }
 
-/// Cost of giving each coordinate each level; entry `level * D + coordinate`.
+/// Cost of giving each coordinate each level; entry `coordinate * 32 / D + level`.
 pub type CostTable = [f32; 32];
+
+/// Numbers that may be read from the start of a list of packed points on, whatever its length.
+pub const LOOKAHEAD: usize = 16;
+
+/// How to choose among points.
+pub trait Chooser: Copy {
+    /// Position of the cheapest among the first `count` of the packed `points`, the first of equals. A point's cost is
+    /// the sum over its coordinates in order, from zero. Costs that overflow never win; 0 if all do. Behind the
+    /// `count` points `points` is filled up to a multiple of [`LOOKAHEAD`] at least.
+    fn cheapest<const D: usize>(self, points: &[u16], count: usize, costs: &CostTable) -> usize;
+}
+
+/// Looks at one point after the other (`iq2_find_best_neighbour` and its siblings).
+#[derive(Clone, Copy)]
+pub struct InOrder;
+
+impl Chooser for InOrder {
+    #[inline(always)]
+    fn cheapest<const D: usize>(self, points: &[u16], count: usize, costs: &CostTable) -> usize {
+        let mut best = f32::MAX;
+        let mut winner = 0;
+        for (n, &point) in points[..count].iter().enumerate() {
+            let cost = (0..D).fold(0f32, |sum, i| sum + costs[i * (32 / D) + level(point, i, D)]);
+            if cost < best {
+                best = cost;
+                winner = n;
+            }
+        }
+        winner
+    }
+}
 
 impl<const D: usize> Lattice<D> {
     /// Levels that a coordinate can take.
@@ -109,7 +140,6 @@ impl<const D: usize> Lattice<D> {
     /// point, all points at the `shells` smallest distances that occur.
     fn new(packed: &[u16], shells: usize) -> Self {
         let levels: Vec<[u8; D]> = packed.iter().map(|&p| std::array::from_fn(|i| level(p, i, D) as u8)).collect();
-        let slots = levels.iter().map(|l| std::array::from_fn(|i| l[i] * D as u8 + i as u8)).collect();
         let count = Self::LEVELS.pow(D as u32);
         let mut cells = vec![Cell::Near { start: 0, end: 0 }; count];
         for (n, l) in levels.iter().enumerate() {
@@ -134,7 +164,9 @@ impl<const D: usize> Lattice<D> {
             }
             *cell = Cell::Near { start, end: neighbours.len() as u32 };
         }
-        Lattice { levels, slots, cells, neighbours }
+        let mut packed_neighbours: Vec<u16> = neighbours.iter().map(|&n| packed[n as usize]).collect();
+        packed_neighbours.resize(neighbours.len() + LOOKAHEAD, 0);
+        Lattice { levels, cells, neighbours, packed: packed_neighbours }
     }
 
     /// Number of a tuple of levels among all tuples.
@@ -156,50 +188,51 @@ impl<const D: usize> Lattice<D> {
     }
 
     /// The point that stands for a tuple of levels, and whether it is that tuple itself. Otherwise the cheapest
-    /// of the neighbours is taken, the first where several cost the same; `costs` is called only then.
+    /// of the neighbours is taken, the first where several cost the same; `costs` is called only then. Where ggml
+    /// aborts because all costs overflow, the nearest point is returned.
     #[inline(always)]
-    pub fn nearest(&self, levels: &[u8; D], costs: impl FnOnce() -> CostTable) -> (u16, bool) {
+    pub fn nearest(&self, chooser: impl Chooser, levels: &[u8; D], costs: impl FnOnce() -> CostTable) -> (u16, bool) {
         match self.cells[Self::tuple(levels)] {
             Cell::Point(point) => (point, true),
             Cell::Near { start, end } => {
-                (self.cheapest(&self.neighbours[start as usize..end as usize], &costs()), false)
+                let (start, count) = (start as usize, (end - start) as usize);
+                let winner = chooser.cheapest::<D>(&self.packed[start..], count, &costs());
+                (self.neighbours[start + winner], false)
             }
         }
-    }
-
-    /// `iq2_find_best_neighbour` and its siblings: a point's cost is the sum over its coordinates in order, from
-    /// zero. Costs that overflow never win; where ggml aborts because all do, the nearest point is returned.
-    #[inline(always)]
-    fn cheapest(&self, candidates: &[u16], costs: &CostTable) -> u16 {
-        let mut best = f32::MAX;
-        let mut winner = candidates[0];
-        for &point in candidates {
-            let slots = &self.slots[point as usize];
-            let cost = slots.iter().fold(0f32, |sum, &slot| sum + costs[slot as usize & 31]);
-            if cost < best {
-                best = cost;
-                winner = point;
-            }
-        }
-        winner
     }
 }
 
-/// Weighted squared error of each coordinate at each level: `weights[i] * (scale * values[level] - targets[i])^2`.
+/// Each of `D` numbers once per level, as a [`CostTable`] orders them.
 #[inline(always)]
-pub fn squared_errors<const D: usize, const L: usize>(
-    values: &[f32; L],
-    scale: f32,
-    targets: &[f32; D],
-    weights: &[f32; D],
-) -> CostTable {
-    let mut costs = [0f32; 32];
-    for (costs, &value) in costs.as_chunks_mut::<D>().0.iter_mut().zip(values) {
-        let fitted = scale * value;
-        for i in 0..D {
-            let error = fitted - targets[i];
-            costs[i] = weights[i] * error * error;
+pub fn spread<const D: usize>(numbers: &[f32; D]) -> CostTable {
+    let mut table = [0f32; 32];
+    for (row, number) in table.chunks_exact_mut(32 / D).zip(numbers) {
+        row.fill(*number);
+    }
+    table
+}
+
+/// The values of the levels, once per coordinate, as a [`CostTable`] orders them.
+pub const fn repeat<const D: usize, const L: usize>(values: &[f32; L]) -> CostTable {
+    let mut table = [0f32; 32];
+    let mut entry = 0;
+    while entry < 32 {
+        if entry % (32 / D) < L {
+            table[entry] = values[entry % (32 / D)];
         }
+        entry += 1;
+    }
+    table
+}
+
+/// Weighted squared error of each coordinate at each level: `weight * (scale * value - target)^2`.
+#[inline(always)]
+pub fn squared_errors(values: &CostTable, scale: f32, targets: &CostTable, weights: &CostTable) -> CostTable {
+    let mut costs = [0f32; 32];
+    for i in 0..32 {
+        let error = scale * values[i] - targets[i];
+        costs[i] = weights[i] * error * error;
     }
     costs
 }

@@ -85,6 +85,6 @@ fn cheapest_neighbour_is_the_first_of_equals_and_never_absent() {
     let Cell::Near { start, .. } = lattice.cells[off] else { unreachable!() };
     let first = lattice.neighbours[start as usize];
     for cost in [0.0, 1.0, f32::INFINITY, f32::NAN] {
-        assert_eq!(lattice.nearest(&levels, || [cost; 32]), (first, false), "{cost}");
+        assert_eq!(lattice.nearest(InOrder, &levels, || [cost; 32]), (first, false), "{cost}");
     }
 }

@@ -2,6 +2,9 @@
 //!
 //! The scalar functions of [`types`](super::types) are the definition; everything here gives the same bits.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod wide;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -34,6 +37,10 @@ pub fn quantizer(ty: TensorType) -> Option<QuantizeFn> {
 pub fn quantizer_at(ty: TensorType, level: Level) -> Option<QuantizeFn> {
     #[cfg(target_arch = "x86_64")]
     if let Some(encode) = x86_64::quantizer(ty, level.min(cpu::level())) {
+        return Some(encode);
+    }
+    #[cfg(target_arch = "aarch64")]
+    if let Some(encode) = aarch64::quantizer(ty, level.min(cpu::level())) {
         return Some(encode);
     }
     let _ = level;

@@ -17,6 +17,7 @@ pub fn dequantize_f32(src: &[u8], dst: &mut [f32]) {
 }
 
 /// Rounds each weight to binary16 (`ggml_fp32_to_fp16_row`).
+#[inline(always)]
 pub fn quantize_f16(src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
     for (out, &v) in dst.as_chunks_mut::<2>().0.iter_mut().zip(src) {
         *out = f32_to_f16(v).to_le_bytes();
@@ -31,6 +32,7 @@ pub fn dequantize_f16(src: &[u8], dst: &mut [f32]) {
 }
 
 /// Rounds each weight to bfloat16 (`ggml_fp32_to_bf16_row_ref`).
+#[inline(always)]
 pub fn quantize_bf16(src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
     for (out, &v) in dst.as_chunks_mut::<2>().0.iter_mut().zip(src) {
         *out = f32_to_bf16(v).to_le_bytes();

@@ -20,9 +20,34 @@ const NVFP4_LEN: usize = 64;
 const NVFP4_BYTES: usize = 36;
 const NVFP4_GROUP: usize = 16;
 
-/// Code of each of 16 weights: the nearest value, the lowest code of equals (`best_index_mxfp4`).
+/// Halfway between the values of codes `n` and `n + 1`, doubled as they are.
+const BORDERS: [f32; 7] = [0.5, 1.5, 2.5, 3.5, 5.0, 7.0, 10.0];
+
+/// Code of each of 16 weights no greater than `peak`: the nearest value, the lowest code of equals
+/// (`best_index_mxfp4`).
+///
+/// Scales have few bits, so values and borders are exact; so is the distance of a weight to the nearest value, by
+/// Sterbenz' lemma, and rounding cannot make another distance smaller. Hence counting the borders below a weight gives
+/// the code of the least distance, unless the weights are so much larger than the values that all distances round to
+/// the same.
 #[inline(always)]
-fn nearest_codes(x: &[f32; 16], half_scale: f32) -> [u8; 16] {
+fn nearest_codes(x: &[f32; 16], half_scale: f32, peak: f32) -> [u8; 16] {
+    if !(half_scale > 0.0 && peak <= half_scale * 4096.0) {
+        return least_distances(x, half_scale);
+    }
+    let mut codes = [0i32; 16];
+    for (code, v) in codes.iter_mut().zip(x) {
+        for border in BORDERS {
+            *code += i32::from(v.abs() > border * half_scale);
+        }
+        *code |= if (*v < 0.0) & (*code > 0) { 8 } else { 0 };
+    }
+    codes.map(|code| code as u8)
+}
+
+/// [`nearest_codes`] of any weights, by comparing all distances.
+#[inline(never)]
+fn least_distances(x: &[f32; 16], half_scale: f32) -> [u8; 16] {
     let values = table(half_scale);
     let mut best = [0u32; 16];
     let mut best_error = x.map(|v| (values[0] - v).abs());
@@ -50,6 +75,7 @@ pub(in crate::quant) fn e8m0_half(e: u8) -> f32 {
 }
 
 /// Encodes MXFP4 (`quantize_mxfp4`): the exponent puts the peak into `4..8`, of which 6 is the highest value.
+#[inline(always)]
 pub fn quantize_mxfp4(src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
     encode_blocks(src, dst, |x: &[f32; MXFP4_LEN], block: &mut [u8; MXFP4_BYTES]| {
         let peak = largest_magnitude(x);
@@ -57,7 +83,7 @@ pub fn quantize_mxfp4(src: &[f32], _row_len: usize, _importance: Option<&[f32]>,
         let e = if peak > 0.0 { (floor_log2(peak) - 2 + 127) as u8 } else { 0 };
         block[0] = e;
         if let [low, high] = x.as_chunks().0 {
-            let (low, high) = (nearest_codes(low, e8m0_half(e)), nearest_codes(high, e8m0_half(e)));
+            let (low, high) = (nearest_codes(low, e8m0_half(e), peak), nearest_codes(high, e8m0_half(e), peak));
             for j in 0..16 {
                 block[1 + j] = low[j] | (high[j] << 4);
             }
@@ -78,7 +104,7 @@ pub fn dequantize_mxfp4(src: &[u8], dst: &mut [f32]) {
 
 /// Half of a UE4M3 scale (`ggml_ue4m3_to_fp32`). The codes 0 and 0x7f mean zero; the top bit is ignored otherwise.
 #[inline(always)]
-fn ue4m3_half(code: u8) -> f32 {
+pub(in crate::quant) fn ue4m3_half(code: u8) -> f32 {
     if code == 0 || code == 0x7f {
         return 0.0;
     }
@@ -109,13 +135,15 @@ fn ue4m3(value: f32) -> u8 {
 }
 
 /// Encodes NVFP4 (`quantize_nvfp4`): each group's scale puts its peak at 6.
+#[inline(always)]
 pub fn quantize_nvfp4(src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
     encode_blocks(src, dst, |x: &[f32; NVFP4_LEN], block: &mut [u8; NVFP4_BYTES]| {
         let (scales, nibbles) = block.split_at_mut(4);
         let groups = x.as_chunks::<NVFP4_GROUP>().0;
         for ((x, scale), nibbles) in groups.iter().zip(scales).zip(nibbles.as_chunks_mut::<8>().0) {
-            *scale = ue4m3(largest_magnitude(x) / 6.0);
-            let codes = nearest_codes(x, ue4m3_half(*scale));
+            let peak = largest_magnitude(x);
+            *scale = ue4m3(peak / 6.0);
+            let codes = nearest_codes(x, ue4m3_half(*scale), peak);
             *nibbles = std::array::from_fn(|j| codes[j] | (codes[j + 8] << 4));
         }
     });
@@ -138,6 +166,11 @@ pub fn dequantize_nvfp4(src: &[u8], dst: &mut [f32]) {
 
 /// `floor(log2f(value))` of a positive finite value as glibc computes it: just below a power of two the logarithm
 /// rounds up to the whole number.
+#[inline(always)]
 fn floor_log2(value: f32) -> i32 {
+    let bits = value.to_bits();
+    if value.is_normal() && bits & 0x007f_ff00 != 0x007f_ff00 {
+        return (bits >> 23) as i32 - 127;
+    }
     (f64::from(value).log2() as f32).floor() as i32
 }

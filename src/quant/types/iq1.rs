@@ -8,11 +8,11 @@
 //! | IQ1_M | 32 low bytes of points, 16 bytes with two times 3 high bits and the shift bit, 4 u16 with four `s` (16 weights each) and 4 bits of `d` on top |
 
 use super::runs::ShiftedRun;
-use super::superblock::{error_weights_or, for_each_block};
+use super::superblock::{blocks, error_weights_or};
 use super::{decode_blocks, get_f16, largest_magnitude, put_f16, sum_of_squares};
 use crate::quant::float16::{f16_to_f32, f32_to_f16};
 use crate::quant::grid::fit::scale_code;
-use crate::quant::grid::{self, Lattice, squared_errors};
+use crate::quant::grid::{self, Chooser, InOrder, Lattice, repeat, spread, squared_errors};
 
 const BLOCK: usize = 256;
 /// Highest scale code.
@@ -20,18 +20,59 @@ const TOP: i32 = 7;
 /// `IQ1S_DELTA`, `IQ1M_DELTA`.
 const DELTA: f32 = 0.125;
 /// The values of levels 0, 1, 2 when shifted up and when shifted down.
-const SHIFTED: [[f32; 3]; 2] = [[-1.0 + DELTA, DELTA, 1.0 + DELTA], [-1.0 - DELTA, -DELTA, 1.0 - DELTA]];
-const UP: usize = 0;
-const DOWN: usize = 1;
+pub(in crate::quant) const SHIFTED: [[f32; 3]; 2] =
+    [[-1.0 + DELTA, DELTA, 1.0 + DELTA], [-1.0 - DELTA, -DELTA, 1.0 - DELTA]];
+pub(in crate::quant) const UP: usize = 0;
+pub(in crate::quant) const DOWN: usize = 1;
 
 /// A split of the sorted weights of a group: the first `low` get level 0, the last ones from `high` on level 2.
 #[derive(Clone, Copy)]
-struct Split {
-    low: usize,
-    high: usize,
+pub(in crate::quant) struct Split {
+    pub low: usize,
+    pub high: usize,
     /// Which of the type's combinations of shifts.
-    shifts: usize,
-    scale: f32,
+    pub shifts: usize,
+    pub scale: f32,
+}
+
+/// Steps of the encoders that an instruction set may do in another way, with the same outcome.
+pub(in crate::quant) trait Steps: Chooser {
+    /// Positions of the values in ascending order; equal values keep their order.
+    #[inline(always)]
+    fn ascending<const N: usize>(self, values: &[f32; N]) -> [u8; N] {
+        ascending(values)
+    }
+
+    /// Tries all splits of 32 sorted weights with the shift up and the shift down.
+    #[inline(always)]
+    fn best_split_s(self, sums: &PrefixSums) -> Option<Split> {
+        best_split_s(sums)
+    }
+}
+
+impl Steps for InOrder {}
+
+/// Room behind the sums of 32 weights, for vectors that reach beyond them.
+pub(in crate::quant) const SUMS: usize = 33 + 15;
+
+/// Sums over the first `n` weights of a group in ascending order, for `n` in `0..=32`.
+pub(in crate::quant) struct PrefixSums {
+    /// Of `w x`.
+    pub x: [f32; SUMS],
+    /// Of `w`.
+    pub w: [f32; SUMS],
+}
+
+impl PrefixSums {
+    #[inline(always)]
+    fn new(x: &[f32; 32], weights: &[f32; 32], order: &[u8; 32]) -> Self {
+        let mut sums = PrefixSums { x: [0.0; SUMS], w: [0.0; SUMS] };
+        for (j, &i) in order.iter().enumerate() {
+            sums.x[j + 1] = sums.x[j] + weights[i as usize] * x[i as usize];
+            sums.w[j + 1] = sums.w[j] + weights[i as usize];
+        }
+        sums
+    }
 }
 
 /// Positions of the values in ascending order; equal values keep their order (`qsort` of glibc is a merge sort).
@@ -51,16 +92,16 @@ fn ascending<const N: usize>(values: &[f32; N]) -> [u8; N] {
 }
 
 /// Keeps the candidate with the greatest `(sum w x q)^2 / (sum w q^2)`, the first of equals.
-struct Best {
-    score: f32,
-    split: Option<Split>,
+pub(in crate::quant) struct Best {
+    pub score: f32,
+    pub split: Option<Split>,
 }
 
 impl Best {
-    const NONE: Best = Best { score: -f32::MAX, split: None };
+    pub const NONE: Best = Best { score: -f32::MAX, split: None };
 
     #[inline(always)]
-    fn offer(&mut self, low: usize, high: usize, shifts: usize, sum_qx: f32, sum_q2: f32) {
+    pub fn offer(&mut self, low: usize, high: usize, shifts: usize, sum_qx: f32, sum_q2: f32) {
         if sum_q2 > 0.0 && sum_qx * sum_qx > self.score * sum_q2 {
             let scale = sum_qx / sum_q2;
             self.score = scale * sum_qx;
@@ -86,6 +127,7 @@ fn split_levels<const N: usize>(order: &[u8; N], split: &Split) -> [u8; N] {
 /// Returns the points and the scale, which is solved for again if anything had to move.
 #[inline(always)]
 fn onto_lattice<const N: usize>(
+    steps: impl Steps,
     lattice: &Lattice<8>,
     x: &[f32; N],
     weights: &[f32; N],
@@ -97,7 +139,9 @@ fn onto_lattice<const N: usize>(
     let mut points = [0u16; 4];
     let mut moved = false;
     for (k, levels) in levels.as_chunks::<8>().0.iter().enumerate() {
-        let (point, on) = lattice.nearest(levels, || squared_errors(values(k), scale, &x[k], &weights[k]));
+        let (point, on) = lattice.nearest(steps, levels, || {
+            squared_errors(&repeat::<8, 3>(values(k)), scale, &spread::<8>(&x[k]), &spread::<8>(&weights[k]))
+        });
         points[k] = point;
         moved |= !on;
     }
@@ -117,14 +161,9 @@ fn onto_lattice<const N: usize>(
     (points, scale)
 }
 
-/// Tries all splits of 32 sorted weights with the shift up and the shift down.
 #[inline(always)]
-fn best_split_s(x: &[f32; 32], weights: &[f32; 32], order: &[u8; 32]) -> Option<Split> {
-    let (mut sum_x, mut sum_w) = ([0f32; 33], [0f32; 33]);
-    for (j, &i) in order.iter().enumerate() {
-        sum_x[j + 1] = sum_x[j] + weights[i as usize] * x[i as usize];
-        sum_w[j + 1] = sum_w[j] + weights[i as usize];
-    }
+fn best_split_s(sums: &PrefixSums) -> Option<Split> {
+    let PrefixSums { x: sum_x, w: sum_w } = sums;
     let mut best = Best::NONE;
     for low in 0..=32 {
         // The sums of all candidates first, so that they can be computed side by side.
@@ -148,13 +187,26 @@ fn best_split_s(x: &[f32; 32], weights: &[f32; 32], order: &[u8; 32]) -> Option<
 }
 
 /// Encodes IQ1_S. ggml has no rule for weights of equal importance and aborts; here `None` means equal.
-#[inline(always)]
 pub fn quantize_iq1_s(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
-    for_each_block(src, row_len, importance, dst, encode_s);
+    quantize_iq1_s_with(InOrder, src, row_len, importance, dst);
+}
+
+/// [`quantize_iq1_s`] with another way to do some of its steps.
+#[inline(always)]
+pub(in crate::quant) fn quantize_iq1_s_with(
+    steps: impl Steps,
+    src: &[f32],
+    row_len: usize,
+    importance: Option<&[f32]>,
+    dst: &mut [u8],
+) {
+    for (x, importance, out) in blocks(src, row_len, importance, dst) {
+        encode_s(steps, x, importance, out);
+    }
 }
 
 #[inline(always)]
-fn encode_s(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 50]) {
+fn encode_s(steps: impl Steps, x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 50]) {
     let lattice = grid::iq1();
     let variance = 2.0 * sum_of_squares(x) / BLOCK as f32;
     let mut scales = [0f32; 8];
@@ -167,15 +219,16 @@ fn encode_s(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 
         }
         let importance = importance.map(|w| &w.as_chunks::<32>().0[ib]);
         let weights = error_weights_or(values, importance, variance, |x| (variance + x * x).sqrt());
-        let order = ascending(values);
-        let Some(mut split) = best_split_s(values, &weights, &order) else { continue };
+        let order = steps.ascending(values);
+        let Some(mut split) = steps.best_split_s(&PrefixSums::new(values, &weights, &order)) else { continue };
         let mut levels = split_levels(&order, &split);
         if split.scale < 0.0 {
             levels = levels.map(|l| 2 - l);
             split.scale = -split.scale;
             split.shifts = 1 - split.shifts;
         }
-        let (points, scale) = onto_lattice(lattice, values, &weights, &levels, split.scale, |_| &SHIFTED[split.shifts]);
+        let (points, scale) =
+            onto_lattice(steps, lattice, values, &weights, &levels, split.scale, |_| &SHIFTED[split.shifts]);
         for (k, &point) in points.iter().enumerate() {
             out[2 + 4 * ib + k] = point as u8;
             words[ib] |= (point >> 8) << (3 * k);
@@ -276,13 +329,26 @@ fn best_split_m(x: &[f32; 16], weights: &[f32; 16], order: &[u8; 16]) -> Option<
 }
 
 /// Encodes IQ1_M.
-#[inline(always)]
 pub fn quantize_iq1_m(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
-    for_each_block(src, row_len, importance, dst, encode_m);
+    quantize_iq1_m_with(InOrder, src, row_len, importance, dst);
+}
+
+/// [`quantize_iq1_m`] with another way to do some of its steps.
+#[inline(always)]
+pub(in crate::quant) fn quantize_iq1_m_with(
+    steps: impl Steps,
+    src: &[f32],
+    row_len: usize,
+    importance: Option<&[f32]>,
+    dst: &mut [u8],
+) {
+    for (x, importance, out) in blocks(src, row_len, importance, dst) {
+        encode_m(steps, x, importance, out);
+    }
 }
 
 #[inline(always)]
-fn encode_m(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 56]) {
+fn encode_m(steps: impl Steps, x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 56]) {
     let lattice = grid::iq1();
     let variance = 2.0 * sum_of_squares(x) / BLOCK as f32;
     let all_weights = error_weights_or(x, importance, variance, |x| x * x);
@@ -295,7 +361,7 @@ fn encode_m(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 
         if largest_magnitude(&groups[ib]) < 1e-7 {
             continue;
         }
-        let order = ascending(&groups[ib]);
+        let order = steps.ascending(&groups[ib]);
         let Some(mut split) = best_split_m(&groups[ib], &weights[ib], &order) else { continue };
         let mut levels = split_levels(&order, &split);
         if split.scale < 0.0 {
@@ -303,8 +369,9 @@ fn encode_m(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 
             split.scale = -split.scale;
             split.shifts = 3 - split.shifts;
         }
-        let (found, scale) =
-            onto_lattice(lattice, &groups[ib], &weights[ib], &levels, split.scale, |k| run_values(split.shifts, k));
+        let (found, scale) = onto_lattice(steps, lattice, &groups[ib], &weights[ib], &levels, split.scale, |k| {
+            run_values(split.shifts, k)
+        });
         points[ib] = [found[0], found[1]];
         shifts[ib] = split.shifts;
         scales[ib] = scale;

@@ -11,10 +11,10 @@
 //! | IQ2_S   | `d`, 32 low bytes of points, 32 sign bytes, 8 bytes with two high bits of four points each, 8 bytes of `s` |
 
 use super::runs::SignedRun;
-use super::superblock::{error_weights_or, for_each_block};
+use super::superblock::{blocks, error_weights_or};
 use super::{decode_blocks, get_f16, put_f16, sum_of_squares};
 use crate::quant::grid::fit::{Group, Refine, Signs, Trials, fit, scale_code};
-use crate::quant::grid::{self, even_signs};
+use crate::quant::grid::{self, Chooser, InOrder, even_signs};
 use crate::quant::search::fit_positive;
 
 const BLOCK: usize = 256;
@@ -24,13 +24,26 @@ const LEVELS: i32 = 3;
 const TOP: i32 = 15;
 
 /// Encodes IQ2_XXS. ggml has no rule for weights of equal importance and aborts; here `None` means equal.
-#[inline(always)]
 pub fn quantize_iq2_xxs(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
-    for_each_block(src, row_len, importance, dst, encode_xxs);
+    quantize_iq2_xxs_with(InOrder, src, row_len, importance, dst);
+}
+
+/// [`quantize_iq2_xxs`] with another way to do some of its steps.
+#[inline(always)]
+pub(in crate::quant) fn quantize_iq2_xxs_with(
+    steps: impl Chooser,
+    src: &[f32],
+    row_len: usize,
+    importance: Option<&[f32]>,
+    dst: &mut [u8],
+) {
+    for (x, importance, out) in blocks(src, row_len, importance, dst) {
+        encode_xxs(steps, x, importance, out);
+    }
 }
 
 #[inline(always)]
-fn encode_xxs(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 66]) {
+fn encode_xxs(steps: impl Chooser, x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 66]) {
     const TRIALS: Trials = Trials { tries: 6, step: 0.1, levels: LEVELS, refine: Refine::Always };
     let lattice = grid::iq2_xxs();
     let variance = sum_of_squares(x) / BLOCK as f32;
@@ -51,7 +64,7 @@ fn encode_xxs(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8
         if reach <= 0.0 {
             continue;
         }
-        let found = fit(lattice, &mut group, reach, start, &TRIALS);
+        let found = fit(steps, lattice, &mut group, reach, start, &TRIALS);
         for k in 0..4 {
             words[ib][0] |= u32::from(found.points[k]) << (8 * k);
             words[ib][1] |= u32::from(group.signs[k] & 127) << (7 * k);
@@ -115,7 +128,9 @@ struct Pairs {
 
 impl Pairs {
     #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
     fn fit(
+        steps: impl Chooser,
         x: &[f32; BLOCK],
         importance: Option<&[f32; BLOCK]>,
         lattice: &grid::Lattice<8>,
@@ -133,7 +148,7 @@ impl Pairs {
             if max < smallest {
                 continue;
             }
-            let found = fit(lattice, &mut group, max, max / (2 * LEVELS - 1) as f32, &TRIALS);
+            let found = fit(steps, lattice, &mut group, max, max / (2 * LEVELS - 1) as f32, &TRIALS);
             pairs.groups[ib] = [found.points[0], found.points[1]];
             pairs.signs[ib] = [group.signs[0], group.signs[1]];
             pairs.scales[ib] = found.scale;
@@ -152,16 +167,29 @@ impl Pairs {
 }
 
 /// Encodes IQ2_XS. ggml has no rule for weights of equal importance and aborts; here `None` means equal.
-#[inline(always)]
 pub fn quantize_iq2_xs(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
-    for_each_block(src, row_len, importance, dst, encode_xs);
+    quantize_iq2_xs_with(InOrder, src, row_len, importance, dst);
+}
+
+/// [`quantize_iq2_xs`] with another way to do some of its steps.
+#[inline(always)]
+pub(in crate::quant) fn quantize_iq2_xs_with(
+    steps: impl Chooser,
+    src: &[f32],
+    row_len: usize,
+    importance: Option<&[f32]>,
+    dst: &mut [u8],
+) {
+    for (x, importance, out) in blocks(src, row_len, importance, dst) {
+        encode_xs(steps, x, importance, out);
+    }
 }
 
 #[inline(always)]
-fn encode_xs(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 74]) {
+fn encode_xs(steps: impl Chooser, x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 74]) {
     let variance = sum_of_squares(x) / BLOCK as f32;
     let equal = |x: f32| (variance + x * x).sqrt();
-    let pairs = Pairs::fit(x, importance, grid::iq2_xs(), Signs::Even, 1e-15, variance, equal);
+    let pairs = Pairs::fit(steps, x, importance, grid::iq2_xs(), Signs::Even, 1e-15, variance, equal);
     out.fill(0);
     if pairs.max_scale == 0.0 {
         return;
@@ -201,16 +229,29 @@ pub fn runs_xs(block: &[u8; 74], mut emit: impl FnMut(usize, SignedRun)) {
 }
 
 /// Encodes IQ2_S.
-#[inline(always)]
 pub fn quantize_iq2_s(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
-    for_each_block(src, row_len, importance, dst, encode_s);
+    quantize_iq2_s_with(InOrder, src, row_len, importance, dst);
+}
+
+/// [`quantize_iq2_s`] with another way to do some of its steps.
+#[inline(always)]
+pub(in crate::quant) fn quantize_iq2_s_with(
+    steps: impl Chooser,
+    src: &[f32],
+    row_len: usize,
+    importance: Option<&[f32]>,
+    dst: &mut [u8],
+) {
+    for (x, importance, out) in blocks(src, row_len, importance, dst) {
+        encode_s(steps, x, importance, out);
+    }
 }
 
 #[inline(always)]
-fn encode_s(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 82]) {
+fn encode_s(steps: impl Chooser, x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 82]) {
     let variance = 2.0 * sum_of_squares(x) / BLOCK as f32;
     let equal = |x: f32| 0.25 * variance + x * x;
-    let pairs = Pairs::fit(x, importance, grid::iq2_s(), Signs::Free, 1e-8, variance, equal);
+    let pairs = Pairs::fit(steps, x, importance, grid::iq2_s(), Signs::Free, 1e-8, variance, equal);
     out.fill(0);
     for n in 0..32 {
         let point = pairs.groups[n / 2][n % 2];

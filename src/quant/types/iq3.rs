@@ -8,10 +8,10 @@
 //! | IQ3_S   | `d`, 64 low bytes of points, 8 bytes of ninth bits, 32 sign bytes, 4 bytes of `s`; scale `d * (2 s + 1)` |
 
 use super::runs::SignedRun;
-use super::superblock::{error_weights_or, for_each_block};
+use super::superblock::{blocks, error_weights_or};
 use super::{decode_blocks, get_f16, put_f16, sum_of_squares};
 use crate::quant::grid::fit::{Group, Refine, Signs, Trials, fit, scale_code};
-use crate::quant::grid::{self, Lattice, even_signs};
+use crate::quant::grid::{self, Chooser, InOrder, Lattice, even_signs};
 
 const BLOCK: usize = 256;
 const LEVELS: i32 = 8;
@@ -31,6 +31,7 @@ impl Groups {
     /// Groups with no magnitude of at least `smallest` stay zero.
     #[inline(always)]
     fn fit(
+        steps: impl Chooser,
         x: &[f32; BLOCK],
         importance: Option<&[f32; BLOCK]>,
         lattice: &Lattice<4>,
@@ -48,7 +49,7 @@ impl Groups {
             if max < smallest {
                 continue;
             }
-            let found = fit(lattice, &mut group, max, max / (2 * LEVELS - 1) as f32, trials);
+            let found = fit(steps, lattice, &mut group, max, max / (2 * LEVELS - 1) as f32, trials);
             groups.points[ib] = found.points;
             groups.signs[ib] = group.signs;
             groups.fitted[ib] = true;
@@ -60,15 +61,28 @@ impl Groups {
 }
 
 /// Encodes IQ3_XXS.
-#[inline(always)]
 pub fn quantize_iq3_xxs(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
-    for_each_block(src, row_len, importance, dst, encode_xxs);
+    quantize_iq3_xxs_with(InOrder, src, row_len, importance, dst);
+}
+
+/// [`quantize_iq3_xxs`] with another way to do some of its steps.
+#[inline(always)]
+pub(in crate::quant) fn quantize_iq3_xxs_with(
+    steps: impl Chooser,
+    src: &[f32],
+    row_len: usize,
+    importance: Option<&[f32]>,
+    dst: &mut [u8],
+) {
+    for (x, importance, out) in blocks(src, row_len, importance, dst) {
+        encode_xxs(steps, x, importance, out);
+    }
 }
 
 #[inline(always)]
-fn encode_xxs(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 98]) {
+fn encode_xxs(steps: impl Chooser, x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 98]) {
     const TRIALS: Trials = Trials { tries: 15, step: 0.2, levels: LEVELS, refine: Refine::OffLattice };
-    let groups = Groups::fit(x, importance, grid::iq3_xxs(), Signs::Even, 1e-8, &TRIALS);
+    let groups = Groups::fit(steps, x, importance, grid::iq3_xxs(), Signs::Even, 1e-8, &TRIALS);
     out.fill(0);
     if groups.max_scale == 0.0 {
         return;
@@ -118,16 +132,29 @@ pub fn runs_xxs(block: &[u8; 98], mut emit: impl FnMut(usize, SignedRun)) {
 }
 
 /// Encodes IQ3_S.
-#[inline(always)]
 pub fn quantize_iq3_s(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
-    for_each_block(src, row_len, importance, dst, encode_s);
+    quantize_iq3_s_with(InOrder, src, row_len, importance, dst);
+}
+
+/// [`quantize_iq3_s`] with another way to do some of its steps.
+#[inline(always)]
+pub(in crate::quant) fn quantize_iq3_s_with(
+    steps: impl Chooser,
+    src: &[f32],
+    row_len: usize,
+    importance: Option<&[f32]>,
+    dst: &mut [u8],
+) {
+    for (x, importance, out) in blocks(src, row_len, importance, dst) {
+        encode_s(steps, x, importance, out);
+    }
 }
 
 #[inline(always)]
-fn encode_s(x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 110]) {
+fn encode_s(steps: impl Chooser, x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 110]) {
     const TRIALS: Trials = Trials { tries: 9, step: 0.2, levels: LEVELS, refine: Refine::AllIfAny };
     // Only a group of zeros is skipped.
-    let groups = Groups::fit(x, importance, grid::iq3_s(), Signs::Free, f32::from_bits(1), &TRIALS);
+    let groups = Groups::fit(steps, x, importance, grid::iq3_s(), Signs::Free, f32::from_bits(1), &TRIALS);
     out.fill(0);
     // ggml does not step over the bytes of a group of zeros: low bytes and signs of the groups that follow move
     // to the front, while ninth bits and scales stay in place, and such a block decodes to other weights than

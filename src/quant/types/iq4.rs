@@ -4,7 +4,7 @@
 //! `d * value[code]`. IQ4_XS: blocks of 256 weights, `d`, a u16 with the two high bits of eight scales, 4 bytes with
 //! their low 4 bits, and the codes of 32 weights in 16 bytes as before; a weight is `d * (s - 32) * value[code]`.
 
-use super::superblock::{error_weights_or, for_each_block};
+use super::superblock::{blocks, error_weights_or};
 use super::{decode_blocks, get_f16, put_f16, sum_of_squares};
 use crate::quant::round::nearest_int;
 
@@ -13,7 +13,7 @@ pub const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 2
 
 /// Where a number stops being nearest to one value and starts being nearest to the next; a number on the border
 /// goes to the upper value. All of them are exact.
-const BORDERS: [f32; 15] = {
+pub(in crate::quant) const BORDERS: [f32; 15] = {
     let mut borders = [0f32; 15];
     let mut i = 0;
     while i < 15 {
@@ -24,7 +24,7 @@ const BORDERS: [f32; 15] = {
 };
 
 /// Trials on each side of the scale that fits the largest weight.
-const TRIES: i32 = 7;
+pub(in crate::quant) const TRIES: i32 = 7;
 
 /// Codes of the values nearest to `x * inverse_scale` (`best_index_int8`); NaN gets the last.
 #[inline(always)]
@@ -118,13 +118,20 @@ fn unpack(codes: &[u8; 16], scale: f32, out: &mut [f32; 32]) {
 /// Encodes IQ4_NL.
 #[inline(always)]
 pub fn quantize_iq4_nl(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
-    for_each_block(src, row_len, importance, dst, encode_nl);
+    for (x, importance, out) in blocks(src, row_len, importance, dst) {
+        encode_nl(x, importance, out);
+    }
 }
 
 #[inline(always)]
 fn encode_nl(x: &[f32; 32], importance: Option<&[f32; 32]>, out: &mut [u8; 18]) {
     let variance = sum_of_squares(x) * (2.0 / 32.0);
-    let scale = best_scale(x, &error_weights_or(x, importance, variance, |x| x * x));
+    finish_nl(x, best_scale(x, &error_weights_or(x, importance, variance, |x| x * x)), out);
+}
+
+/// Writes a block of IQ4_NL for its scale.
+#[inline(always)]
+pub(in crate::quant) fn finish_nl(x: &[f32; 32], scale: f32, out: &mut [u8; 18]) {
     put_f16(out, 0, scale);
     out[2..].copy_from_slice(&pack(&nearest_codes(x, inverse_or_zero(scale))));
 }
@@ -140,20 +147,30 @@ pub fn dequantize_iq4_nl(src: &[u8], dst: &mut [f32]) {
 /// Encodes IQ4_XS.
 #[inline(always)]
 pub fn quantize_iq4_xs(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
-    for_each_block(src, row_len, importance, dst, encode_xs);
+    for (x, importance, out) in blocks(src, row_len, importance, dst) {
+        encode_xs(x, importance, out);
+    }
 }
 
 #[inline(always)]
 fn encode_xs(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut [u8; 136]) {
     let variance = sum_of_squares(x) * (2.0 / 256.0);
-    let groups = x.as_chunks::<32>().0;
     let mut scales = [0f32; 8];
-    let (mut magnitude, mut max) = (0f32, 0f32);
-    for (ib, values) in groups.iter().enumerate() {
+    for (ib, values) in x.as_chunks::<32>().0.iter().enumerate() {
         let importance = importance.map(|w| &w.as_chunks::<32>().0[ib]);
         scales[ib] = best_scale(values, &error_weights_or(values, importance, variance, |x| x * x));
-        if scales[ib].abs() > magnitude {
-            (magnitude, max) = (scales[ib].abs(), scales[ib]);
+    }
+    finish_xs(x, &scales, out);
+}
+
+/// Writes a block of IQ4_XS for the scales of its groups.
+#[inline(always)]
+pub(in crate::quant) fn finish_xs(x: &[f32; 256], scales: &[f32; 8], out: &mut [u8; 136]) {
+    let groups = x.as_chunks::<32>().0;
+    let (mut magnitude, mut max) = (0f32, 0f32);
+    for scale in scales {
+        if scale.abs() > magnitude {
+            (magnitude, max) = (scale.abs(), *scale);
         }
     }
     let d = -max / 32.0;

@@ -15,7 +15,7 @@ const HALF: usize = LEN / 2;
 
 /// `1 / d`, or 0 for an empty block.
 #[inline(always)]
-fn inverse(d: f32) -> f32 {
+pub(in crate::quant) fn inverse(d: f32) -> f32 {
     if d != 0.0 { 1.0 / d } else { 0.0 }
 }
 
@@ -132,13 +132,18 @@ pub(in crate::quant) fn put_q4_0(d: f32, levels: &[u8; LEN], block: &mut [u8; 18
     put_nibbles(levels, &mut block[2..]);
 }
 
+/// One block without importance.
+#[inline(always)]
+pub(in crate::quant) fn encode_q4_0(x: &[f32; LEN], block: &mut [u8; 18]) {
+    let (d, levels) = round_symmetric(x, 8);
+    put_q4_0(d, &levels, block);
+}
+
 /// Q4_0: `d`, 16 bytes of nibbles; weight = `d * (level - 8)` (`quantize_q4_0`).
+#[inline(always)]
 pub fn quantize_q4_0(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
     match importance {
-        None => encode_blocks(src, dst, |x, block| {
-            let (d, levels) = round_symmetric(x, 8);
-            put_q4_0(d, &levels, block);
-        }),
+        None => encode_blocks(src, dst, encode_q4_0),
         Some(importance) => {
             encode_weighted_blocks(src, row_len, importance, dst, mean_square, |&sigma2, x, importance, block| {
                 let fit = fit_symmetric(x, &error_weights(x, importance, sigma2), Q4_HALF);
@@ -165,13 +170,18 @@ pub(in crate::quant) fn put_q4_1(d: f32, m: f32, levels: &[u8; LEN], block: &mut
     put_nibbles(levels, &mut block[4..]);
 }
 
+/// One block without importance.
+#[inline(always)]
+pub(in crate::quant) fn encode_q4_1(x: &[f32; LEN], block: &mut [u8; 20]) {
+    let (d, m, levels) = round_affine(x, 15);
+    put_q4_1(d, m, &levels, block);
+}
+
 /// Q4_1: `d`, `m`, 16 bytes of nibbles; weight = `d * level + m` (`quantize_q4_1`).
+#[inline(always)]
 pub fn quantize_q4_1(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
     match importance {
-        None => encode_blocks(src, dst, |x, block| {
-            let (d, m, levels) = round_affine(x, 15);
-            put_q4_1(d, m, &levels, block);
-        }),
+        None => encode_blocks(src, dst, encode_q4_1),
         Some(importance) => {
             encode_weighted_blocks(src, row_len, importance, dst, mean_square, |&sigma2, x, importance, block| {
                 let fit = fit_affine(x, &error_weights(x, importance, sigma2), &Q4_1_SEARCH);
@@ -198,13 +208,18 @@ pub(in crate::quant) fn put_q5_0(d: f32, levels: &[u8; LEN], block: &mut [u8; 22
     put_nibbles(levels, &mut block[6..]);
 }
 
+/// One block without importance.
+#[inline(always)]
+pub(in crate::quant) fn encode_q5_0(x: &[f32; LEN], block: &mut [u8; 22]) {
+    let (d, levels) = round_symmetric(x, 16);
+    put_q5_0(d, &levels, block);
+}
+
 /// Q5_0: `d`, 4 bytes of fifth bits, 16 bytes of nibbles; weight = `d * (level - 16)` (`quantize_q5_0`).
+#[inline(always)]
 pub fn quantize_q5_0(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
     match importance {
-        None => encode_blocks(src, dst, |x, block| {
-            let (d, levels) = round_symmetric(x, 16);
-            put_q5_0(d, &levels, block);
-        }),
+        None => encode_blocks(src, dst, encode_q5_0),
         Some(importance) => {
             encode_weighted_blocks(src, row_len, importance, dst, mean_square, |&sigma2, x, importance, block| {
                 let fit = fit_symmetric(x, &error_weights(x, importance, sigma2), Q5_HALF);
@@ -234,13 +249,18 @@ pub(in crate::quant) fn put_q5_1(d: f32, m: f32, levels: &[u8; LEN], block: &mut
     put_nibbles(levels, &mut block[8..]);
 }
 
+/// One block without importance.
+#[inline(always)]
+pub(in crate::quant) fn encode_q5_1(x: &[f32; LEN], block: &mut [u8; 24]) {
+    let (d, m, levels) = round_affine(x, 31);
+    put_q5_1(d, m, &levels, block);
+}
+
 /// Q5_1: `d`, `m`, 4 bytes of fifth bits, 16 bytes of nibbles; weight = `d * level + m` (`quantize_q5_1`).
+#[inline(always)]
 pub fn quantize_q5_1(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
     match importance {
-        None => encode_blocks(src, dst, |x, block| {
-            let (d, m, levels) = round_affine(x, 31);
-            put_q5_1(d, m, &levels, block);
-        }),
+        None => encode_blocks(src, dst, encode_q5_1),
         Some(importance) => {
             encode_weighted_blocks(src, row_len, importance, dst, mean_square, |&sigma2, x, importance, block| {
                 let fit = fit_affine(x, &error_weights(x, importance, sigma2), &Q5_1_SEARCH);
@@ -264,18 +284,28 @@ pub fn dequantize_q5_1(src: &[u8], dst: &mut [f32]) {
 
 /// Q8_0: `d`, 32 signed bytes; weight = `d * level`, halves rounded away from zero (`quantize_q8_0`). Importance
 /// plays no part.
+#[inline(always)]
 pub fn quantize_q8_0(src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
-    encode_blocks(src, dst, |x: &[f32; LEN], block: &mut [u8; 34]| {
-        let d = super::largest_magnitude(x) / 127.0;
-        let inverse = inverse(d);
-        put_f16(block, 0, d);
-        let levels = if inverse.is_finite() {
-            x.map(|v| round_away_small(v * inverse) as u8)
-        } else {
-            x.map(|v| round_away(v * inverse) as u8)
-        };
-        block[2..].copy_from_slice(&levels);
-    });
+    encode_blocks(src, dst, encode_q8_0);
+}
+
+/// One block.
+#[inline(always)]
+pub(in crate::quant) fn encode_q8_0(x: &[f32; LEN], block: &mut [u8; 34]) {
+    let d = super::largest_magnitude(x) / 127.0;
+    let inverse = inverse(d);
+    let levels = if inverse.is_finite() {
+        x.map(|v| round_away_small(v * inverse) as u8)
+    } else {
+        x.map(|v| round_away(v * inverse) as u8)
+    };
+    put_q8_0(d, &levels, block);
+}
+
+#[inline(always)]
+pub(in crate::quant) fn put_q8_0(d: f32, levels: &[u8; LEN], block: &mut [u8; 34]) {
+    put_f16(block, 0, d);
+    block[2..].copy_from_slice(levels);
 }
 
 /// Decodes Q8_0.

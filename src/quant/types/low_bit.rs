@@ -12,6 +12,7 @@ const Q2_0_LEN: usize = 64;
 const BYTES: usize = 2 + 16;
 
 /// Encodes Q1_0 (`quantize_q1_0`): the scale is the mean magnitude, summed in order.
+#[inline(always)]
 pub fn quantize_q1_0(src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
     encode_blocks(src, dst, |x: &[f32; Q1_0_LEN], block: &mut [u8; BYTES]| {
         let sum = x.iter().fold(0.0, |sum, v| sum + v.abs());
@@ -35,6 +36,7 @@ pub fn dequantize_q1_0(src: &[u8], dst: &mut [f32]) {
 }
 
 /// Encodes Q2_0 (`quantize_q2_0`): the scale is the largest magnitude, so the encoder never uses level 3.
+#[inline(always)]
 pub fn quantize_q2_0(src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
     encode_blocks(src, dst, |x: &[f32; Q2_0_LEN], block: &mut [u8; BYTES]| {
         let d = largest_magnitude(x);

@@ -2,20 +2,20 @@
 
 use super::error_weights;
 
-/// Calls `encode` with every block of `src`, its part of the importance weights and its bytes.
+/// Every block of `src` with its part of the importance weights and its bytes.
 #[inline(always)]
-pub fn for_each_block<const LEN: usize, const BYTES: usize>(
-    src: &[f32],
+pub fn blocks<'a, const LEN: usize, const BYTES: usize>(
+    src: &'a [f32],
     row_len: usize,
-    importance: Option<&[f32]>,
-    dst: &mut [u8],
-    encode: impl Fn(&[f32; LEN], Option<&[f32; LEN]>, &mut [u8; BYTES]),
-) {
+    importance: Option<&'a [f32]>,
+    dst: &'a mut [u8],
+) -> impl Iterator<Item = (&'a [f32; LEN], Option<&'a [f32; LEN]>, &'a mut [u8; BYTES])> {
     let (blocks, outputs) = (src.as_chunks::<LEN>().0, dst.as_chunks_mut::<BYTES>().0);
     let importance = importance.map(|weights| weights.as_chunks::<LEN>().0);
-    for (n, (block, out)) in blocks.iter().zip(outputs).enumerate() {
-        encode(block, importance.map(|weights| &weights[n % (row_len / LEN)]), out);
-    }
+    blocks.iter().zip(outputs).enumerate().map(move |(n, (block, out))| {
+        let importance = importance.map(|weights| &weights[n % (row_len / LEN)]);
+        (block, importance, out)
+    })
 }
 
 /// [`error_weights`] of a group, or, where no importance is known, `otherwise(x)`.

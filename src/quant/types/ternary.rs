@@ -37,6 +37,7 @@ fn round(x: &[f32; LEN]) -> (f32, [u8; LEN]) {
 }
 
 /// Encodes TQ1_0 (`quantize_tq1_0`).
+#[inline(always)]
 pub fn quantize_tq1_0(src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
     encode_blocks(src, dst, |x, block: &mut [u8; TQ1_0_BYTES]| {
         let (d, levels) = round(x);
@@ -80,6 +81,7 @@ pub fn dequantize_tq1_0(src: &[u8], dst: &mut [f32]) {
 }
 
 /// Encodes TQ2_0 (`quantize_tq2_0`).
+#[inline(always)]
 pub fn quantize_tq2_0(src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
     encode_blocks(src, dst, |x, block: &mut [u8; TQ2_0_BYTES]| {
         let (d, levels) = round(x);

@@ -248,7 +248,7 @@ pub fn q3_k<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[f3
             }
         } else {
             /// Groups of a block that are fitted together.
-            const TOGETHER: usize = 2;
+            const TOGETHER: usize = 4;
             let mut scales = [zero; q3_k::GROUPS];
             let mut levels = [[zero; q3_k::GROUP]; q3_k::GROUPS];
             let x = blocks.x.as_chunks::<{ q3_k::GROUP }>().0.as_chunks::<TOGETHER>().0;

@@ -9,7 +9,11 @@
 //! The functions are generic over [`Isa`]. All of them are `#[inline(always)]` and hold no closures with vectors in
 //! them: they must end up inside the function that enables the instruction set, or every operation becomes a call.
 
+pub mod grids;
+pub mod iq4;
 pub mod k_quants;
+pub mod legacy;
+pub mod rounding;
 pub mod search;
 
 use std::ops::{Add, BitAnd, BitOr, Div, Mul, Sub};
@@ -30,6 +34,10 @@ pub trait Isa: Copy {
 
     /// Column `i` of the rows becomes vector `i`, with row `k` in lane `k`.
     fn transpose(self, rows: [&[f32; LANES]; LANES]) -> [Self::Floats; LANES];
+
+    /// What each of sixteen points of `D` coordinates costs: the sum over the coordinates in order, from zero, of
+    /// `table[coordinate * 32 / D + level]`. Points are packed as in [`grid`](crate::quant::grid).
+    fn costs<const D: usize>(self, points: &[u16; LANES], table: &[f32; 32]) -> Self::Floats;
 }
 
 /// Sixteen floats. Values come from an [`Isa`] only, so having one proves that its operations can run.
@@ -70,15 +78,33 @@ pub trait Floats: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = 
     /// [`nearest_small`](crate::quant::round::nearest_small), but for the sign of zeros, which is any.
     fn nearest_small(self) -> Self;
 
+    /// Toward zero, for numbers within +-2^22.
+    fn truncated_small(self) -> Self;
+
+    /// The low bytes of lanes that are whole numbers in `-128..128`.
+    fn to_bytes(self) -> [u8; LANES];
+
     /// [`nearest_int`](crate::quant::round::nearest_int) as a float.
     fn nearest_any(self) -> Self;
 
     /// The low byte of [`nearest_int`](crate::quant::round::nearest_int) as a float.
     fn nearest_byte(self) -> Self;
+
+    /// The least of the floats, of which none is NaN.
+    fn lowest(self) -> f32;
+
+    /// The greatest of the floats, of which none is NaN.
+    #[inline(always)]
+    fn highest(self) -> f32 {
+        -self.negated().lowest()
+    }
 }
 
 /// One truth value per lane.
 pub trait Mask: Copy + BitAnd<Output = Self> + BitOr<Output = Self> {
+    /// The first lane that is true.
+    fn first(self) -> Option<usize>;
+
     /// Whether any lane is true.
     fn any(self) -> bool;
 
@@ -87,6 +113,90 @@ pub trait Mask: Copy + BitAnd<Output = Self> + BitOr<Output = Self> {
 
     /// True where this is false.
     fn negated(self) -> Self;
+}
+
+/// Makes `quantizer_of_level`, which gives the encoder of a tensor type, for a type that is [`Isa`] and the features
+/// that a value of it proves.
+macro_rules! encoders {
+    ($isa:ident, $feature:literal) => {
+        $crate::quant::kernels::wide::encoders! {
+            $isa, $feature,
+            Q4_0 = q4_0: legacy::q4_0;
+            Q4_1 = q4_1: legacy::q4_1;
+            Q5_0 = q5_0: legacy::q5_0;
+            Q5_1 = q5_1: legacy::q5_1;
+            F16 = f16: recompiled::f16;
+            BF16 = bf16: recompiled::bf16;
+            Q8_0 = q8_0: rounding::q8_0;
+            Q2_K = q2_k: k_quants::q2_k;
+            Q3_K = q3_k: k_quants::q3_k;
+            Q4_K = q4_k: k_quants::q4_k;
+            Q5_K = q5_k: k_quants::q5_k;
+            Q6_K = q6_k: k_quants::q6_k;
+            IQ2_XXS = iq2_xxs: grids::iq2_xxs;
+            IQ2_XS = iq2_xs: grids::iq2_xs;
+            IQ3_XXS = iq3_xxs: grids::iq3_xxs;
+            IQ1_S = iq1_s: grids::iq1_s;
+            IQ4_NL = iq4_nl: iq4::iq4_nl;
+            IQ3_S = iq3_s: grids::iq3_s;
+            IQ2_S = iq2_s: grids::iq2_s;
+            IQ4_XS = iq4_xs: iq4::iq4_xs;
+            IQ1_M = iq1_m: grids::iq1_m;
+            TQ1_0 = tq1_0: recompiled::tq1_0;
+            TQ2_0 = tq2_0: recompiled::tq2_0;
+            MXFP4 = mxfp4: recompiled::mxfp4;
+            NVFP4 = nvfp4: recompiled::nvfp4;
+            Q1_0 = q1_0: recompiled::q1_0;
+            Q2_0 = q2_0: recompiled::q2_0;
+        }
+    };
+    ($isa:ident, $feature:literal, $($ty:ident = $name:ident: $module:ident::$encode:ident;)*) => {
+        pub(super) fn quantizer_of_level(ty: TensorType) -> Option<QuantizeFn> {
+            match ty {
+                $(TensorType::$ty => Some(|src, row_len, importance, dst| {
+                    let isa = $isa::new().expect("the level was available when this encoder was chosen");
+                    // SAFETY: the value proves that the CPU has the features.
+                    unsafe { $name(isa, src, row_len, importance, dst) }
+                }),)*
+                _ => None,
+            }
+        }
+
+        $(
+            #[target_feature(enable = $feature)]
+            fn $name(isa: $isa, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+                $crate::quant::kernels::wide::$module::$encode(isa, src, row_len, importance, dst);
+            }
+        )*
+    };
+}
+pub(super) use encoders;
+
+/// Scalar encoders compiled for an instruction set: loops over arrays of fixed size, which the compiler turns into
+/// vectors. It neither reorders nor contracts float operations, so the bytes cannot differ.
+pub mod recompiled {
+    use crate::quant::types::{float, fp4, low_bit, ternary};
+
+    macro_rules! recompiled {
+        ($($name:ident: $scalar:path;)*) => {$(
+            /// The scalar encoder of the name.
+            #[inline(always)]
+            pub fn $name<I>(_isa: I, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+                $scalar(src, row_len, importance, dst);
+            }
+        )*};
+    }
+
+    recompiled! {
+        f16: float::quantize_f16;
+        bf16: float::quantize_bf16;
+        tq1_0: ternary::quantize_tq1_0;
+        tq2_0: ternary::quantize_tq2_0;
+        mxfp4: fp4::quantize_mxfp4;
+        nvfp4: fp4::quantize_nvfp4;
+        q1_0: low_bit::quantize_q1_0;
+        q2_0: low_bit::quantize_q2_0;
+    }
 }
 
 /// Up to sixteen consecutive blocks. Lanes that are left over repeat the last block.

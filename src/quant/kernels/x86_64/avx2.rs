@@ -65,6 +65,37 @@ impl Isa for Avx2 {
         }
         columns
     }
+
+    #[inline(always)]
+    fn costs<const D: usize>(self, points: &[u16; LANES], table: &[f32; 32]) -> F32x8x2 {
+        let [low, high] = points.as_chunks::<8>().0 else { return self.splat(0.0) };
+        // SAFETY: see above.
+        unsafe { F32x8x2(costs::<D>(low, table), costs::<D>(high, table)) }
+    }
+}
+
+/// [`Isa::costs`] of eight points.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn costs<const D: usize>(points: &[u16; 8], table: &[f32; 32]) -> __m256 {
+    // SAFETY: eight points are read, and of the table each coordinate's 4 or 8 floats.
+    unsafe {
+        let points = _mm256_cvtepu16_epi32(_mm_loadu_si128(points.as_ptr().cast()));
+        let mut sum = _mm256_setzero_ps();
+        for i in 0..D {
+            let row = table.as_ptr().add(32 / D * i);
+            // The permutations look at the lowest 2 or 3 bits of an index only.
+            let cost = if D == 8 {
+                let level = _mm256_srlv_epi32(points, _mm256_set1_epi32(2 * i as i32));
+                _mm256_permutevar_ps(_mm256_broadcast_ps(&_mm_loadu_ps(row)), level)
+            } else {
+                let level = _mm256_srlv_epi32(points, _mm256_set1_epi32(3 * i as i32));
+                _mm256_permutevar8x32_ps(_mm256_loadu_ps(row), level)
+            };
+            sum = _mm256_add_ps(sum, cost);
+        }
+        sum
+    }
 }
 
 #[inline(always)]
@@ -203,6 +234,25 @@ impl Floats for F32x8x2 {
     }
 
     #[inline(always)]
+    fn truncated_small(self) -> Self {
+        halves!(_mm256_round_ps::<{ _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC }>, self)
+    }
+
+    #[inline(always)]
+    fn to_bytes(self) -> [u8; LANES] {
+        let mut bytes = [0; LANES];
+        // SAFETY: see above; sixteen bytes are written.
+        unsafe {
+            // Packing works on the 128-bit halves: the middle two quarters of the words change places after it.
+            let words = _mm256_packs_epi32(_mm256_cvtps_epi32(self.0), _mm256_cvtps_epi32(self.1));
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+            let (low, high) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(bytes.as_mut_ptr().cast(), _mm_packs_epi16(low, high));
+        }
+        bytes
+    }
+
+    #[inline(always)]
     fn nearest_any(self) -> Self {
         halves!(nearest_any, self)
     }
@@ -210,6 +260,17 @@ impl Floats for F32x8x2 {
     #[inline(always)]
     fn nearest_byte(self) -> Self {
         halves!(nearest_byte, self)
+    }
+
+    #[inline(always)]
+    fn lowest(self) -> f32 {
+        // SAFETY: see above.
+        unsafe {
+            let four = _mm256_min_ps(self.0, self.1);
+            let four = _mm_min_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps::<1>(four));
+            let two = _mm_min_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_min_ss(two, _mm_movehdup_ps(two)))
+        }
     }
 }
 
@@ -229,6 +290,13 @@ fn nearest_byte(value: __m256) -> __m256 {
 }
 
 impl Mask for Mask8x2 {
+    #[inline(always)]
+    fn first(self) -> Option<usize> {
+        // SAFETY: see above.
+        let bits = unsafe { _mm256_movemask_ps(self.0) | _mm256_movemask_ps(self.1) << 8 };
+        (bits != 0).then_some(bits.trailing_zeros() as usize)
+    }
+
     #[inline(always)]
     fn any(self) -> bool {
         // SAFETY: see above.

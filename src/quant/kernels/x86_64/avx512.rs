@@ -75,6 +75,29 @@ impl Isa for Avx512 {
             columns
         }
     }
+
+    #[inline(always)]
+    fn costs<const D: usize>(self, points: &[u16; LANES], table: &[f32; 32]) -> F32x16 {
+        // SAFETY: see above; sixteen points are read, and of the table each coordinate's 4 or 8 floats.
+        unsafe {
+            let points = _mm512_cvtepu16_epi32(_mm256_loadu_si256(points.as_ptr().cast()));
+            let mut sum = _mm512_setzero_ps();
+            for i in 0..D {
+                let row = table.as_ptr().add(32 / D * i);
+                // The permutations look at the lowest bits of an index only: 2 for 4 levels, and 3 for the 8 levels
+                // that are there twice.
+                let cost = if D == 8 {
+                    let level = _mm512_srlv_epi32(points, _mm512_set1_epi32(2 * i as i32));
+                    _mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(row)), level)
+                } else {
+                    let level = _mm512_srlv_epi32(points, _mm512_set1_epi32(3 * i as i32));
+                    _mm512_permutexvar_ps(level, _mm512_broadcast_f32x8(_mm256_loadu_ps(row)))
+                };
+                sum = _mm512_add_ps(sum, cost);
+            }
+            F32x16(sum)
+        }
+    }
 }
 
 macro_rules! operators {
@@ -170,6 +193,20 @@ impl Floats for F32x16 {
     }
 
     #[inline(always)]
+    fn truncated_small(self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_ZERO }>(self.0) })
+    }
+
+    #[inline(always)]
+    fn to_bytes(self) -> [u8; LANES] {
+        let mut bytes = [0; LANES];
+        // SAFETY: see above; sixteen bytes are written.
+        unsafe { _mm_storeu_si128(bytes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(self.0))) };
+        bytes
+    }
+
+    #[inline(always)]
     fn nearest_any(self) -> Self {
         // SAFETY: see above.
         unsafe {
@@ -186,6 +223,12 @@ impl Floats for F32x16 {
             let bits = _mm512_castps_si512(_mm512_add_ps(self.0, _mm512_set1_ps(12_582_912.0)));
             Self(_mm512_cvtepi32_ps(_mm512_and_si512(bits, _mm512_set1_epi32(0xff))))
         }
+    }
+
+    #[inline(always)]
+    fn lowest(self) -> f32 {
+        // SAFETY: see above.
+        unsafe { _mm512_reduce_min_ps(self.0) }
     }
 }
 
@@ -208,6 +251,11 @@ impl BitOr for Mask16 {
 }
 
 impl Mask for Mask16 {
+    #[inline(always)]
+    fn first(self) -> Option<usize> {
+        (self.0 != 0).then_some(self.0.trailing_zeros() as usize)
+    }
+
     #[inline(always)]
     fn any(self) -> bool {
         self.0 != 0

@@ -96,6 +96,34 @@ fn trit_fractions(block: &[u8; 54]) -> [[u8; 32]; 8] {
     fractions
 }
 
+/// Two times eight bytes as nibbles: of each eight the low nibbles, then the high ones.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn nibbles_of_two_8(bytes: &[u8; 16]) -> __m256i {
+    // SAFETY: sixteen bytes are read.
+    let bytes = unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) };
+    let low = _mm_and_si128(bytes, _mm_set1_epi8(0x0f));
+    let high = _mm_and_si128(_mm_srli_epi16::<4>(bytes), _mm_set1_epi8(0x0f));
+    _mm256_set_m128i(_mm_unpackhi_epi64(low, high), _mm_unpacklo_epi64(low, high))
+}
+
+/// Eight bytes as 32 pairs of bits, lowest first.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn pairs_of_8(bytes: &[u8; 8]) -> __m256i {
+    let fourfold = _mm256_setr_epi8(
+        0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 6, 6, 6, 6, 7, 7, 7, 7,
+    );
+    let bytes = _mm256_shuffle_epi8(_mm256_set1_epi64x(i64::from_le_bytes(*bytes)), fourfold);
+    // The four copies of a byte are one 32-bit number; of copy n, bits 2 n and 2 n + 1 are wanted.
+    let mut pairs = _mm256_and_si256(bytes, _mm256_set1_epi32(0x03));
+    let second = _mm256_and_si256(_mm256_srli_epi32::<2>(bytes), _mm256_set1_epi32(0x03 << 8));
+    let third = _mm256_and_si256(_mm256_srli_epi32::<4>(bytes), _mm256_set1_epi32(0x03 << 16));
+    let fourth = _mm256_and_si256(_mm256_srli_epi32::<6>(bytes), _mm256_set1_epi32(0x03 << 24));
+    pairs = _mm256_or_si256(pairs, second);
+    _mm256_or_si256(pairs, _mm256_or_si256(third, fourth))
+}
+
 /// `(3 * byte >> 8) - 1` for each byte: the trit that a fraction of 256 begins with.
 #[inline]
 #[target_feature(enable = "avx2")]
@@ -130,6 +158,8 @@ macro_rules! decoders {
                 TensorType::TQ1_0 => Some(|src, dst| checked(src, dst, tq1_0)),
                 TensorType::TQ2_0 => Some(|src, dst| checked(src, dst, tq2_0)),
                 TensorType::MXFP4 => Some(|src, dst| checked(src, dst, mxfp4)),
+                TensorType::NVFP4 => Some(|src, dst| checked(src, dst, nvfp4)),
+                TensorType::Q2_0 => Some(|src, dst| checked(src, dst, q2_0)),
                 _ => None,
             }
         }
@@ -301,6 +331,27 @@ macro_rules! decoders {
                 for (j, x) in x.as_chunks_mut().0.iter_mut().enumerate() {
                     let levels = field(load_32(&planes[j / 4]), j % 4 * 2, 3);
                     store(_mm256_sub_epi8(levels, _mm256_set1_epi8(1)), [d; 2], None, x);
+                }
+            }
+        }
+
+        #[target_feature(enable = $feature)]
+        fn nvfp4(src: &[u8], dst: &mut [f32]) {
+            for ([s0, s1, s2, s3, codes @ ..], x) in src.as_chunks::<36>().0.iter().zip(dst.as_chunks_mut::<64>().0) {
+                let scales = [[*s0, *s1], [*s2, *s3]];
+                for ((codes, scales), x) in codes.as_chunks().0.iter().zip(scales).zip(x.as_chunks_mut().0) {
+                    let levels = look_up(&fp4::DOUBLED, nibbles_of_two_8(codes));
+                    store(levels, scales.map(fp4::ue4m3_half), None, x);
+                }
+            }
+        }
+
+        #[target_feature(enable = $feature)]
+        fn q2_0(src: &[u8], dst: &mut [f32]) {
+            for ([d0, d1, codes @ ..], x) in src.as_chunks::<18>().0.iter().zip(dst.as_chunks_mut::<64>().0) {
+                let scales = [get_f16(&[*d0, *d1], 0); 2];
+                for (codes, x) in codes.as_chunks().0.iter().zip(x.as_chunks_mut().0) {
+                    store(_mm256_sub_epi8(pairs_of_8(codes), _mm256_set1_epi8(1)), scales, None, x);
                 }
             }
         }
