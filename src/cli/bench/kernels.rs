@@ -52,7 +52,7 @@ fn shape(text: &str) -> Result<Shape, String> {
         .ok_or_else(|| "expected ROWSxCOLS, such as 2048x8192, each at most 1048576".to_owned())
 }
 
-fn tensor_type(name: &str) -> Result<TensorType, String> {
+pub(super) fn tensor_type(name: &str) -> Result<TensorType, String> {
     TensorType::from_name(name).ok_or_else(|| "not a tensor type of ggml".to_owned())
 }
 
@@ -260,7 +260,7 @@ fn random_weights(ty: TensorType, shape: Shape) -> anyhow::Result<Option<Vec<u8>
 }
 
 /// Uniform in [-1, 1): a linear congruential generator (Knuth's MMIX constants), the high bits of each state.
-struct RandomFloats(u64);
+pub(super) struct RandomFloats(pub u64);
 
 impl Iterator for RandomFloats {
     type Item = f32;

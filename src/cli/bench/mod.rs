@@ -1,6 +1,7 @@
 //! `lwq bench`: what this machine can do, and how much of it the kernels use.
 
 mod kernels;
+mod quantize;
 
 use clap::{Args, Subcommand};
 
@@ -17,6 +18,8 @@ pub struct BenchArgs {
 enum BenchCommand {
     /// Matrix products of the forward pass, as shares of the machine's own peak
     Kernels(kernels::KernelsArgs),
+    /// Encoders and decoders of every type, as shares of the speed of a copy
+    Quantize(quantize::QuantizeArgs),
 }
 
 /// Runs `lwq bench`.
@@ -26,5 +29,6 @@ enum BenchCommand {
 pub fn run(args: &BenchArgs, common: &Common) -> anyhow::Result<()> {
     match &args.command {
         BenchCommand::Kernels(args) => kernels::run(args, common),
+        BenchCommand::Quantize(args) => quantize::run(args, common),
     }
 }

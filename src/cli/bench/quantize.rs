@@ -1,0 +1,282 @@
+//! `lwq bench quantize`: encoders and decoders of every type, at every instruction set that this machine has.
+//!
+//! Bell-shaped rows of 4096 weights; the best of N rounds counts. GB/s are bytes read and written, and their share is
+//! that of a plain copy of as many bytes on the same threads, measured beside.
+
+use std::fmt::Write as _;
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+use clap::Args;
+use rayon::ThreadPool;
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::super::Common;
+use super::kernels::{RandomFloats, tensor_type};
+use crate::cpu::{self, Level};
+use crate::gguf::{TensorType, TypeInfo};
+use crate::quant::{self, CODECS, kernels};
+
+/// Arguments of `lwq bench quantize`.
+#[derive(Args, Debug)]
+pub struct QuantizeArgs {
+    /// Types to measure [default: all that can be written or read]
+    #[arg(long = "type", value_name = "TYPE", value_parser = tensor_type, value_delimiter = ',')]
+    types: Vec<TensorType>,
+    /// Instruction sets to measure, such as avx2 [default: all that this CPU has and LWQ_ISA allows]
+    #[arg(long = "isa", value_name = "NAME", value_delimiter = ',')]
+    levels: Vec<String>,
+    /// Rounds, of which the best counts
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10000))]
+    rounds: u32,
+    /// Rows of 4096 weights for each thread; slow encoders get fewer
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    rows: u32,
+}
+
+const ROW_LEN: usize = 4096;
+
+/// Seconds that one round of an encoder takes at most, by having fewer rows.
+const ROUND_SECONDS: f64 = 0.02;
+
+#[derive(Serialize)]
+struct Report {
+    cpu: String,
+    rounds: u32,
+    copies: Vec<CopySpeed>,
+    rows: Vec<Row>,
+}
+
+#[derive(Serialize)]
+struct CopySpeed {
+    threads: usize,
+    gigabytes_per_second: f64,
+}
+
+#[derive(Serialize)]
+struct Row {
+    #[serde(rename = "type")]
+    ty: &'static str,
+    what: &'static str,
+    isa: &'static str,
+    threads: usize,
+    weights_per_second: f64,
+    gigabytes_per_second: f64,
+    share_of_copy: f64,
+    /// Times the speed of scalar code on as many threads.
+    times_scalar: f64,
+    /// Times the speed of one thread.
+    scaling: f64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    Plain,
+    Weighted,
+    Decode,
+}
+
+impl What {
+    const ALL: [What; 3] = [What::Plain, What::Weighted, What::Decode];
+
+    fn name(self) -> &'static str {
+        match self {
+            What::Plain => "quantize",
+            What::Weighted => "quantize weighted",
+            What::Decode => "decode",
+        }
+    }
+}
+
+/// What all measurements share.
+struct Bench {
+    weights: Vec<f32>,
+    importance: Vec<f32>,
+    rounds: u32,
+    rows_per_thread: usize,
+}
+
+pub(super) fn run(args: &QuantizeArgs, common: &Common) -> anyhow::Result<()> {
+    let levels = selected_levels(&args.levels)?;
+    let mut thread_counts = vec![1, common.thread_count()];
+    thread_counts.dedup();
+    let pools = thread_counts
+        .iter()
+        .map(|&threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build())
+        .collect::<Result<Vec<_>, _>>()?;
+    let rows_per_thread = args.rows as usize;
+    let count = rows_per_thread * ROW_LEN * thread_counts[thread_counts.len() - 1];
+    let mut uniform = RandomFloats(1);
+    let mut next = || uniform.next().unwrap_or(0.0);
+    let bench = Bench {
+        weights: (0..count).map(|_| (next() + next() + next() + next()) * 0.05).collect(),
+        importance: (0..ROW_LEN).map(|_| (next() * 2.0).exp()).collect(),
+        rounds: args.rounds,
+        rows_per_thread,
+    };
+    let copies: Vec<CopySpeed> = pools.iter().map(|pool| bench.copy(pool)).collect();
+    let mut rows = Vec::new();
+    for codec in CODECS {
+        let Some(info) = codec.ty.info().filter(|_| args.types.is_empty() || args.types.contains(&codec.ty)) else {
+            continue;
+        };
+        for what in What::ALL {
+            if what != What::Decode && codec.quantize.is_none() || what == What::Plain && codec.needs_importance() {
+                continue;
+            }
+            rows.extend(bench.measure(info, what, &levels, &pools, &copies)?);
+        }
+    }
+    for ty in args.types.iter().filter(|ty| quant::codec(**ty).is_none()) {
+        common.warn(format!("{ty}: no encoder and no decoder; skipped"));
+    }
+    let report = Report { cpu: cpu::name(), rounds: args.rounds, copies, rows };
+    if common.json { common.result_json(&report) } else { common.result(table(&report)) }
+}
+
+fn selected_levels(names: &[String]) -> anyhow::Result<Vec<Level>> {
+    // The kernels of AVX-512 with BF16 are those of AVX-512.
+    let known = || cpu::available_levels().filter(|level| *level != Level::Avx512Bf16);
+    if names.is_empty() {
+        return Ok(known().collect());
+    }
+    names
+        .iter()
+        .map(|name| {
+            let names = || known().map(Level::name).collect::<Vec<_>>().join(", ");
+            let level = known().find(|level| level.name().eq_ignore_ascii_case(name));
+            level.with_context(|| format!("--isa {name}: not available here; use one of {}", names()))
+        })
+        .collect()
+}
+
+/// The best of some rounds, in seconds.
+fn best_of(rounds: u32, mut work: impl FnMut()) -> f64 {
+    let mut best = f64::INFINITY;
+    for _ in 0..rounds {
+        let start = Instant::now();
+        work();
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    best
+}
+
+impl Bench {
+    fn copy(&self, pool: &ThreadPool) -> CopySpeed {
+        let threads = pool.current_num_threads();
+        let src = &self.weights[..threads * self.rows_per_thread * ROW_LEN];
+        let mut dst = vec![0f32; src.len()];
+        let share = src.len() / threads;
+        let seconds = pool.install(|| {
+            best_of(self.rounds.max(5), || {
+                src.par_chunks(share).zip(dst.par_chunks_mut(share)).for_each(|(src, dst)| dst.copy_from_slice(src));
+            })
+        });
+        CopySpeed { threads, gigabytes_per_second: 8.0 * src.len() as f64 / seconds / 1e9 }
+    }
+
+    /// One row of the report for each level and pool.
+    fn measure(
+        &self,
+        info: &'static TypeInfo,
+        what: What,
+        levels: &[Level],
+        pools: &[ThreadPool],
+        copies: &[CopySpeed],
+    ) -> anyhow::Result<Vec<Row>> {
+        let row_bytes = ROW_LEN / info.block_len * info.block_bytes;
+        ensure!(ROW_LEN.is_multiple_of(info.block_len), "{}: rows of {ROW_LEN} are not whole blocks", info.name);
+        let mut measured: Vec<Row> = Vec::new();
+        for &level in levels {
+            let mut one_thread = 0.0;
+            for (pool, copy) in pools.iter().zip(copies) {
+                let threads = pool.current_num_threads();
+                let rows = self.rows_for(info.ty, what, level);
+                let weights = &self.weights[..threads * rows * ROW_LEN];
+                let mut blocks = vec![0u8; threads * rows * row_bytes];
+                let seconds = if what == What::Decode {
+                    if quant::codec(info.ty).is_some_and(|codec| codec.quantize.is_some()) {
+                        quant::quantize_rows(info.ty, weights, ROW_LEN, Some(&self.importance), &mut blocks)?;
+                    }
+                    let decode = kernels::dequantizer_at(info.ty, level).context("the type has a decoder")?;
+                    let mut out = vec![0f32; weights.len()];
+                    pool.install(|| {
+                        best_of(self.rounds, || {
+                            let pairs = blocks.par_chunks(rows * row_bytes).zip(out.par_chunks_mut(rows * ROW_LEN));
+                            pairs.for_each(|(src, dst)| decode(src, dst));
+                        })
+                    })
+                } else {
+                    let encode = kernels::quantizer_at(info.ty, level).context("the type has an encoder")?;
+                    let importance = (what == What::Weighted).then_some(&self.importance[..]);
+                    pool.install(|| {
+                        best_of(self.rounds, || {
+                            let pairs = weights.par_chunks(rows * ROW_LEN).zip(blocks.par_chunks_mut(rows * row_bytes));
+                            pairs.for_each(|(src, dst)| encode(src, ROW_LEN, importance, dst));
+                        })
+                    })
+                };
+                let speed = weights.len() as f64 / seconds;
+                let gigabytes = (4 * weights.len() + blocks.len()) as f64 / seconds / 1e9;
+                if one_thread == 0.0 {
+                    one_thread = speed;
+                }
+                let scalar = measured.iter().find(|row| row.threads == threads && row.isa == Level::Scalar.name());
+                measured.push(Row {
+                    ty: info.name,
+                    what: what.name(),
+                    isa: level.name(),
+                    threads,
+                    weights_per_second: speed,
+                    gigabytes_per_second: gigabytes,
+                    share_of_copy: gigabytes / copy.gigabytes_per_second,
+                    times_scalar: scalar.map_or(1.0, |scalar| speed / scalar.weights_per_second),
+                    scaling: speed / one_thread,
+                });
+            }
+        }
+        Ok(measured)
+    }
+
+    /// Rows per thread that take no longer than a round should.
+    fn rows_for(&self, ty: TensorType, what: What, level: Level) -> usize {
+        let importance = (what == What::Weighted).then_some(&self.importance[..]);
+        let Some(encode) = kernels::quantizer_at(ty, level).filter(|_| what != What::Decode) else {
+            return self.rows_per_thread;
+        };
+        let mut out = vec![0u8; 8 * ROW_LEN];
+        let bytes = ty.info().and_then(|info| info.row_bytes(ROW_LEN as u64)).unwrap_or(0) as usize;
+        let seconds = best_of(2, || encode(&self.weights[..ROW_LEN], ROW_LEN, importance, &mut out[..bytes]));
+        ((ROUND_SECONDS / seconds) as usize).clamp(1, self.rows_per_thread)
+    }
+}
+
+fn table(report: &Report) -> String {
+    let mut out = String::new();
+    let _ = writeln!(out, "{} ({} rounds, best of each)\n", report.cpu, report.rounds);
+    for copy in &report.copies {
+        let _ = writeln!(out, "copy, {} threads: {:.1} GB/s read and written", copy.threads, copy.gigabytes_per_second);
+    }
+    let _ = writeln!(
+        out,
+        "\n{:<8} {:<18} {:<8} {:>7} {:>11} {:>7} {:>8} {:>9} {:>8}",
+        "type", "what", "isa", "threads", "Mweights/s", "GB/s", "of copy", "of scalar", "scaling"
+    );
+    for row in &report.rows {
+        let _ = writeln!(
+            out,
+            "{:<8} {:<18} {:<8} {:>7} {:>11.1} {:>7.2} {:>7.1}% {:>8.2}x {:>7.2}x",
+            row.ty,
+            row.what,
+            row.isa,
+            row.threads,
+            row.weights_per_second / 1e6,
+            row.gigabytes_per_second,
+            row.share_of_copy * 100.0,
+            row.times_scalar,
+            row.scaling
+        );
+    }
+    out
+}
