@@ -325,7 +325,11 @@ fn wrong_tensors_are_refused_by_name() {
             },
             "stands for the same weights",
         ),
-        ("NaN", |s| s.tensors.get_mut(UP).unwrap().data[514..516].copy_from_slice(&[0x00, 0x7e]), "weight 257 is NaN"),
+        (
+            "NaN",
+            |s| s.tensors.get_mut(UP).unwrap().data[514..516].copy_from_slice(&[0x00, 0x7e]),
+            "weight 257 is NaN or infinite",
+        ),
         (
             "too large",
             |s| {

@@ -1,7 +1,7 @@
 //! The run: rows of source tensors through widening, changes and encoding into their places in the output.
 //!
 //! All outputs are cut into pieces of whole rows that stand in one queue. Worker threads read, convert and write
-//! a piece each; a piece's bytes depend on nothing but its rows, so the file is the same for any number of threads.
+//! a piece each; where source and output have one type, bytes are copied without a detour through floats; a piece's bytes depend on nothing but its rows, so the file is the same for any number of threads.
 //! Memory is a few buffers of [`PIECE_WEIGHTS`] per thread.
 
 use std::fs::File;
@@ -37,6 +37,8 @@ struct Piece {
 #[derive(Default)]
 struct Buffers {
     raw: Vec<u8>,
+    /// Rows of a head before they are permuted.
+    head: Vec<u8>,
     floats: Vec<f32>,
     encoded: Vec<u8>,
 }
@@ -125,22 +127,37 @@ fn convert(
         Content::Rows { parts, row_len, permuted_heads, add_one } => (parts, *row_len, *permuted_heads, *add_one),
     };
     let Part { tensor: source, rows: part_rows } = &parts[piece.part];
-    let weights = (piece.rows * row_len) as usize;
-    let reader = Reader { plan, checkpoint, source: *source, row_len };
-    buffers.floats.resize(weights, 0.0);
-    match permuted_heads {
-        None => reader.rows(part_rows.start + piece.first, piece.rows, &mut buffers.raw, &mut buffers.floats)?,
-        Some(heads) => {
-            reader.permuted(part_rows.end, heads, piece.first, piece.rows, &mut buffers.raw, &mut buffers.floats)?;
+    let reader = Reader { checkpoint, source: *source, row_len };
+    let first = part_rows.start + piece.first;
+    let permutation = permuted_heads.map(|heads| Permutation { head_rows: part_rows.end / heads });
+    match &permutation {
+        None => reader.read(first, piece.rows, &mut buffers.raw)?,
+        Some(permutation) => {
+            let Buffers { raw, head, .. } = buffers;
+            reader.read_permuted(permutation, first, piece.rows, raw, head)?;
+        }
+    }
+    let dense = reader.dense()?;
+    let scales = plan.scales.get(source);
+    if dense.tensor_type() == Some(tensor.ty) && !add_one && scales.is_none() {
+        if let Some(at) = dense.first_non_finite(&buffers.raw) {
+            return Err(reader.non_finite(first * row_len + at));
+        }
+        layout.write_data_at(file, piece.output, piece.at * row_len * dense.bytes(), &buffers.raw)?;
+        return Ok(buffers.raw.len() as u64);
+    }
+    buffers.floats.resize((piece.rows * row_len) as usize, 0.0);
+    dense.widen(&buffers.raw, &mut buffers.floats);
+    if let Some(scales) = scales {
+        for (row, values) in (first..).zip(buffers.floats.chunks_mut(row_len as usize)) {
+            scales.apply(permutation.as_ref().map_or(row, |permutation| permutation.source_row(row)), values);
         }
     }
     if let Some(at) = quant::first_non_finite(&buffers.floats) {
-        let index = (part_rows.start + piece.first) * row_len + at as u64;
-        let problem = format!("weight {index} is {}; the model is damaged, download it again", buffers.floats[at]);
-        return Err(reader.wrong(problem));
+        return Err(reader.non_finite(first * row_len + at as u64));
     }
     if add_one {
-        let half = reader.dense()? == Dense::F16;
+        let half = dense == Dense::F16;
         for value in &mut buffers.floats {
             *value += 1.0;
             // The reference adds in the source's own precision.
@@ -169,7 +186,6 @@ fn convert(
 
 /// Rows of one source tensor as floats.
 struct Reader<'a> {
-    plan: &'a Plan,
     checkpoint: &'a Checkpoint,
     source: usize,
     row_len: u64,
@@ -189,55 +205,92 @@ impl Reader<'_> {
         tensor.dense().ok_or_else(|| self.wrong(format!("has dtype {:?}, which holds no weights", tensor.dtype)))
     }
 
-    /// Consecutive rows.
-    fn rows(&self, first: u64, rows: u64, raw: &mut Vec<u8>, floats: &mut [f32]) -> Result<(), ConvertError> {
-        let dense = self.dense()?;
-        let row_bytes = self.row_len * dense.bytes();
+    fn non_finite(&self, index: u64) -> ConvertError {
+        self.wrong(format!("weight {index} is NaN or infinite; the model is damaged, download it again"))
+    }
+
+    /// Bytes of consecutive rows.
+    fn read(&self, first: u64, rows: u64, raw: &mut Vec<u8>) -> Result<(), ConvertError> {
+        let row_bytes = self.row_len * self.dense()?.bytes();
         raw.resize((rows * row_bytes) as usize, 0);
-        self.checkpoint.read_at(self.source, first * row_bytes, raw)?;
-        match dense {
+        self.checkpoint.read_at(self.source, first * row_bytes, raw)
+    }
+
+    /// Bytes of rows of the permuted matrix. All rows of a head are read at once: those of a piece lie scattered in it.
+    fn read_permuted(
+        &self,
+        permutation: &Permutation,
+        first: u64,
+        rows: u64,
+        raw: &mut Vec<u8>,
+        head: &mut Vec<u8>,
+    ) -> Result<(), ConvertError> {
+        let row_bytes = (self.row_len * self.dense()?.bytes()) as usize;
+        raw.clear();
+        let mut row = first;
+        while row < first + rows {
+            let head_first = row - row % permutation.head_rows;
+            let end = (head_first + permutation.head_rows).min(first + rows);
+            self.read(head_first, permutation.head_rows, head)?;
+            for row in row..end {
+                let from = (permutation.source_row(row) - head_first) as usize * row_bytes;
+                raw.extend_from_slice(&head[from..from + row_bytes]);
+            }
+            row = end;
+        }
+        Ok(())
+    }
+}
+
+/// The order of rows that GGUF's llama wants: inside a head of `n` rows, row `2i + s` is source row `s * n / 2 + i`.
+struct Permutation {
+    head_rows: u64,
+}
+
+impl Permutation {
+    fn source_row(&self, row: u64) -> u64 {
+        let inside = row % self.head_rows;
+        row - inside + (inside % 2) * (self.head_rows / 2) + inside / 2
+    }
+}
+
+impl Dense {
+    /// The GGUF type with the same bytes.
+    fn tensor_type(self) -> Option<TensorType> {
+        match self {
+            Dense::F32 => Some(TensorType::F32),
+            Dense::F16 => Some(TensorType::F16),
+            Dense::BF16 => Some(TensorType::BF16),
+            Dense::F8E4M3 => None,
+        }
+    }
+
+    /// Index of the first value whose exponent is all ones.
+    fn first_non_finite(self, raw: &[u8]) -> Option<u64> {
+        let of_16_bits = |mask: u16| {
+            // Whole chunks at a time: the inner test has no branch and becomes vector code.
+            let wrong = |bytes: &[u8; 2]| u16::from_le_bytes(*bytes) & mask == mask;
+            let mut chunks = raw.as_chunks::<2>().0.chunks(4096).enumerate();
+            let found = chunks.find(|(_, chunk)| chunk.iter().fold(false, |any, bytes| any | wrong(bytes)));
+            found.and_then(|(index, chunk)| chunk.iter().position(wrong).map(|at| (index * 4096 + at) as u64))
+        };
+        match self {
+            Dense::F16 => of_16_bits(0x7C00),
+            Dense::BF16 => of_16_bits(0x7F80),
+            Dense::F32 => {
+                raw.as_chunks().0.iter().position(|bytes| !f32::from_le_bytes(*bytes).is_finite()).map(|at| at as u64)
+            }
+            Dense::F8E4M3 => raw.iter().position(|byte| byte & 0x7F == 0x7F).map(|at| at as u64),
+        }
+    }
+
+    fn widen(self, raw: &[u8], floats: &mut [f32]) {
+        match self {
             Dense::F32 => widen(raw, floats, f32::from_le_bytes),
             Dense::F16 => widen(raw, floats, |bytes| f16_to_f32(u16::from_le_bytes(bytes))),
             Dense::BF16 => widen(raw, floats, |bytes| bf16_to_f32(u16::from_le_bytes(bytes))),
             Dense::F8E4M3 => widen(raw, floats, |[byte]| e4m3_to_f32(byte)),
         }
-        if let Some(scales) = self.plan.scales.get(&self.source) {
-            for (row, values) in floats.chunks_mut(self.row_len as usize).enumerate() {
-                scales.apply(first + row as u64, values);
-            }
-        }
-        Ok(())
-    }
-
-    /// Rows of the permuted matrix. Inside a head of `n` rows, row `2i + s` is source row `s * n / 2 + i`.
-    fn permuted(
-        &self,
-        total_rows: u64,
-        heads: u64,
-        first: u64,
-        rows: u64,
-        raw: &mut Vec<u8>,
-        floats: &mut [f32],
-    ) -> Result<(), ConvertError> {
-        let head_rows = total_rows / heads;
-        let row_len = self.row_len as usize;
-        let mut source = Vec::new();
-        let mut row = first;
-        while row < first + rows {
-            // All rows of a head are read at once: those of a piece lie scattered in it.
-            let head = row / head_rows;
-            let end = ((head + 1) * head_rows).min(first + rows);
-            source.resize((head_rows * self.row_len) as usize, 0.0);
-            self.rows(head * head_rows, head_rows, raw, &mut source)?;
-            while row < end {
-                let inside = row % head_rows;
-                let from = ((inside % 2) * (head_rows / 2) + inside / 2) as usize * row_len;
-                let to = (row - first) as usize * row_len;
-                floats[to..to + row_len].copy_from_slice(&source[from..from + row_len]);
-                row += 1;
-            }
-        }
-        Ok(())
     }
 }
 

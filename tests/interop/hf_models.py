@@ -153,6 +153,44 @@ def write_sentencepiece(folder, config, added=()):
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
+def write_merged(folder, config, added=(), prepend=True, named=("<unk>", "<s>", "</s>")):
+    """tokenizer.json of a SentencePiece vocabulary as merges, without a tokenizer.model."""
+    words = ["t h", "th e", "▁ the", "i n", "▁ a", "e r", "o n", "r e", "▁ s", "in g"]
+    vocab = {text: token for token, text in enumerate([*named, *(f"<0x{byte:02X}>" for byte in range(256))])}
+    for text in [*"▁etaoinshrg", *(word.replace(" ", "") for word in words)]:
+        vocab.setdefault(text, len(vocab))
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    specials = [(vocab[text], text, True) for text in named]
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    normalizer = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, replace]} if prepend else replace
+    back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    decoders = [back, {"type": "ByteFallback"}, {"type": "Fuse"}]
+    split = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": i, "content": text, "special": special, **flags} for i, text, special in [*specials, *added]],
+        "normalizer": normalizer,
+        "pre_tokenizer": None if prepend else split,
+        "post_processor": None,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": "<unk>",
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "vocab": vocab,
+            "merges": words,
+        },
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
 class HfModel:
     """Configuration and weights under Hugging Face's names."""
 
@@ -379,6 +417,14 @@ def mistral():
     return model.body().layers().dense()
 
 
+def llama_merged():
+    """The vocabulary ends where the embedding does, since the reference converter does not pad this kind."""
+    model = HfModel("llama_merged", "llama", ["LlamaForCausalLM"], "-", dtype="F16", n_vocab=284, rope_theta=10000.0)
+    config = {"tokenizer_class": "LlamaTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    model.tokenizer(write_merged, config, [(280, "<|user|>", False), (281, "<|x|>", True), (282, "<y>", False), (283, "<z>", True)])
+    return model.body().layers().dense()
+
+
 def mixtral():
     model = HfModel(
         "mixtral", "mixtral", ["MixtralForCausalLM"], "-", dtype="F16", rope_theta=1e6, num_local_experts=N_EXPERT,
@@ -493,7 +539,7 @@ def fp8(block=None):
 MODELS = {
     model.__name__ if not args else f"{model.__name__}-{args[0]}": (model, args)
     for model, *args in [
-        (llama,), (smollm,), (mistral,), (mixtral,), (qwen2,), (qwen3,), (qwen2moe,), (qwen3moe,), (qwen3moe, True),
+        (llama,), (smollm,), (mistral,), (llama_merged,), (mixtral,), (qwen2,), (qwen3,), (qwen2moe,), (qwen3moe,), (qwen3moe, True),
         (gemma2,), (gemma3,), (phi3,), (phi4mini,), (fp8,), (fp8, 32),
     ]
 }

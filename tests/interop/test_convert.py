@@ -61,7 +61,7 @@ def test_files_are_those_of_the_reference_converter(name, tmp_path):
 def test_logits_are_those_of_the_folder(name, tmp_path):
     model = hf_models.make(name)
     path = convert(model.write(tmp_path / name), tmp_path / "model.gguf", "--type", "f32")
-    tokens = np.random.default_rng(3).integers(0, hf_models.N_VOCAB, N_CTX)
+    tokens = np.random.default_rng(3).integers(0, model.n_vocab, N_CTX)
     own = forward(model, tokens)
     assert own.std() > 0.3, "the random model says nothing"
 
@@ -88,6 +88,15 @@ def test_tokens_are_those_of_llama_cpp(name, tmp_path):
     reference.close()
     command = [LWQ, "tokenize", path, "--text", text, "--ids", "--parse-special"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == expected
+
+
+def test_rank_scores_cut_texts_as_the_merges_do(tmp_path):
+    path = convert(hf_models.llama_merged().write(tmp_path / "model"), tmp_path / "model.gguf", "--rank-scores")
+    command = [LWQ, "tokenize", path, "--text", "the thing  on a hat\nin the sea", "--ids", "--no-bos"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    # From the PyPI package tokenizers 0.22.2 on the same tokenizer.json.
+    expected = [272, 259, 270, 279, 259, 259, 276, 274, 259, 267, 262, 261, 13, 273, 272, 278, 260, 262]
     assert json.loads(done.stdout) == expected
 
 
