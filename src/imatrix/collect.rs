@@ -11,6 +11,12 @@ use crate::model::{ModelError, TapInput, Taps};
 /// threads nor the size of a group changes a sum.
 const COLUMNS_PER_TASK: usize = 256;
 
+/// The output matrix.
+const OUTPUT: &str = "output.weight";
+
+/// The tensor that takes its part where a model has none.
+const TIED_OUTPUT: &str = "token_embd.weight";
+
 /// Sums of one input, shared by all weights that it feeds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct InputSums {
@@ -32,7 +38,8 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// A collector of block weights; with `process_output` of `output.weight` too.
+    /// A collector of block weights and, for plans, of the output matrix. With `process_output` the entry of
+    /// `output.weight` is an ordinary one, as llama-imatrix makes it.
     pub fn new(process_output: bool) -> Collector {
         Collector { inputs: BTreeMap::new(), process_output }
     }
@@ -50,27 +57,29 @@ impl Collector {
 
     /// The importance matrix of everything seen so far.
     pub fn to_imatrix(&self, datasets: Vec<String>, chunk_count: u32, chunk_size: u32) -> Imatrix {
-        let mut entries = BTreeMap::new();
-        for input in self.inputs.values() {
-            let sums: Vec<f32> = input.sums.iter().map(|sum| *sum as f32).collect();
-            for weight in &input.weights {
-                entries.insert(weight.clone(), Entry { sums: sums.clone(), counts: input.counts.clone() });
-            }
-        }
-        Imatrix {
-            entries,
+        let mut imatrix = Imatrix {
             datasets,
             chunk_count: Some(chunk_count),
             chunk_size: Some(chunk_size),
             form: Form::Gguf,
-            warnings: Vec::new(),
+            ..Imatrix::default()
+        };
+        for input in self.inputs.values() {
+            let sums: Vec<f32> = input.sums.iter().map(|sum| *sum as f32).collect();
+            for weight in &input.weights {
+                let entry = Entry { sums: sums.clone(), counts: input.counts.clone() };
+                let ordinary = weight.starts_with("blk.") || (self.process_output && weight == OUTPUT);
+                let entries = if ordinary { &mut imatrix.entries } else { &mut imatrix.planning };
+                entries.insert(weight.clone(), entry);
+            }
         }
+        imatrix
     }
 }
 
 impl Taps for Collector {
     fn wants(&self, tensor: &str) -> bool {
-        tensor.starts_with("blk.") || (self.process_output && tensor == "output.weight")
+        tensor.starts_with("blk.") || tensor == OUTPUT || tensor == TIED_OUTPUT
     }
 
     fn input(&mut self, input: &TapInput<'_>) -> Result<(), ModelError> {
@@ -137,12 +146,14 @@ mod tests {
     }
 
     #[test]
-    fn output_is_left_out_unless_wanted() {
-        let names = ["output.weight"];
-        for wanted in [false, true] {
+    fn the_output_is_an_ordinary_entry_only_when_wanted() {
+        for (name, wanted) in [(OUTPUT, false), (OUTPUT, true), (TIED_OUTPUT, false), (TIED_OUTPUT, true)] {
             let mut collector = Collector::new(wanted);
-            collector.input(&tap(&names, &[1.0], 1, None)).unwrap();
-            assert_eq!(collector.inputs().len(), usize::from(wanted));
+            collector.input(&tap(&[name], &[1.0], 1, None)).unwrap();
+            let imatrix = collector.to_imatrix(Vec::new(), 1, 8);
+            let ordinary = wanted && name == OUTPUT;
+            assert_eq!((imatrix.entries.len(), imatrix.planning.len()), (ordinary.into(), (!ordinary).into()));
+            assert_eq!(imatrix.with_planning().entries.len(), 1);
         }
     }
 

@@ -58,7 +58,7 @@ pub(super) fn read(gguf: &Gguf, file: &str) -> Result<Imatrix, ImatrixError> {
         let (sums, counts) = both(weight, &pair).map_err(fail)?;
         let (sums, counts) = (floats(gguf, sums, file)?, floats(gguf, counts, file)?);
         let entry = entry(weight, sums, &counts, &mut oddities).map_err(fail)?;
-        imatrix.entries.insert(weight.to_owned(), entry);
+        imatrix.insert_stored(weight.to_owned(), entry);
     }
     imatrix.warnings.extend(oddities.into_warnings());
     Ok(imatrix)
@@ -163,7 +163,8 @@ pub(super) fn write(imatrix: &Imatrix, out: &mut impl Write) -> Result<Vec<Warni
     metadata.set(CHUNK_SIZE, imatrix.chunk_size_or_default());
 
     let mut tensors = Vec::with_capacity(imatrix.entries.len() * 2);
-    for (weight, entry) in &imatrix.entries {
+    for (weight, entry) in imatrix.stored_entries() {
+        let weight = weight.as_ref();
         let most = MAX_TENSOR_NAME - SUMS.len();
         if weight.len() > most {
             let problem = WriteProblem::LongName { tensor: weight.into(), found: weight.len(), most };
@@ -175,7 +176,7 @@ pub(super) fn write(imatrix: &Imatrix, out: &mut impl Write) -> Result<Vec<Warni
         tensors.push(tensor(weight, COUNTS, [1, matrices]));
     }
     let mut writer = GgufWriter::new(out, GgufLayout::new("the imatrix", &metadata, tensors)?)?;
-    for (number, entry) in imatrix.entries.values().enumerate() {
+    for (number, (_, entry)) in imatrix.stored_entries().enumerate() {
         write_floats(&mut writer, 2 * number, entry.sums.iter().copied())?;
         write_floats(&mut writer, 2 * number + 1, entry.counts.iter().map(|&count| count as f32))?;
     }

@@ -82,8 +82,8 @@ impl Merger {
 
         let origin = self.inputs.len();
         self.inputs.push(Input { file: file.to_owned(), fingerprint });
-        for (name, entry) in &imatrix.entries {
-            self.add_entry(name, entry, scale, origin)
+        for (name, entry) in imatrix.stored_entries() {
+            self.add_entry(&name, entry, scale, origin)
                 .map_err(|problem| ImatrixError::Merge { file: file.to_owned(), problem })?;
         }
         for dataset in &imatrix.datasets {
@@ -142,7 +142,7 @@ impl Merger {
             if let Some(index) = sums.iter().position(|sum| !sum.is_finite()) {
                 return Err(fail(MergeProblem::SumOverflow { tensor: (&name).into(), index }));
             }
-            merged.entries.insert(name, Entry { sums, counts: accumulated.counts });
+            merged.insert_stored(name, Entry { sums, counts: accumulated.counts });
         }
         let chunks = merged.most_tokens() / u64::from(chunk_size.max(1));
         merged.chunk_count = Some(u32::try_from(chunks).unwrap_or(u32::MAX));
@@ -200,7 +200,7 @@ fn is_filler(mut sums: impl Iterator<Item = f64>, count: u64) -> bool {
 
 fn fingerprint(imatrix: &Imatrix) -> u64 {
     let mut hasher = DefaultHasher::new();
-    for (name, entry) in &imatrix.entries {
+    for (name, entry) in imatrix.stored_entries() {
         name.hash(&mut hasher);
         entry.counts.hash(&mut hasher);
         for sum in &entry.sums {
@@ -344,5 +344,23 @@ mod tests {
             ]
         );
         assert_eq!(merged.datasets, ["text", "more"]);
+    }
+
+    #[test]
+    fn entries_for_plans_are_summed_and_stay_apart() {
+        let mut a = imatrix(&[("w", &[1.0, 2.0], &[4])]);
+        a.planning = imatrix(&[("output.weight", &[3.0, 5.0], &[4])]).entries;
+        let mut merger = Merger::new(MergeOptions::default());
+        merger.add("a", &a).unwrap();
+        let mut b = a.clone();
+        b.planning.get_mut("output.weight").unwrap().sums[0] = 4.0;
+        merger.add("b", &b).unwrap();
+        let merged = merger.finish().unwrap();
+        assert_eq!(merged.planning["output.weight"], Entry { sums: vec![7.0, 10.0], counts: vec![8] });
+        let mut bytes = Vec::new();
+        merged.write(Form::Gguf, &mut bytes).unwrap();
+        let read = Imatrix::from_bytes(&bytes, "merged").unwrap();
+        assert_eq!((&read.planning, &read.entries), (&merged.planning, &merged.entries));
+        assert!(read.with_planning().entries.contains_key("output.weight"));
     }
 }

@@ -19,6 +19,7 @@ mod matching;
 mod merge;
 mod stats;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
@@ -134,11 +135,18 @@ impl Entry {
     }
 }
 
+/// What the names of entries for plans begin with in a file.
+pub const PLANNING_PREFIX: &str = "lwq.plan.";
+
 /// An importance matrix in memory.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Imatrix {
     /// Entries by weight name, such as `blk.0.attn_q.weight`.
     pub entries: BTreeMap<String, Entry>,
+    /// Entries for plans only, by weight name: the output matrix, also where the token embedding takes its part. The
+    /// standard recipes round it without importance, and llama.cpp's tools do not look for it; so in a file these
+    /// names begin with [`PLANNING_PREFIX`]. The legacy form has no place for them.
+    pub planning: BTreeMap<String, Entry>,
     /// Names of the calibration files, oldest first.
     pub datasets: Vec<String>,
     /// Chunks of text that were evaluated; absent in old legacy files.
@@ -234,6 +242,28 @@ impl Imatrix {
         counted.chunk_count =
             Some(u32::try_from(counted.most_tokens() / u64::from(chunk_size.max(1))).unwrap_or(u32::MAX));
         counted
+    }
+
+    /// All entries under the names that they have in a file.
+    pub(crate) fn stored_entries(&self) -> impl Iterator<Item = (Cow<'_, str>, &Entry)> {
+        let planning = self.planning.iter().map(|(name, entry)| (format!("{PLANNING_PREFIX}{name}").into(), entry));
+        self.entries.iter().map(|(name, entry)| (name.as_str().into(), entry)).chain(planning)
+    }
+
+    /// Adds an entry under the name that it has in a file.
+    pub(crate) fn insert_stored(&mut self, name: String, entry: Entry) {
+        match name.strip_prefix(PLANNING_PREFIX) {
+            Some(tensor) => self.planning.insert(tensor.to_owned(), entry),
+            None => self.entries.insert(name, entry),
+        };
+    }
+
+    /// Makes the entries for plans ordinary ones, where there are none of their name.
+    pub fn with_planning(mut self) -> Imatrix {
+        for (name, entry) in std::mem::take(&mut self.planning) {
+            self.entries.entry(name).or_insert(entry);
+        }
+        self
     }
 
     /// The largest count of all entries; tokens unless the form is legacy.

@@ -194,7 +194,7 @@ mod properties {
                 chunk_count: Some(chunk_count),
                 chunk_size: (form == Form::Gguf).then_some(chunk_size),
                 form,
-                warnings: Vec::new(),
+                ..Imatrix::default()
             },
         )
     }

@@ -1,0 +1,222 @@
+//! Measuring a model once, so that any number of plans can be made from the result.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::file::{rounded, type_name};
+use super::{
+    ColumnWeights, JointProbe, MeasureError, Probe, Prober, Sampling, Sensitivity, TensorSensitivity, round_tensor,
+    weight_errors,
+};
+use crate::gguf::{Gguf, TensorInfo, TensorType};
+use crate::model::{HiddenStates, NoTaps, Overrides, Pass};
+use crate::recipe::{Role, roles};
+
+/// What the logits of a probe cost, in forward passes.
+const COST_OF_LOGITS: f64 = 0.15;
+
+/// A tensor that a plan chooses a type for.
+pub struct Subject<'a> {
+    /// The tensor.
+    pub tensor: &'a TensorInfo,
+    /// Types whose error is measured.
+    pub types: Vec<TensorType>,
+    /// Types that a probe rounds it to.
+    pub probe_types: Vec<TensorType>,
+    /// Column weights, `[matrices, row_len]`.
+    pub importance: Option<&'a [f32]>,
+    /// Factors of its rows in the error.
+    pub row_factors: Option<&'a [f64]>,
+}
+
+/// What is measured, and on what.
+pub struct Measurement<'a, 'm, 'g> {
+    /// The model's file.
+    pub gguf: &'g Gguf,
+    /// The probe text and the original's distributions on it.
+    pub prober: &'a Prober<'m, 'g>,
+    /// The tensors, in the order of the file.
+    pub subjects: &'a [Subject<'a>],
+}
+
+/// Follows a measurement: `state` is complete as far as it goes and may be saved; `cost` is what the step took, in
+/// forward passes over the probe text. An error ends the measurement.
+pub type OnMeasured<'f> = dyn FnMut(&Sensitivity, &str, f64) -> Result<(), MeasureError> + 'f;
+
+/// Measures the rounding errors that `state` lacks. Runs nothing.
+///
+/// # Errors
+/// When a tensor cannot be read or rounded, or `on_measured` ends the run.
+pub fn measure_errors(
+    gguf: &Gguf,
+    subjects: &[Subject<'_>],
+    sampling: Sampling,
+    state: &mut Sensitivity,
+    on_measured: &mut OnMeasured<'_>,
+) -> Result<(), MeasureError> {
+    for subject in subjects {
+        let tensor = subject.tensor;
+        if state.tensor(&tensor.name).is_some() {
+            continue;
+        }
+        let weights = ColumnWeights { importance: subject.importance, rows: subject.row_factors };
+        let found = weight_errors(gguf, tensor, weights, &subject.types, sampling)?;
+        gguf.release(tensor);
+        let finite = found.into_iter().filter(|(_, errors)| errors.weighted_error.is_finite());
+        let errors = finite.map(|(ty, errors)| (type_name(ty), rounded(errors.relative()))).collect();
+        state.tensors.push(TensorSensitivity { name: tensor.name.clone(), errors, probes: Vec::new() });
+        on_measured(state, &tensor.name, 0.0)?;
+    }
+    Ok(())
+}
+
+impl Measurement<'_, '_, '_> {
+    fn n_layer(&self) -> usize {
+        self.prober.last().next_layer()
+    }
+
+    /// The layer whose states a probe of `tensor` starts with: 0 for the embedding too, which is looked up again.
+    fn first_use(&self, tensor: &TensorInfo) -> usize {
+        match (Role::of(&tensor.name), roles::block_number(&tensor.name)) {
+            (_, Some(block)) => block.max(0) as usize,
+            (Role::Output, None) => self.n_layer(),
+            _ => 0,
+        }
+    }
+
+    fn cost_of_probe(&self, entering: usize) -> f64 {
+        let layers = self.n_layer();
+        (layers - entering.min(layers)) as f64 / layers.max(1) as f64 + COST_OF_LOGITS
+    }
+
+    /// Probes that `state` lacks: tensor and type.
+    fn missing(&self, state: &Sensitivity) -> Vec<(&Subject<'_>, TensorType)> {
+        let all = self.subjects.iter().flat_map(|subject| subject.probe_types.iter().map(move |&ty| (subject, ty)));
+        let lacks = |subject: &Subject<'_>, ty: TensorType| {
+            let known = state.tensor(&subject.tensor.name);
+            known.is_some_and(|known| known.probes.iter().all(|probe| probe.ty != type_name(ty)))
+        };
+        all.filter(|(subject, ty)| lacks(subject, *ty)).collect()
+    }
+
+    /// Forward passes over the probe text that [`Self::probe_all`] still has to do for `state`.
+    pub fn cost_of_probes(&self, state: &Sensitivity) -> f64 {
+        let probes: f64 =
+            self.missing(state).iter().map(|(subject, _)| self.cost_of_probe(self.first_use(subject.tensor))).sum();
+        if probes > 0.0 { probes + 1.0 } else { 0.0 }
+    }
+
+    /// Rounds each tensor alone and measures the divergence, as far as `state` does not have it.
+    ///
+    /// # Errors
+    /// When a tensor cannot be rounded, the forward pass fails, or `on_measured` ends the run.
+    pub fn probe_all(&self, state: &mut Sensitivity, on_measured: &mut OnMeasured<'_>) -> Result<(), MeasureError> {
+        let mut by_layer: BTreeMap<usize, Vec<(&Subject<'_>, TensorType)>> = BTreeMap::new();
+        for (subject, ty) in self.missing(state) {
+            by_layer.entry(self.first_use(subject.tensor)).or_default().push((subject, ty));
+        }
+        let original = self.prober.pass(Overrides::new())?;
+        let mut states = self.prober.embed(&original)?;
+        for (layer, probes) in by_layer {
+            self.advance(&original, &mut states, layer)?;
+            for (subject, ty) in probes {
+                let tensor = subject.tensor;
+                let data = round_tensor(self.gguf, tensor, subject.importance, ty)?;
+                let mut overrides = Overrides::new();
+                overrides.insert(tensor.name.clone(), ty, data);
+                let result = self.score(overrides, tensor, &states)?;
+                let probe =
+                    Probe { ty: type_name(ty), kld: rounded(result.mean()), kld_error: rounded(result.error()) };
+                if let Some(known) = state.tensors.iter_mut().find(|known| known.name == tensor.name) {
+                    known.probes.push(probe);
+                }
+                on_measured(state, &tensor.name, self.cost_of_probe(layer))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn advance(&self, pass: &Pass<'_, '_, '_>, states: &mut HiddenStates, layer: usize) -> Result<(), MeasureError> {
+        while states.next_layer() < layer {
+            pass.run_layer(states, &mut NoTaps)?;
+        }
+        Ok(())
+    }
+
+    /// Scores the model with `overrides`, of which `tensor` is the first that is used after `states`.
+    fn score(
+        &self,
+        overrides: Overrides<'_>,
+        tensor: &TensorInfo,
+        states: &HiddenStates,
+    ) -> Result<super::ProbeResult, MeasureError> {
+        let pass = self.prober.pass(overrides)?;
+        let start = match Role::of(&tensor.name) {
+            Role::TokenEmbd => self.prober.embed(&pass)?,
+            _ => states.clone(),
+        };
+        Ok(self.prober.score(&pass, start)?)
+    }
+
+    /// Forward passes that [`Self::joint`] takes.
+    pub fn cost_of_joint(&self, with_drops: bool) -> f64 {
+        let each = self.subjects.iter().map(|subject| self.cost_of_probe(self.first_use(subject.tensor)));
+        1.0 + COST_OF_LOGITS + if with_drops { 1.0 + each.sum::<f64>() } else { 0.0 }
+    }
+
+    /// Rounds all tensors at once to `types` and measures the divergence; with `drops` also how much it falls when one
+    /// tensor gets its weights back. Tensors that are not in `types` keep their weights.
+    ///
+    /// # Errors
+    /// Those of [`Self::probe_all`].
+    pub fn joint(
+        &self,
+        types: &HashMap<String, TensorType>,
+        with_drops: bool,
+        on_step: &mut dyn FnMut(&str, f64) -> Result<(), MeasureError>,
+    ) -> Result<JointProbe, MeasureError> {
+        let chosen: Vec<(&Subject<'_>, TensorType)> =
+            self.subjects.iter().filter_map(|subject| Some((subject, *types.get(&subject.tensor.name)?))).collect();
+        let mut encoded = Vec::with_capacity(chosen.len());
+        let (mut bytes, mut weights) = (0u64, 0u64);
+        for (subject, ty) in &chosen {
+            let data = round_tensor(self.gguf, subject.tensor, subject.importance, *ty)?;
+            self.gguf.release(subject.tensor);
+            bytes += data.len() as u64;
+            weights += subject.tensor.elements();
+            encoded.push(data);
+        }
+        let all_but = |left_out: Option<&str>| {
+            let mut overrides = Overrides::new();
+            for ((subject, ty), data) in chosen.iter().zip(&encoded) {
+                if left_out != Some(subject.tensor.name.as_str()) {
+                    overrides.insert(subject.tensor.name.clone(), *ty, data.as_slice());
+                }
+            }
+            overrides
+        };
+        let rounded_model = self.prober.pass(all_but(None))?;
+        let whole = self.prober.score(&rounded_model, self.prober.embed(&rounded_model)?)?;
+        on_step("all tensors", 1.0 + COST_OF_LOGITS)?;
+        let mut drops = BTreeMap::new();
+        if with_drops {
+            let mut states = self.prober.embed(&rounded_model)?;
+            let mut in_order = chosen.clone();
+            in_order.sort_by_key(|(subject, _)| self.first_use(subject.tensor));
+            for (subject, _) in in_order {
+                let layer = self.first_use(subject.tensor);
+                self.advance(&rounded_model, &mut states, layer)?;
+                let name = subject.tensor.name.as_str();
+                let restored = self.score(all_but(Some(name)), subject.tensor, &states)?;
+                drops.insert(name.to_owned(), rounded(whole.mean() - restored.mean()));
+                on_step(name, self.cost_of_probe(layer))?;
+            }
+        }
+        Ok(JointProbe {
+            bits_per_weight: rounded(8.0 * bytes as f64 / weights.max(1) as f64),
+            kld: rounded(whole.mean().max(0.0)),
+            kld_error: rounded(whole.error()),
+            types: chosen.iter().map(|(subject, ty)| (subject.tensor.name.clone(), type_name(*ty))).collect(),
+            drops,
+        })
+    }
+}

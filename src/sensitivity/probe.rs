@@ -1,0 +1,206 @@
+//! The divergence that replaced tensors cause, by running only what comes after them.
+//!
+//! All probes see the same tokens, so their differences are paired. The model runs once for the reference
+//! distributions; then layer by layer, and every probe of a layer starts at the states that enter it. On average a
+//! probe costs half a forward pass and the logits of the scored positions.
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use crate::model::math::{divergence_sum, log_sum_exp};
+use crate::model::{ForwardOptions, HiddenStates, Model, ModelError, NoTaps, Overrides, Pass, TokenGroup};
+use crate::os;
+
+/// Share of the free memory that reference logits may take; beyond it they are computed again for every probe.
+const LOGITS_SHARE: u64 = 4;
+
+/// The divergence of a changed model from the original on the probe text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProbeResult {
+    /// Mean KL divergence of every sequence of the text, nats a token.
+    pub sequences: Vec<f64>,
+}
+
+impl ProbeResult {
+    /// Mean KL divergence, nats a token.
+    pub fn mean(&self) -> f64 {
+        self.sequences.iter().sum::<f64>() / self.sequences.len().max(1) as f64
+    }
+
+    /// Standard error of the mean, from the scatter of the sequences.
+    pub fn error(&self) -> f64 {
+        let n = self.sequences.len() as f64;
+        if n < 2.0 {
+            return 0.0;
+        }
+        let mean = self.mean();
+        let squares: f64 = self.sequences.iter().map(|v| (v - mean).powi(2)).sum();
+        (squares / (n - 1.0) / n).sqrt()
+    }
+}
+
+/// Sequences of a probe text and the predictions that are scored in each.
+#[derive(Clone, Debug)]
+pub struct ProbeText {
+    group: Arc<TokenGroup>,
+    rows: Vec<usize>,
+    n_sequences: usize,
+}
+
+/// Predictions at the beginning of a sequence, which have little context, are not scored.
+const UNSCORED: usize = 16;
+
+impl ProbeText {
+    /// Takes about `n_tokens` tokens in sequences of `n_ctx`, at equal distances over the text, so that many of its
+    /// documents are seen. `bos` replaces the first token of every sequence. Every second prediction is scored: its
+    /// neighbours say nearly the same, and logits are a large part of a probe.
+    ///
+    /// # Errors
+    /// When the text is shorter than two sequences.
+    pub fn new(tokens: &[u32], n_tokens: usize, n_ctx: usize, bos: Option<u32>) -> Result<ProbeText, ModelError> {
+        let available = tokens.len() / n_ctx.max(1);
+        if available < 2 || n_ctx < 2 * UNSCORED {
+            let reason = format!(
+                "the probe text has {} tokens; at least two sequences of {n_ctx} are needed, and {} tokens each",
+                tokens.len(),
+                2 * UNSCORED
+            );
+            return Err(ModelError::BadInput { reason });
+        }
+        let n_sequences = (n_tokens / n_ctx).clamp(2, available);
+        let sequences = (0..n_sequences).map(|i| {
+            let start = i * available / n_sequences * n_ctx;
+            let mut sequence = tokens[start..start + n_ctx].to_vec();
+            if let Some(bos) = bos {
+                sequence[0] = bos;
+            }
+            sequence
+        });
+        let group = Arc::new(TokenGroup::from_sequences(sequences).with_context(n_ctx));
+        let rows = (0..n_sequences).flat_map(|i| (UNSCORED..n_ctx - 1).step_by(2).map(move |at| i * n_ctx + at));
+        Ok(ProbeText { rows: rows.collect(), group, n_sequences })
+    }
+
+    /// Tokens that every probe runs.
+    pub fn tokens(&self) -> &[u32] {
+        self.group.tokens()
+    }
+
+    /// Number of sequences.
+    pub fn n_sequences(&self) -> usize {
+        self.n_sequences
+    }
+
+    /// Number of predictions that are scored.
+    pub fn n_scored(&self) -> usize {
+        self.rows.len()
+    }
+}
+
+/// Distributions of the original model, against which probes are scored.
+pub struct Prober<'m, 'g> {
+    model: &'m Model<'g>,
+    options: ForwardOptions,
+    text: ProbeText,
+    /// Hidden states after the last layer of the original.
+    last: HiddenStates,
+    /// Logits of the scored rows, `[rows, n_vocab]`, where memory allows.
+    logits: Option<Vec<f32>>,
+}
+
+impl<'m, 'g> Prober<'m, 'g> {
+    /// Runs the original model.
+    ///
+    /// # Errors
+    /// Those of the forward pass.
+    pub fn new(model: &'m Model<'g>, options: ForwardOptions, text: ProbeText) -> Result<Self, ModelError> {
+        let mut prober = {
+            let pass = model.pass(options.clone(), Overrides::new())?;
+            let mut last = pass.embed(text.group.clone())?;
+            pass.run_remaining(&mut last, &mut NoTaps)?;
+            Prober { model, options, text, last, logits: None }
+        };
+        let bytes = 4 * prober.text.n_scored() as u64 * model.n_vocab() as u64;
+        if bytes <= os::available_memory().unwrap_or(4 << 30) / LOGITS_SHARE {
+            let mut logits = vec![0.0; prober.text.n_scored() * model.n_vocab()];
+            let pass = prober.pass(Overrides::new())?;
+            let tile_rows = pass.logits_tile_rows();
+            let tiles = prober.text.rows.chunks(tile_rows).zip(logits.chunks_mut(tile_rows * model.n_vocab()));
+            for (rows, out) in tiles {
+                pass.logits_into(&prober.last, rows, out, &mut NoTaps)?;
+            }
+            model.release_output();
+            prober.logits = Some(logits);
+        }
+        Ok(prober)
+    }
+
+    /// The text.
+    pub fn text(&self) -> &ProbeText {
+        &self.text
+    }
+
+    /// A pass with tensors replaced.
+    ///
+    /// # Errors
+    /// When a replacement does not fit.
+    pub fn pass<'o>(&self, overrides: Overrides<'o>) -> Result<Pass<'m, 'g, 'o>, ModelError> {
+        self.model.pass(self.options.clone(), overrides)
+    }
+
+    /// States that enter layer 0.
+    ///
+    /// # Errors
+    /// Those of the forward pass.
+    pub fn embed(&self, pass: &Pass<'_, '_, '_>) -> Result<HiddenStates, ModelError> {
+        pass.embed(self.text.group.clone())
+    }
+
+    /// States after the last layer of the original model.
+    pub fn last(&self) -> &HiddenStates {
+        &self.last
+    }
+
+    /// Runs the layers that `states` has not passed with `pass` and scores the result.
+    ///
+    /// # Errors
+    /// Those of the forward pass.
+    pub fn score(&self, pass: &Pass<'_, '_, '_>, mut states: HiddenStates) -> Result<ProbeResult, ModelError> {
+        pass.run_remaining(&mut states, &mut NoTaps)?;
+        let n_vocab = self.model.n_vocab();
+        let tile_rows = pass.logits_tile_rows();
+        let original = match self.logits {
+            Some(_) => None,
+            None => Some(self.pass(Overrides::new())?),
+        };
+        let mut reference = vec![0.0f32; if original.is_some() { tile_rows * n_vocab } else { 0 }];
+        let mut logits = vec![0.0f32; tile_rows.min(self.text.rows.len()) * n_vocab];
+        let mut klds = Vec::with_capacity(self.text.rows.len());
+        for (index, rows) in self.text.rows.chunks(tile_rows).enumerate() {
+            let size = rows.len() * n_vocab;
+            let logits = &mut logits[..size];
+            pass.logits_into(&states, rows, logits, &mut NoTaps)?;
+            let reference = match (&self.logits, &original) {
+                (Some(all), _) => &all[index * tile_rows * n_vocab..][..size],
+                (None, Some(original)) => {
+                    original.logits_into(&self.last, rows, &mut reference[..size], &mut NoTaps)?;
+                    &reference[..size]
+                }
+                (None, None) => unreachable!("a pass is made where logits are not stored"),
+            };
+            let pairs = reference.par_chunks_exact(n_vocab).zip(logits.par_chunks_exact(n_vocab));
+            let tile: Vec<f64> = pairs
+                .map(|(base, other)| {
+                    let (base_lse, other_lse) = (log_sum_exp(base), log_sum_exp(other));
+                    divergence_sum(base, base_lse as f32, other, (base_lse - other_lse) as f32, f32::NEG_INFINITY)
+                })
+                .collect();
+            klds.extend(tile);
+        }
+        self.model.release_output();
+        let per_sequence = self.text.rows.len() / self.text.n_sequences;
+        let mean = |klds: &[f64]| klds.iter().sum::<f64>() / klds.len() as f64;
+        Ok(ProbeResult { sequences: klds.chunks_exact(per_sequence).map(mean).collect() })
+    }
+}
