@@ -25,7 +25,8 @@ fn imatrix() -> PathBuf {
 /// Plans for the bundled model with its imatrix and the fast types.
 fn plan(dir: &Path, name: &str, more: &[&str]) -> (PathBuf, PlanFile) {
     let path = dir.join(name);
-    let mut arguments = args!["plan", doclet(), "--imatrix", imatrix(), "--types", FAST, "-o", &path, "--quiet"];
+    let mut arguments =
+        args!["plan", "--method", "error", doclet(), "--imatrix", imatrix(), "--types", FAST, "-o", &path, "--quiet"];
     arguments.extend(more.iter().map(OsString::from));
     stdout_of(run(arguments));
     let (plan, _) = PlanFile::read(&path).unwrap();
@@ -87,8 +88,20 @@ fn quantize_plans_by_itself_and_names_the_file_after_the_bits() {
     let dir = tempfile::tempdir().unwrap();
     let model = dir.path().join("model.gguf");
     std::fs::copy(doclet(), &model).unwrap();
-    let arguments =
-        args!["quantize", &model, "--imatrix", imatrix(), "--target-bpw", "4.5", "--types", FAST, "--json", "-q"];
+    let arguments = args![
+        "quantize",
+        &model,
+        "--imatrix",
+        imatrix(),
+        "--method",
+        "error",
+        "--target-bpw",
+        "4.5",
+        "--types",
+        FAST,
+        "--json",
+        "-q"
+    ];
     let report: Json = serde_json::from_str(&stdout_of(run(arguments))).unwrap();
     let bits = report["bits_per_weight"].as_f64().unwrap();
     assert_eq!(files_in(dir.path()), [format!("model-{bits:.2}bpw.gguf"), "model.gguf".to_owned()]);
@@ -134,8 +147,9 @@ fn less_divergence_takes_more_bytes() {
 
 #[test]
 fn an_impossible_limit_names_the_smallest_and_the_largest_file() {
-    let arguments =
-        |limit: &str, value: &str| run(args!["plan", doclet(), "--imatrix", imatrix(), "--types", FAST, limit, value]);
+    let arguments = |limit: &str, value: &str| {
+        run(args!["plan", "--method", "error", doclet(), "--imatrix", imatrix(), "--types", FAST, limit, value])
+    };
     let error = error_line(&arguments("--target-size", "1MB"));
     assert!(error.contains("the smallest possible file has 1822944 bytes"), "{error}");
     assert!(error.contains("the largest 4394208"), "{error}");
@@ -207,7 +221,7 @@ fn tensor_types_give_the_same_file_without_the_plan() {
     let (path, _) = plan(dir.path(), "p.json", &["--target-bpw", "4.6"]);
     let list = dir.path().join("types.txt");
     let more = ["--target-bpw", "4.6", "--format", "tensor-types", "--types", FAST, "-q"];
-    let mut arguments = args!["plan", doclet(), "--imatrix", imatrix(), "-o", &list];
+    let mut arguments = args!["plan", "--method", "error", doclet(), "--imatrix", imatrix(), "-o", &list];
     arguments.extend(more.iter().map(OsString::from));
     stdout_of(run(arguments));
     let (planned, listed) = (dir.path().join("a.gguf"), dir.path().join("b.gguf"));
@@ -246,7 +260,19 @@ fn without_an_imatrix_no_type_that_needs_one_is_chosen() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("p.json");
     let types = "IQ2_S,IQ3_XXS,Q3_K,Q4_K";
-    stdout_of(run(args!["plan", doclet(), "--target-bpw", "3.6", "--types", types, "-o", &path, "-q"]));
+    stdout_of(run(args![
+        "plan",
+        "--method",
+        "error",
+        doclet(),
+        "--target-bpw",
+        "3.6",
+        "--types",
+        types,
+        "-o",
+        &path,
+        "-q"
+    ]));
     let (plan, _) = PlanFile::read(&path).unwrap();
     let blocks = plan.tensors.iter().filter(|row| row.tensor.starts_with("blk."));
     assert!(blocks.clone().all(|row| [TensorType::Q3_K, TensorType::Q4_K].contains(&row.ty)));
@@ -261,15 +287,15 @@ fn without_an_imatrix_no_type_that_needs_one_is_chosen() {
 fn outputs_and_usage_are_guarded() {
     let dir = tempfile::tempdir().unwrap();
     let (path, _) = plan(dir.path(), "p.json", &["--target-bpw", "5"]);
-    let again = run(args!["plan", doclet(), "--target-bpw", "5", "-o", &path]);
+    let again = run(args!["plan", "--method", "error", doclet(), "--target-bpw", "5", "-o", &path]);
     assert!(error_line(&again).contains("exists already"));
     let model = dir.path().join("model.gguf");
     std::fs::copy(doclet(), &model).unwrap();
-    let onto_input = run(args!["plan", &model, "--target-bpw", "5", "-o", &model, "--force"]);
+    let onto_input = run(args!["plan", "--method", "error", &model, "--target-bpw", "5", "-o", &model, "--force"]);
     assert!(error_line(&onto_input).contains("is an input"));
     for wrong in [
-        args!["plan", doclet()],
-        args!["plan", doclet(), "--target-bpw", "5", "--like", "Q4_K_M"],
+        args!["plan", "--method", "error", doclet()],
+        args!["plan", "--method", "error", doclet(), "--target-bpw", "5", "--like", "Q4_K_M"],
         args!["plan", doclet(), "--target-bpw", "-5"],
         args!["plan", doclet(), "--target-size", "big"],
         args!["plan", doclet(), "--like", "COPY"],

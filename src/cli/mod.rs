@@ -12,6 +12,7 @@ mod eval;
 mod format;
 mod imatrix;
 mod inspect;
+mod measure;
 mod plan;
 mod progress;
 mod quantize;
@@ -59,6 +60,7 @@ enum Command {
     Imatrix(imatrix::ImatrixArgs),
     Compare(compare::CompareArgs),
     Eval(eval::EvalArgs),
+    Measure(measure::MeasureArgs),
     Plan(plan::PlanArgs),
     Inspect(inspect::InspectArgs),
     Tokenize(tokenize::TokenizeArgs),
@@ -86,6 +88,7 @@ impl Cli {
             Command::Imatrix(args) => args.run(common),
             Command::Compare(args) => args.run(common),
             Command::Eval(args) => args.run(common),
+            Command::Measure(args) => args.run(common),
             Command::Plan(args) => args.run(common),
             Command::Inspect(args) => args.run(common),
             Command::Tokenize(args) => args.run(common),

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 
+use super::measure::MeasureFlags;
 use super::{Common, decimal_size};
 use crate::atomic_file::{AtomicFile, check_target};
 use crate::gguf::TensorType;
@@ -20,7 +21,7 @@ use crate::plan::{PlanFile, tensor_types};
 
 pub(super) use budget::BudgetArgs;
 pub(super) use choice::{ByHand, ChoiceArgs};
-pub(super) use make::{Made, Request, make_plan};
+pub(super) use make::{Made, Request, make_plan, with_targets};
 
 /// Width of the map where there is no terminal to fit it to.
 const PIPED_WIDTH: usize = 120;
@@ -67,6 +68,8 @@ pub struct MakeArgs {
     budget: BudgetArgs,
     #[command(flatten)]
     choice: ChoiceArgs,
+    #[command(flatten)]
+    measure: MeasureFlags,
     /// Type of output.weight, and of the token embedding where that is the output
     #[arg(long, value_name = "TYPE", value_parser = choice::parse_type)]
     output_tensor_type: Option<TensorType>,
@@ -133,6 +136,9 @@ impl MakeArgs {
             rules: self.choice.rules(&by_hand)?,
             method: self.choice.method(),
             imatrix: self.imatrix.as_deref(),
+            sensitivity: self.choice.sensitivity(model),
+            measure: &self.measure,
+            second_round: self.choice.second_round(),
         };
         let Made { plan, notes } = make_plan(&request, &gguf, common)?;
         for line in notes {

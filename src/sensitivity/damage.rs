@@ -1,7 +1,6 @@
 //! From measurements to the damage of each choice.
 
-use super::file::{JointProbe, Sensitivity, TensorSensitivity, type_name};
-use crate::gguf::TensorType;
+use super::file::{JointProbe, Sensitivity, TensorSensitivity};
 
 /// Below this many bits per weight damages no longer add up, and a round of measurements around a first solution pays.
 pub const SECOND_ROUND_BITS: f64 = 4.0;
@@ -75,10 +74,10 @@ impl TensorSensitivity {
 }
 
 impl DamageModel<'_> {
-    /// Nats that `ty` adds to the divergence; `None` for tensors and types that were not measured.
-    pub fn damage(&self, tensor: &str, ty: TensorType) -> Option<f64> {
+    /// Nats that rounding a tensor with relative squared error `error` adds to the divergence; `None` for tensors that
+    /// were not measured.
+    pub fn damage(&self, tensor: &str, error: f64) -> Option<f64> {
         let known = self.sensitivity.tensor(tensor)?;
-        let error = *known.errors.get(&type_name(ty))?;
         if let Some(around) = self.around
             && let (Some(drop), Some(chosen)) = (around.drops.get(tensor), around.types.get(tensor))
             && let Some(&chosen_error) = known.errors.get(chosen)
@@ -187,9 +186,9 @@ mod tests {
     fn one_probe_gives_all_types_in_proportion_to_their_error() {
         let measured = Sensitivity { tensors: vec![tensor("a", &[("Q3_K", 0.004)])], ..Sensitivity::default() };
         let model = measured.damage_model(None);
-        close(model.damage("a", TensorType::Q2_K).unwrap(), 0.016);
-        close(model.damage("a", TensorType::Q6_K).unwrap(), 0.00006);
-        assert!(model.damage("a", TensorType::Q5_K).is_none() && model.damage("b", TensorType::Q3_K).is_none());
+        close(model.damage("a", 0.08).unwrap(), 0.016);
+        close(model.damage("a", 0.0003).unwrap(), 0.00006);
+        assert!(model.damage("b", 0.02).is_none());
     }
 
     #[test]
@@ -197,9 +196,9 @@ mod tests {
         let klds = [("Q4_K", 0.001), ("Q2_K", 0.008)];
         let measured = Sensitivity { tensors: vec![tensor("a", &klds)], ..Sensitivity::default() };
         let model = measured.damage_model(None);
-        close(model.damage("a", TensorType::Q2_K).unwrap(), 0.008);
-        close(model.damage("a", TensorType::Q3_K).unwrap(), (0.001f64 * 0.008).sqrt());
-        close(model.damage("a", TensorType::Q6_K).unwrap(), 0.001 * 0.0003 / 0.005);
+        close(model.damage("a", 0.08).unwrap(), 0.008);
+        close(model.damage("a", 0.02).unwrap(), (0.001f64 * 0.008).sqrt());
+        close(model.damage("a", 0.0003).unwrap(), 0.001 * 0.0003 / 0.005);
     }
 
     #[test]
@@ -227,10 +226,10 @@ mod tests {
             ..Sensitivity::default()
         };
         let near = measured.damage_model(Some(3.6));
-        close(near.damage("a", TensorType::Q2_K).unwrap(), 0.008);
-        close(near.damage("b", TensorType::Q3_K).unwrap(), 0.0012);
+        close(near.damage("a", 0.08).unwrap(), 0.008);
+        close(near.damage("b", 0.02).unwrap(), 0.0012);
         close(near.predict(0.0032), 0.012);
         let far = measured.damage_model(Some(5.0));
-        close(far.damage("a", TensorType::Q2_K).unwrap(), 0.016);
+        close(far.damage("a", 0.08).unwrap(), 0.016);
     }
 }

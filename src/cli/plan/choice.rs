@@ -1,5 +1,7 @@
 //! Which types a plan may use, and how it judges them: flags that `plan` and `quantize` share.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
@@ -19,15 +21,24 @@ pub struct ChoiceArgs {
     #[arg(long, value_name = "TYPE", value_parser = parse_type, conflicts_with = "unplanned")]
     min_type: Option<TensorType>,
     /// Where the damage of a type is taken from
-    #[arg(long, value_enum, default_value_t = MethodArg::Error, conflicts_with = "unplanned")]
+    #[arg(long, value_enum, default_value_t = MethodArg::Measured, conflicts_with = "unplanned")]
     method: MethodArg,
+    /// Measurement of the model; made when it is not there [default: the model's name with .sens.json]
+    #[arg(long, value_name = "FILE", conflicts_with = "unplanned")]
+    sensitivity: Option<PathBuf>,
+    /// Below 4 bits per weight, measure again around the first solution what each tensor contributes while the others
+    /// are rounded too, and solve again
+    #[arg(long, conflicts_with = "unplanned")]
+    second_round: bool,
 }
 
 /// Methods as flags name them.
 #[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MethodArg {
-    /// Rounding errors and what is usual for a tensor's role; the model is not run
+    /// Rounding errors, and the divergence that each tensor alone causes; measured once for all plans
     #[default]
+    Measured,
+    /// Rounding errors and what is usual for a tensor's role; the model is not run
     Error,
 }
 
@@ -35,6 +46,7 @@ impl From<MethodArg> for Method {
     fn from(method: MethodArg) -> Method {
         match method {
             MethodArg::Error => Method::Error,
+            MethodArg::Measured => Method::Measured,
         }
     }
 }
@@ -70,6 +82,16 @@ impl ChoiceArgs {
     /// The method.
     pub(in crate::cli) fn method(&self) -> Method {
         self.method.into()
+    }
+
+    /// True if a solution of few bits is to be measured and made again.
+    pub(in crate::cli) fn second_round(&self) -> bool {
+        self.second_round
+    }
+
+    /// The file that holds the measurement of `model`, or will.
+    pub(in crate::cli) fn sensitivity(&self, model: &Path) -> PathBuf {
+        self.sensitivity.clone().unwrap_or_else(|| crate::cli::measure::default_path(model))
     }
 
     /// The restrictions, with the types given by hand.

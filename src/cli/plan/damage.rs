@@ -2,23 +2,31 @@
 
 use std::collections::HashMap;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
-use super::make::Subject;
-use crate::cli::{Common, Progress, Unit};
+use super::make::{Request, Subject};
+use crate::cli::measure::Job;
+use crate::cli::{Common, Progress, Unit, printable};
 use crate::gguf::TensorType;
 use crate::plan::{Method, ProbeText};
-use crate::sensitivity::{ColumnWeights, Sampling, prior_slopes, weight_errors};
+use crate::recipe::parse_storable_type;
+use crate::sensitivity::{
+    ColumnWeights, SECOND_ROUND_BITS, Sampling, Sensitivity, prior_slopes, type_name, weight_errors,
+};
 
 /// Predicted damage of every choice.
 pub(super) struct Estimate {
     damage: HashMap<String, Vec<(TensorType, f64)>>,
-    /// Divergence that is there whatever the types are.
-    pub floor: f64,
-    /// Standard error of the whole damage, as a part of it; `None` where nobody knows.
-    pub relative_error: Option<f64>,
-    /// The text of the probes.
-    pub text: Option<ProbeText>,
+    measured: Option<Measured>,
+}
+
+/// What a measured estimate rests on.
+struct Measured {
+    sensitivity: Sensitivity,
+    /// Bits per weight of the budget, where that is known and a second round wanted.
+    bits: Option<f64>,
+    /// Errors of the types that the measurement does not hold.
+    extra: HashMap<String, Vec<(TensorType, f64)>>,
 }
 
 impl Estimate {
@@ -27,16 +35,114 @@ impl Estimate {
         let known = self.damage.get(tensor).and_then(|types| types.iter().find(|(known, _)| *known == ty));
         known.map_or(f64::INFINITY, |(_, damage)| *damage)
     }
+
+    /// Divergence of the whole model that a sum of damages comes to.
+    pub fn predict(&self, sum: f64) -> f64 {
+        self.measured.as_ref().map_or(sum, |m| m.sensitivity.damage_model(m.bits).predict(sum))
+    }
+
+    /// The sum of damages that comes to the divergence `kld`.
+    pub fn damage_for(&self, kld: f64) -> f64 {
+        self.measured.as_ref().map_or(kld, |m| m.sensitivity.damage_model(m.bits).sum_for(kld))
+    }
+
+    /// Standard error of a prediction, as a part of it; `None` where nobody knows.
+    pub fn relative_error<'t>(&self, damages: impl Iterator<Item = (&'t str, f64)>) -> Option<f64> {
+        let measured = self.measured.as_ref()?;
+        Some(measured.sensitivity.damage_model(measured.bits).relative_error(damages))
+    }
+
+    /// The text of the probes.
+    pub fn text(&self) -> Option<ProbeText> {
+        let provenance = &self.measured.as_ref()?.sensitivity.provenance;
+        Some(ProbeText {
+            name: provenance.text.clone(),
+            sha256: provenance.text_sha256.clone(),
+            tokens: provenance.tokens,
+        })
+    }
+
+    /// Measures around a first solution of few bits, where damages do not add up, unless that was done before.
+    /// True if the estimate has changed.
+    ///
+    /// # Errors
+    /// Those of the measurement.
+    pub fn refine(&mut self, job: &Job<'_>, types: &HashMap<String, TensorType>, common: &Common) -> Result<bool> {
+        let Some(measured) = &mut self.measured else { return Ok(false) };
+        let Some(bits) = measured.bits.filter(|bits| *bits < SECOND_ROUND_BITS) else { return Ok(false) };
+        if measured.sensitivity.round_around(bits).is_some() {
+            return Ok(false);
+        }
+        job.measure_around(&mut measured.sensitivity, types, common)?;
+        self.damage = measured.damage(job);
+        Ok(true)
+    }
+}
+
+impl Measured {
+    fn damage(&self, job: &Job<'_>) -> HashMap<String, Vec<(TensorType, f64)>> {
+        let model = self.sensitivity.damage_model(self.bits);
+        let of_tensor = |name: &str| {
+            let table = self.sensitivity.tensor(name).into_iter().flat_map(|tensor| &tensor.errors);
+            let named = table.filter_map(|(ty, error)| Some((parse_storable_type(ty, "type").ok()?, *error)));
+            let all = named.chain(self.extra.get(name).into_iter().flatten().copied());
+            all.filter_map(|(ty, error)| Some((ty, model.damage(name, error)?))).collect()
+        };
+        let names = job.targets.iter().map(|target| target.tensor.name.as_str());
+        names.map(|name| (name.to_owned(), of_tensor(name))).collect()
+    }
 }
 
 /// Finds the damage of all legal types.
 ///
 /// # Errors
-/// When the model cannot be read or holds values that are not finite.
-pub(super) fn estimate(subject: &Subject<'_>, method: Method, bits: Option<f64>, common: &Common) -> Result<Estimate> {
-    match method {
-        Method::Error | Method::Measured => by_error(subject, bits, common),
+/// When the model cannot be read or run, or a measurement belongs to other files.
+pub(super) fn estimate(
+    subject: &Subject<'_>,
+    job: &Job<'_>,
+    request: &Request<'_>,
+    bits: Option<f64>,
+    common: &Common,
+) -> Result<Estimate> {
+    match request.method {
+        Method::Error => by_error(subject, bits, common),
+        Method::Measured => by_measurement(subject, job, bits, request.second_round, common),
     }
+}
+
+fn by_measurement(
+    subject: &Subject<'_>,
+    job: &Job<'_>,
+    bits: Option<f64>,
+    second_round: bool,
+    common: &Common,
+) -> Result<Estimate> {
+    let sensitivity = match job.finished()? {
+        Some(found) => found,
+        None => job.measure(common)?,
+    };
+    let mut extra = HashMap::new();
+    for ((tensor, types), target) in subject.choosable().zip(&job.targets) {
+        let Some(known) = sensitivity.tensor(&tensor.name) else {
+            let path = job.path.display().to_string();
+            bail!(
+                "{}: tensor {} was not measured; delete the file and plan again",
+                printable(&path),
+                tensor.shown_name()
+            );
+        };
+        let missing: Vec<TensorType> =
+            types.iter().copied().filter(|ty| !known.errors.contains_key(&type_name(*ty))).collect();
+        if !missing.is_empty() {
+            let weights = ColumnWeights { importance: target.importance, rows: target.rows.as_deref() };
+            let errors = weight_errors(subject.gguf, tensor, weights, &missing, Sampling::default())?;
+            let finite = errors.into_iter().filter(|(_, errors)| errors.weighted_error.is_finite());
+            extra.insert(tensor.name.clone(), finite.map(|(ty, errors)| (ty, errors.relative())).collect());
+        }
+    }
+    // Rounds around other solutions may stand in the file; they count only where they are asked for.
+    let measured = Measured { sensitivity, bits: bits.filter(|_| second_round), extra };
+    Ok(Estimate { damage: measured.damage(job), measured: Some(measured) })
 }
 
 /// Types this many bits below the budget's average are not tried without measurements: the damage of so few bits is
@@ -64,10 +170,7 @@ fn by_error(subject: &Subject<'_>, bits: Option<f64>, common: &Common) -> Result
     let mut damage = HashMap::new();
     for ((tensor, types), slope) in subject.choosable().zip(prior_slopes(&names)) {
         let importance = subject.importance.get(&tensor.name);
-        let rows: Option<Vec<f64>> = importance.filter(|found| !found.tokens.is_empty()).map(|found| {
-            let rows = tensor.rows_per_matrix() as usize;
-            found.tokens.iter().flat_map(|&tokens| std::iter::repeat_n(tokens as f64, rows)).collect()
-        });
+        let rows = importance.and_then(|found| found.row_factors(tensor));
         let weights =
             ColumnWeights { importance: importance.map(|found| found.values.as_slice()), rows: rows.as_deref() };
         let errors = weight_errors(subject.gguf, tensor, weights, &tried(types, bits), sampling)?;
@@ -77,5 +180,5 @@ fn by_error(subject: &Subject<'_>, bits: Option<f64>, common: &Common) -> Result
         progress.advance(tensor.bytes.unwrap_or(0), &tensor.name);
     }
     progress.finish();
-    Ok(Estimate { damage, floor: 0.0, relative_error: None, text: None })
+    Ok(Estimate { damage, measured: None })
 }

@@ -2,17 +2,18 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail};
 
 use super::budget::Budget;
-use super::damage;
+use super::damage::{self, Estimate};
 use crate::allocate::{
     AllocateError, Candidate, Item, Solution, byte_range, fill_budget, minimize_bytes, minimize_damage,
 };
+use crate::cli::measure::{Job, MeasureFlags, Target};
 use crate::cli::quantize::standard_file_bytes;
-use crate::cli::{Common, decimal_size, printable};
+use crate::cli::{Common, Interrupted, decimal_size, printable};
 use crate::gguf::{Gguf, GgufLayout, Metadata, NewTensor, TensorInfo, TensorType, fingerprint, split};
 use crate::imatrix::{EntryFilter, Imatrix, ModelTensor, Need, match_to_model};
 use crate::plan::candidates::{Legal, Rules, legal_types};
@@ -31,6 +32,11 @@ pub(in crate::cli) struct Request<'a> {
     pub rules: Rules,
     pub method: Method,
     pub imatrix: Option<&'a Path>,
+    /// File of the measurement, which is made when it is not there.
+    pub sensitivity: PathBuf,
+    pub measure: &'a MeasureFlags,
+    /// Measure around a first solution of few bits and solve again.
+    pub second_round: bool,
 }
 
 /// A plan, and what the user should be told about it.
@@ -65,37 +71,88 @@ impl Subject<'_> {
     }
 }
 
+/// An importance matrix with the entries for plans among the others, and where it came from.
+fn open_imatrix(path: Option<&Path>) -> Result<Option<(Imatrix, SourceFile)>> {
+    let Some(path) = path else { return Ok(None) };
+    let imatrix = Imatrix::open(path)?.with_planning();
+    let source = SourceFile { name: path.display().to_string(), sha256: imatrix_fingerprint(&imatrix) };
+    Ok(Some((imatrix, source)))
+}
+
+impl<'a> Subject<'a> {
+    fn new(gguf: &'a Gguf, rules: &Rules, imatrix: Option<Imatrix>, notes: &mut Vec<String>) -> Result<Subject<'a>> {
+        let input = printable(gguf.label());
+        let names: Vec<&str> = gguf.tensors().iter().map(|tensor| tensor.name.as_str()).collect();
+        let tensors: Vec<&TensorInfo> = output_order(&names).into_iter().map(|at| &gguf.tensors()[at]).collect();
+        let has_imatrix = imatrix.is_some();
+        let importance = match imatrix {
+            Some(imatrix) => match_importance(imatrix, &tensors, notes)?,
+            None => HashMap::new(),
+        };
+        let descriptions: Vec<TensorDesc> = tensors.iter().map(|tensor| TensorDesc::from(*tensor)).collect();
+        let has_data = |name: &str| importance.contains_key(name);
+        let legal =
+            legal_types(&descriptions, rules, has_imatrix, has_data).map_err(|error| anyhow!("{input}: {error}"))?;
+        notes.extend(legal.notes);
+        let subject = Subject { gguf, tensors, legal: legal.tensors, importance };
+        if subject.choosable().next().is_none() {
+            bail!("{input}: holds no tensor that can be quantized; there is nothing to plan");
+        }
+        Ok(subject)
+    }
+
+    /// The tensors as a measurement sees them.
+    pub fn targets(&self) -> Vec<Target<'_>> {
+        let target = |(tensor, _): (&'a TensorInfo, _)| {
+            let importance = self.importance.get(&tensor.name);
+            Target {
+                tensor,
+                importance: importance.map(|found| found.values.as_slice()),
+                rows: importance.and_then(|found| found.row_factors(tensor)),
+            }
+        };
+        let chosen = self.tensors.iter().copied().zip(&self.legal).filter(|(_, l)| matches!(l, Legal::Types(_)));
+        chosen.map(target).collect()
+    }
+}
+
+impl Importance {
+    /// Share of the tokens that the matrix of each row sees, for experts.
+    pub fn row_factors(&self, tensor: &TensorInfo) -> Option<Vec<f64>> {
+        let rows = tensor.rows_per_matrix() as usize;
+        let spread = || self.tokens.iter().flat_map(|&tokens| std::iter::repeat_n(tokens as f64, rows)).collect();
+        (!self.tokens.is_empty()).then(spread)
+    }
+}
+
+/// Runs `work` with all tensors of a model that a plan may choose types for.
+///
+/// # Errors
+/// When the imatrix does not fit the model, and those of `work`.
+pub(in crate::cli) fn with_targets<T>(
+    gguf: &Gguf,
+    imatrix: Option<&Path>,
+    common: &Common,
+    work: impl FnOnce(Vec<Target<'_>>, Option<SourceFile>) -> Result<T>,
+) -> Result<T> {
+    let (imatrix, source) = open_imatrix(imatrix)?.unzip();
+    let mut notes = Vec::new();
+    let subject = Subject::new(gguf, &Rules::default(), imatrix, &mut notes)?;
+    notes.iter().for_each(|line| common.warn(line));
+    work(subject.targets(), source)
+}
+
 /// Makes a plan.
 ///
 /// # Errors
 /// When a file is wrong, the types allowed leave a tensor without one, or the limit cannot be kept.
 pub(in crate::cli) fn make_plan(request: &Request<'_>, gguf: &Gguf, common: &Common) -> Result<Made> {
     let input = printable(gguf.label());
-    let imatrix = request.imatrix.map(Imatrix::open).transpose()?;
-    let names: Vec<&str> = gguf.tensors().iter().map(|tensor| tensor.name.as_str()).collect();
-    let tensors: Vec<&TensorInfo> = output_order(&names).into_iter().map(|at| &gguf.tensors()[at]).collect();
+    let (imatrix, imatrix_source) = open_imatrix(request.imatrix)?.unzip();
     let mut notes = Vec::new();
-
-    let imatrix_source = imatrix
-        .as_ref()
-        .zip(request.imatrix)
-        .map(|(imatrix, path)| SourceFile { name: path.display().to_string(), sha256: imatrix_fingerprint(imatrix) });
-    let mut plan = empty_plan(request, gguf, imatrix_source);
+    let mut plan = empty_plan(request, gguf, imatrix_source.clone());
     let metadata = output_metadata(gguf.metadata(), imatrix.as_ref(), &plan, &PlanFile::digest(""));
-    let has_imatrix = imatrix.is_some();
-    let importance = match imatrix {
-        Some(imatrix) => match_importance(imatrix, &tensors, &mut notes)?,
-        None => HashMap::new(),
-    };
-    let descriptions: Vec<TensorDesc> = tensors.iter().map(|tensor| TensorDesc::from(*tensor)).collect();
-    let has_data = |name: &str| importance.contains_key(name);
-    let legal = legal_types(&descriptions, &request.rules, has_imatrix, has_data)
-        .map_err(|error| anyhow!("{input}: {error}"))?;
-    notes.extend(legal.notes);
-    let subject = Subject { gguf, tensors, legal: legal.tensors, importance };
-    if subject.choosable().next().is_none() {
-        bail!("{input}: holds no tensor that can be quantized; there is nothing to plan");
-    }
+    let subject = Subject::new(gguf, &request.rules, imatrix, &mut notes)?;
 
     let sizes = Sizes::new(&subject, &metadata)?;
     let limit = sizes.limit(request, gguf, common)?;
@@ -118,33 +175,52 @@ pub(in crate::cli) fn make_plan(request: &Request<'_>, gguf: &Gguf, common: &Com
         Limit::Bytes { budget, .. } => free_bits(&subject, &unmeasured, budget),
         Limit::Damage(_) => None,
     };
-    let estimate =
-        damage::estimate(&subject, request.method, bits, common).map_err(|error| anyhow!("{input}: {error}"))?;
-    let items = sizes.items(&subject, |name, ty| estimate.damage(name, ty));
-    let solved = match limit {
-        Limit::Bytes { budget, file } => minimize_damage(&items, budget).and_then(|solution| {
-            let whole = file.unwrap_or(budget + sizes.kept_padded);
-            fill_budget(&items, &solution, budget, whole / FILLED_TO_PART)
-        }),
-        Limit::Damage(most) => minimize_bytes(&items, most - estimate.floor),
+    let job = Job {
+        gguf,
+        imatrix: imatrix_source,
+        targets: subject.targets(),
+        flags: request.measure,
+        path: &request.sensitivity,
     };
-    let solution = solved.map_err(|error| match error {
-        AllocateError::BudgetTooSmall { smallest, largest, .. } => {
-            anyhow!(sizes.too_small(&input, request, limit, smallest, largest))
-        }
-        AllocateError::DamageTooSmall { limit, least } => anyhow!(
-            "{input}: a predicted KL divergence of {} is out of reach: the types allowed come to {:.3e} at best, in a \
-             file of {}; allow more types or a larger divergence",
-            limit + estimate.floor,
-            least + estimate.floor,
-            decimal_size(sizes.fixed + largest)
-        ),
-        other => anyhow!("{input}: {other}"),
-    })?;
+    let named = |error: anyhow::Error| if error.is::<Interrupted>() { error } else { error.context(input.clone()) };
+    let mut estimate = damage::estimate(&subject, &job, request, bits, common).map_err(named)?;
+    let solve = |estimate: &Estimate| -> Result<(Vec<Item>, Solution)> {
+        let items = sizes.items(&subject, |name, ty| estimate.damage(name, ty));
+        let solved = match limit {
+            Limit::Bytes { budget, file } => minimize_damage(&items, budget).and_then(|solution| {
+                let whole = file.unwrap_or(budget + sizes.kept_padded);
+                fill_budget(&items, &solution, budget, whole / FILLED_TO_PART)
+            }),
+            Limit::Damage(most) => minimize_bytes(&items, estimate.damage_for(most)),
+        };
+        let solution = solved.map_err(|error| match error {
+            AllocateError::BudgetTooSmall { smallest, largest, .. } => {
+                anyhow!(sizes.too_small(&input, request, limit, smallest, largest))
+            }
+            AllocateError::DamageTooSmall { limit, least } => anyhow!(
+                "{input}: a predicted KL divergence of {:.3e} is out of reach: the types allowed come to {:.3e} at best, \
+                 in a file of {}; allow more types or a larger divergence",
+                estimate.predict(limit),
+                estimate.predict(least),
+                decimal_size(sizes.fixed + largest)
+            ),
+            other => anyhow!("{input}: {other}"),
+        })?;
+        Ok((items, solution))
+    };
+    let (mut items, mut solution) = solve(&estimate)?;
+    let chosen = |items: &[Item], solution: &Solution| -> HashMap<String, TensorType> {
+        let picks = items.iter().zip(&solution.picks);
+        picks.map(|(item, &pick)| (item.name.clone(), item.candidates[pick].ty)).collect()
+    };
+    if request.second_round && estimate.refine(&job, &chosen(&items, &solution), common)? {
+        (items, solution) = solve(&estimate)?;
+    }
     fill_in(&mut plan, &subject, &items, &solution, &sizes, &limit);
-    plan.predicted_kld = solution.damage + estimate.floor;
-    plan.predicted_kld_error = estimate.relative_error.map(|relative| relative * solution.damage);
-    plan.text = estimate.text;
+    plan.predicted_kld = estimate.predict(solution.damage);
+    let damages = plan.tensors.iter().map(|row| (row.tensor.as_str(), row.damage));
+    plan.predicted_kld_error = estimate.relative_error(damages).map(|relative| relative * plan.predicted_kld);
+    plan.text = estimate.text();
     Ok(Made { plan, notes })
 }
 

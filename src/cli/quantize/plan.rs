@@ -94,6 +94,7 @@ impl<'a> Plan<'a> {
             .collect();
 
         let imatrix = args.imatrix.as_ref().map(|path| Imatrix::open(path)).transpose()?;
+        let imatrix = if planned.is_some() { imatrix.map(Imatrix::with_planning) } else { imatrix };
         let recipe = match planned {
             Some(planned) => planned.recipe(gguf, &sources, imatrix.as_ref())?,
             None => choose(args, &facts, &sources, imatrix.is_some()).with_context(|| input.clone())?,

@@ -7,6 +7,7 @@ use anyhow::Result;
 use super::QuantizeArgs;
 use super::plan::Plan;
 use crate::cli::Common;
+use crate::cli::measure::MeasureFlags;
 use crate::cli::plan::{ByHand, Made, Request, make_plan, summary};
 use crate::gguf::{Gguf, Metadata, TensorInfo};
 use crate::imatrix::Imatrix;
@@ -44,7 +45,16 @@ impl QuantizeArgs {
         }
         let Some(budget) = self.budget.budget() else { return Ok(None) };
         let rules = self.choice.rules(&self.by_hand())?;
-        let request = Request { budget, rules, method: self.choice.method(), imatrix: self.imatrix.as_deref() };
+        let measure = MeasureFlags::default();
+        let request = Request {
+            budget,
+            rules,
+            method: self.choice.method(),
+            imatrix: self.imatrix.as_deref(),
+            sensitivity: self.choice.sensitivity(&self.input),
+            measure: &measure,
+            second_round: self.choice.second_round(),
+        };
         let Made { plan, notes } = make_plan(&request, gguf, common)?;
         notes.iter().for_each(|line| common.warn(line));
         common.note(summary(&plan));

@@ -1,0 +1,152 @@
+//! `lwq measure`, and plans made from its file.
+
+mod common;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use common::{data, doclet, error_line, files_in, run, stdout_of};
+use half::f16;
+use lwq::gguf::Gguf;
+use lwq::sensitivity::Sensitivity;
+use serde_json::Value;
+use tempfile::TempDir;
+
+macro_rules! args {
+    ($($argument:expr),* $(,)?) => { vec![$(OsString::from($argument)),*] };
+}
+
+fn imatrix() -> PathBuf {
+    data("golden/doclet.imatrix.gguf")
+}
+
+/// The bundled model under a name of its own, so that nothing is written into the repository.
+fn model(folder: &TempDir) -> PathBuf {
+    let path = folder.path().join("m.gguf");
+    std::fs::copy(doclet(), &path).unwrap();
+    path
+}
+
+fn measure(model: &Path, more: &[&str]) -> std::process::Output {
+    let mut arguments = args!["measure", model, "--imatrix", imatrix(), "--probe-tokens", "512", "--quiet"];
+    arguments.extend(more.iter().map(OsString::from));
+    run(arguments)
+}
+
+fn plan(model: &Path, more: &[&str]) -> Value {
+    let mut arguments = args!["plan", model, "--imatrix", imatrix(), "--quiet"];
+    arguments.extend(more.iter().map(OsString::from));
+    serde_json::from_str(&stdout_of(run(arguments))).unwrap()
+}
+
+fn bits(plan: &Value, tensor: &str) -> f64 {
+    let rows = plan["tensors"].as_array().unwrap();
+    let row = rows.iter().find(|row| row["tensor"] == tensor).unwrap();
+    let gguf = Gguf::open(&doclet()).unwrap();
+    8.0 * row["bytes"].as_f64().unwrap() / gguf.tensor(tensor).unwrap().elements() as f64
+}
+
+#[test]
+fn one_measurement_serves_every_budget() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model(&folder);
+    stdout_of(measure(&model, &[]));
+    let path = folder.path().join("m.sens.json");
+    let measured = Sensitivity::open(&path).unwrap();
+    assert_eq!(measured.tensors.len(), 43);
+    assert!(measured.tensors.iter().all(|tensor| tensor.probes.len() == 1 && tensor.errors.len() >= 10));
+    // More bits, less divergence; the parts nearly add up to the whole.
+    let klds: Vec<f64> = measured.joint.iter().map(|joint| joint.kld).collect();
+    assert!(klds.len() == 3 && klds[0] > 3.0 * klds[1] && klds[1] > 3.0 * klds[2], "{klds:?}");
+    let parts: f64 = measured.tensors.iter().map(|tensor| tensor.probes[0].kld).sum();
+    assert!((0.6..1.6).contains(&(klds[0] / parts)), "{parts} {klds:?}");
+
+    let before = std::fs::read(&path).unwrap();
+    let small = plan(&model, &["--like", "Q3_K_M"]);
+    let large = plan(&model, &["--like", "Q5_K_M"]);
+    assert_eq!((&small["method"], &small["text"]["tokens"]), (&Value::from("measured"), &Value::from(512)));
+    assert!(small["predicted_kld"].as_f64() > large["predicted_kld"].as_f64());
+    assert!(small["predicted_kld_error"].as_f64().unwrap() > 0.0);
+    let limit = small["predicted_kld"].as_f64().unwrap();
+    let smallest = plan(&model, &["--max-kld", &limit.to_string()]);
+    assert!(smallest["predicted_kld"].as_f64().unwrap() <= limit * 1.0001);
+    let (found, expected) = (smallest["file_bytes"].as_u64().unwrap(), small["file_bytes"].as_u64().unwrap());
+    assert!(found.abs_diff(expected) * 100 < expected, "{found} {expected}");
+    assert!(before == std::fs::read(&path).unwrap(), "plans do not touch the measurement");
+
+    // The measurement belongs to one imatrix.
+    let line = error_line(&run(args!["plan", &model, "--like", "Q4_K_M", "--quiet"]));
+    assert!(line.contains("m.sens.json") && line.contains("--sensitivity"), "{line}");
+    assert!(error_line(&measure(&model, &[])).contains("--force"));
+    std::fs::write(&path, "{}").unwrap();
+    let line = error_line(&run(args!["plan", &model, "--imatrix", imatrix(), "--like", "Q4_K_M", "--quiet"]));
+    assert!(line.contains("m.sens.json"), "{line}");
+}
+
+#[test]
+fn a_stopped_measurement_goes_on_to_the_same_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model(&folder);
+    stdout_of(measure(&model, &[]));
+    let path = folder.path().join("m.sens.json");
+    let whole = Sensitivity::open(&path).unwrap();
+    // What a run leaves that was stopped in the middle of its probes.
+    let mut part = whole.clone();
+    part.joint.clear();
+    part.tensors.iter_mut().skip(10).for_each(|tensor| tensor.probes.clear());
+    std::fs::remove_file(&path).unwrap();
+    let partial = folder.path().join("m.sens.json.partial");
+    part.save(&partial, false).unwrap();
+    stdout_of(measure(&model, &["--threads", "1"]));
+    assert_eq!(Sensitivity::open(&path).unwrap(), whole, "nor does the number of threads matter");
+    assert_eq!(files_in(folder.path()), ["m.gguf", "m.sens.json"]);
+
+    std::fs::remove_file(&path).unwrap();
+    part.provenance.text_sha256 = "0".repeat(64);
+    part.save(&partial, false).unwrap();
+    assert!(error_line(&measure(&model, &[])).contains("unfinished"));
+}
+
+#[test]
+fn a_fragile_tensor_gets_the_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model(&folder);
+    // Four times the output of one matrix: what comes from it drowns the rest of the residual stream.
+    let fragile = "blk.2.ffn_down.weight";
+    let (start, length) = {
+        let gguf = Gguf::open(&model).unwrap();
+        let data = gguf.data(gguf.tensor(fragile).unwrap()).unwrap();
+        let bytes = std::fs::read(&model).unwrap();
+        (bytes.windows(data.len().min(4096)).position(|w| w == &data[..w.len()]).unwrap(), data.len())
+    };
+    let mut bytes = std::fs::read(&model).unwrap();
+    for value in bytes[start..start + length].as_chunks_mut::<2>().0 {
+        *value = f16::from_f32(4.0 * f16::from_le_bytes(*value).to_f32()).to_le_bytes();
+    }
+    std::fs::write(&model, bytes).unwrap();
+    let planned = plan(&model, &["--like", "Q3_K_M", "--probe-tokens", "512"]);
+    let others = ["blk.1.ffn_down.weight", "blk.3.ffn_down.weight", "blk.4.ffn_down.weight"];
+    for other in others {
+        assert!(bits(&planned, fragile) > bits(&planned, other) + 0.5, "{planned}");
+    }
+}
+
+#[test]
+fn the_output_matrix_is_rounded_with_importance_in_planned_files_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model(&folder);
+    let scored = folder.path().join("imx.gguf");
+    let text = data("golden/calib-sample.txt");
+    stdout_of(run(args!["imatrix", &model, "-f", text, "-c", "256", "--chunks", "20", "-o", &scored, "--quiet"]));
+    let planned = folder.path().join("planned.gguf");
+    let standard = folder.path().join("standard.gguf");
+    let pins = args!["--tensor-type", "token_embd=q4_K", "--imatrix", &scored, "--quiet"];
+    let errors = args!["quantize", &model, &planned, "--like", "Q4_K_M", "--method", "error"];
+    stdout_of(run([errors, pins.clone()].concat()));
+    stdout_of(run([args!["quantize", &model, &standard, "--target", "Q4_K_M"], pins].concat()));
+    let embedding = |path: &Path| {
+        let gguf = Gguf::open(path).unwrap();
+        gguf.data(gguf.tensor("token_embd.weight").unwrap()).unwrap().to_vec()
+    };
+    assert!(embedding(&planned) != embedding(&standard));
+}
