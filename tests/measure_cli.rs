@@ -42,7 +42,7 @@ fn plan(model: &Path, more: &[&str]) -> Value {
 fn bits(plan: &Value, tensor: &str) -> f64 {
     let rows = plan["tensors"].as_array().unwrap();
     let row = rows.iter().find(|row| row["tensor"] == tensor).unwrap();
-    let gguf = Gguf::open(&doclet()).unwrap();
+    let gguf = Gguf::open(doclet()).unwrap();
     8.0 * row["bytes"].as_f64().unwrap() / gguf.tensor(tensor).unwrap().elements() as f64
 }
 
