@@ -12,7 +12,7 @@ use crate::model::math::log_sum_exp;
 use crate::model::{ModelError, NoTaps, Pass, TokenGroup};
 
 /// Tokens per group of a model that stays in memory: enough for its full speed, few enough that progress shows.
-const COMFORTABLE_GROUP: usize = 8192;
+const COMFORTABLE_GROUP: usize = 2048;
 
 /// Group size up to which [`crate::model::Model::group_tokens`] holds the model to stay in memory.
 const RESIDENT_GROUP: usize = 32_768;
