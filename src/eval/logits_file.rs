@@ -369,7 +369,7 @@ mod tests {
         }
         refused(&set(12, 0), "n_vocab");
         refused(&set(12, -5), "n_vocab");
-        refused(&set(12, 49), "token");
+        refused(&set(12, 40), "bytes");
         refused(&set(16, 0), "n_chunk");
         refused(&set(16, -1), "n_chunk");
         refused(&set(16, i32::MAX), "bytes");

@@ -5,7 +5,7 @@
 use serde::Serialize;
 
 /// Fewest windows on which a test may decide.
-const FEWEST_WINDOWS: usize = 8;
+const FEWEST_WINDOWS: usize = 16;
 
 /// A mean difference of two models on the same windows.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -78,7 +78,8 @@ pub enum Verdict {
 /// (arXiv 2103.06476), a normal mixture: after t windows the mean difference d is significant when
 /// `|d| > s * sqrt(2 (t r^2 + 1) / (t^2 r^2) * ln(sqrt(t r^2 + 1) / alpha))`,
 /// s the standard deviation of the windows' differences; r is set so that the boundary is tightest at about 32
-/// windows. No decision is made on fewer than 8 windows.
+/// windows. No decision is made on fewer than 16 windows,
+/// whose deviation is too uncertain.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SequentialTest {
     /// Probability to call equal models different, over all looks together.
