@@ -97,8 +97,8 @@ impl DamageModel<'_> {
 
     /// Sum of damages that is predicted to give the divergence `kld`.
     pub fn sum_for(&self, kld: f64) -> f64 {
-        // The factor changes slowly: a few steps of the fixed point are exact enough.
-        (0..20).fold(kld, |sum, _| kld / self.additivity(sum))
+        // A fixed point, approached by a constant factor each step.
+        (0..200).fold(kld, |sum, _| kld / self.additivity(sum))
     }
 
     /// Measured divergence of the whole over the sum of the parts, at the level of `sum`.
