@@ -153,21 +153,35 @@ pub fn install_signal_handlers() {
     }
 }
 
-/// What the first interrupt sets once [`cancel_on_interrupt`] was called.
+/// Set by the first interrupt while [`CANCELLING`].
 static CANCEL: std::sync::OnceLock<std::sync::Arc<AtomicBool>> = std::sync::OnceLock::new();
 
+/// True while an interrupt sets [`CANCEL`] instead of ending the process.
+static CANCELLING: AtomicBool = AtomicBool::new(false);
+
 /// Makes the first SIGINT, SIGTERM or SIGHUP set the flag that is returned instead of ending the process, so that a
-/// run can print what it has. The second ends it.
+/// run can print what it has. The second ends it, and so does the first after [`end_on_interrupt`].
 pub fn cancel_on_interrupt() -> std::sync::Arc<AtomicBool> {
-    CANCEL.get_or_init(Default::default).clone()
+    let flag = CANCEL.get_or_init(Default::default).clone();
+    CANCELLING.store(true, Ordering::SeqCst);
+    flag
+}
+
+/// Takes [`cancel_on_interrupt`] back: nobody looks at the flag any more. True if an interrupt has set it.
+pub fn end_on_interrupt() -> bool {
+    CANCELLING.store(false, Ordering::SeqCst);
+    CANCEL.get().is_some_and(|flag| flag.swap(false, Ordering::SeqCst))
+}
+
+/// Whether a signal only asks a run to stop.
+#[cfg(unix)]
+fn asks_to_stop() -> bool {
+    CANCELLING.load(Ordering::SeqCst) && CANCEL.get().is_some_and(|flag| !flag.swap(true, Ordering::SeqCst))
 }
 
 #[cfg(unix)]
 extern "C" fn on_signal(signal: libc::c_int) {
-    if signal != libc::SIGBUS
-        && let Some(cancel) = CANCEL.get()
-        && !cancel.swap(true, Ordering::SeqCst)
-    {
+    if signal != libc::SIGBUS && asks_to_stop() {
         return;
     }
     // Several threads can touch a lost page at once: one ends the process, the others must not return to the page.
@@ -189,5 +203,21 @@ extern "C" fn on_signal(signal: libc::c_int) {
     unsafe {
         libc::write(2, message.as_ptr().cast(), message.len());
         libc::_exit(code);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn an_interrupt_is_a_request_only_while_somebody_looks_at_it() {
+        assert!(!asks_to_stop());
+        let flag = cancel_on_interrupt();
+        assert!(asks_to_stop() && flag.load(Ordering::SeqCst));
+        assert!(!asks_to_stop(), "the second ends the process");
+        assert!(end_on_interrupt() && !flag.load(Ordering::SeqCst));
+        assert!(!asks_to_stop() && !end_on_interrupt());
     }
 }

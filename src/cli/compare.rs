@@ -174,6 +174,7 @@ impl CompareArgs {
                 None => comparison.complete = false,
             }
         }
+        os::end_on_interrupt();
         self.print(&comparison, started, common)?;
         if comparison.complete { Ok(()) } else { Err(Interrupted.into()) }
     }

@@ -309,11 +309,20 @@ impl Job<'_> {
         let provenance = self.provenance(&text, name);
         let options = ForwardOptions { cancel: Some(os::cancel_on_interrupt()), ..ForwardOptions::default() };
         let started = Instant::now();
-        let prober = Prober::new(&model, options, text).map_err(interrupted).with_context(|| label)?;
-        let seconds_per_pass = started.elapsed().as_secs_f64();
-        let subjects = self.subjects();
-        let measurement = Measurement { gguf: self.gguf, prober: &prober, subjects: &subjects };
-        work(&Ready { measurement, common }, provenance, seconds_per_pass)
+        let prober = Prober::new(&model, options, text).map_err(interrupted).with_context(|| label);
+        let done = prober.and_then(|prober| {
+            let seconds_per_pass = started.elapsed().as_secs_f64();
+            let subjects = self.subjects();
+            let measurement = Measurement { gguf: self.gguf, prober: &prober, subjects: &subjects };
+            work(&Ready { measurement, common }, provenance, seconds_per_pass)
+        });
+        // What follows, such as quantizing after the plan, ends at once when it is interrupted.
+        let stopped = os::end_on_interrupt();
+        if stopped || done.as_ref().is_err_and(|error| error.is::<Interrupted>()) {
+            common.warn("interrupted: the same command goes on with what was measured");
+            return Err(Interrupted.into());
+        }
+        done
     }
 
     /// Measures, going on from a part that an earlier run left, and writes the file.

@@ -169,6 +169,7 @@ impl KldArgs {
         };
         let result = evaluate(reference, &passes, &windows, self.text.memory, writer.as_mut(), &mut follow)?;
         follow.finish(&result);
+        os::end_on_interrupt();
         if result.windows == 0 {
             return Err(Interrupted.into());
         }

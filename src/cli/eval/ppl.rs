@@ -82,6 +82,7 @@ impl PplArgs {
         let result = evaluate(Reference::None, &[&pass], &windows, self.text.memory, writer.as_mut(), &mut follow)
             .with_context(|| opened.label())?;
         follow.finish(&result);
+        os::end_on_interrupt();
         if result.windows == 0 {
             return Err(Interrupted.into());
         }

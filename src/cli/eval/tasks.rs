@@ -186,6 +186,7 @@ impl TaskArgs {
             _ => None,
         };
         let complete = scores.is_complete() && base_scores.as_ref().is_none_or(TaskScores::is_complete);
+        os::end_on_interrupt();
         let seconds = started.elapsed().as_secs_f64();
         let report = Report {
             file: self.model.display().to_string(),
