@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use super::eval::loaded::{ActivationsArg, Follow, Opened, bos, check_context};
+use super::eval::loaded::{ActivationsArg, Follow, Opened, bos, check_context, context, file_names, read_text};
 use super::eval::tasks::score;
 use super::{Common, Interrupted, Progress, Unit, Usage, decimal_size, printable};
 use crate::atomic_file::{AtomicFile, check_target};
@@ -20,9 +20,6 @@ use crate::report::{
     Comparison, FileFacts, FileFigures, ReportError, Run, TaskFigures, TensorError, TextFacts, html_page, markdown,
     tensor_errors, text_tables,
 };
-
-/// Tokens per window where nothing else is asked for and the model's context is not shorter.
-const DEFAULT_CONTEXT: usize = 512;
 
 /// Compare quantized files with their base: size, perplexity, KL divergence, tasks
 #[derive(Args, Debug)]
@@ -180,24 +177,13 @@ impl CompareArgs {
     }
 
     fn windows(&self, models: &Models<'_>, tokenizer: &crate::tokenizer::Tokenizer) -> Result<Windows> {
-        let trained = models.models[0].hparams().n_ctx_train;
-        let n_ctx = self.ctx.map_or(DEFAULT_CONTEXT.min(trained.max(4)), |ctx| ctx as usize);
+        let n_ctx = context(self.ctx, &models.models[0], &models.opened[0].label())?;
         for (opened, model) in models.opened.iter().zip(&models.models) {
             check_context(n_ctx, model.hparams().n_ctx_train, &opened.label())?;
         }
-        let mut text = Vec::new();
-        for path in &self.file {
-            let bytes = std::fs::read(path).with_context(|| printable(&path.display().to_string()))?;
-            if !text.is_empty() {
-                text.push(b'\n');
-            }
-            // As llama.cpp's tools read a text file: without one final newline.
-            text.extend_from_slice(bytes.strip_suffix(b"\n").unwrap_or(&bytes));
-        }
-        let tokens = tokenizer.encode(text, true, false);
+        let tokens = tokenizer.encode(read_text(&self.file)?, true, false);
         let windows = Windows::chunks(tokens, n_ctx, self.chunks.map(|n| n as usize), bos(tokenizer));
-        let names: Vec<String> = self.file.iter().map(|path| path.display().to_string()).collect();
-        windows.with_context(|| printable(&names.join(", ")))
+        windows.with_context(|| printable(&file_names(&self.file)))
     }
 
     fn read_tasks(&self, tokenizer: &crate::tokenizer::Tokenizer, common: &Common) -> Result<Vec<Tasks>> {

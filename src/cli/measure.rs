@@ -9,7 +9,7 @@ use clap::Args;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::eval::loaded::bos;
+use super::eval::loaded::{bos, file_names, open_tokenizer, read_text};
 use super::{Common, Interrupted, Progress, Unit, count, decimal_size, printable};
 use crate::atomic_file::check_target;
 use crate::calibration;
@@ -17,6 +17,7 @@ use crate::gguf::{Gguf, TensorInfo, TensorType, fingerprint};
 use crate::model::{ForwardOptions, Model, ModelError};
 use crate::os;
 use crate::plan::SourceFile;
+use crate::plan::candidates::tried_types;
 use crate::quant;
 use crate::sensitivity::{
     JointProbe, MeasureError, Measurement, ProbeText, Prober, Provenance, SENSITIVITY_VERSION, Sampling, Sensitivity,
@@ -40,30 +41,6 @@ const PROBE_TYPES: [TensorType; 3] = [TensorType::Q3_K, TensorType::Q4_0, Tensor
 /// Levels at which all tensors are rounded at once: for rows that 256 divides, and for others.
 const LEVELS: [[TensorType; 2]; 3] =
     [[TensorType::Q3_K, TensorType::Q4_0], [TensorType::Q4_K, TensorType::Q5_0], [TensorType::Q6_K, TensorType::Q8_0]];
-
-/// Every type that a plan may ask for.
-const MEASURED_TYPES: [TensorType; 20] = [
-    TensorType::IQ1_S,
-    TensorType::IQ1_M,
-    TensorType::IQ2_XXS,
-    TensorType::IQ2_XS,
-    TensorType::IQ2_S,
-    TensorType::Q2_K,
-    TensorType::IQ3_XXS,
-    TensorType::IQ3_S,
-    TensorType::Q3_K,
-    TensorType::IQ4_XS,
-    TensorType::IQ4_NL,
-    TensorType::Q4_0,
-    TensorType::Q4_1,
-    TensorType::Q4_K,
-    TensorType::Q5_0,
-    TensorType::Q5_1,
-    TensorType::Q5_K,
-    TensorType::Q6_K,
-    TensorType::Q8_0,
-    TensorType::F16,
-];
 
 /// How to measure: flags that `measure` and `plan` share.
 #[derive(Args, Debug, Clone, Default)]
@@ -108,7 +85,7 @@ impl Target<'_> {
             })
         };
         let fits = |ty: &TensorType| fits_row(*ty, self.tensor.row_len()) && encodable(*ty);
-        let mut types: Vec<TensorType> = MEASURED_TYPES.into_iter().filter(fits).collect();
+        let mut types: Vec<TensorType> = tried_types().filter(fits).collect();
         if !types.contains(&self.tensor.ty) && encodable(self.tensor.ty) {
             types.push(self.tensor.ty);
         }
@@ -197,10 +174,6 @@ fn partial_path(path: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// Everything that is there once the model is loaded.
 struct Ready<'a, 'm, 'g> {
     measurement: Measurement<'a, 'm, 'g>,
@@ -235,20 +208,14 @@ impl Job<'_> {
 
     /// Tokens of the probe text in the model's vocabulary, and its name.
     fn text(&self, model: &Model<'_>, tokenizer: &Tokenizer) -> Result<(ProbeText, String)> {
-        let mut name = Vec::new();
-        let mut bytes = Vec::new();
-        for path in &self.flags.file {
-            name.push(path.display().to_string());
-            bytes.extend(std::fs::read(path).with_context(|| printable(&path.display().to_string()))?);
-        }
-        if self.flags.file.is_empty() {
-            name.push(BUILT_IN_TEXT.to_owned());
-            bytes.extend_from_slice(calibration::PROBE_MIX.as_bytes());
-        }
+        let (name, bytes) = match self.flags.file.as_slice() {
+            [] => (BUILT_IN_TEXT.to_owned(), calibration::PROBE_MIX.as_bytes().to_vec()),
+            files => (file_names(files), read_text(files)?),
+        };
         let tokens = tokenizer.encode(&bytes, true, false);
         let n_ctx = SEQUENCE.min(model.hparams().n_ctx_train.max(2));
         let text = ProbeText::new(&tokens, self.probe_tokens(), n_ctx, bos(tokenizer));
-        Ok((text.with_context(|| printable(&name.join(", ")))?, name.join(", ")))
+        Ok((text.with_context(|| printable(&name))?, name))
     }
 
     fn probe_tokens(&self) -> usize {
@@ -266,7 +233,7 @@ impl Job<'_> {
             imatrix: self.imatrix.as_ref().map(|source| source.name.clone()),
             imatrix_sha256: self.imatrix.as_ref().map(|source| source.sha256.clone()),
             text: text_name,
-            text_sha256: hex(&hash.finalize()),
+            text_sha256: format!("{:x}", hash.finalize()),
             tokens: text.tokens().len() as u64,
             scored: text.n_scored() as u64,
             sequences: text.n_sequences() as u64,
@@ -304,7 +271,7 @@ impl Job<'_> {
     ) -> Result<T> {
         let label = self.label();
         let model = Model::open(self.gguf).with_context(|| label.clone())?;
-        let tokenizer = Tokenizer::from_gguf(self.gguf.metadata(), None).with_context(|| label.clone())?;
+        let tokenizer = open_tokenizer(self.gguf, &model, None, common)?;
         let (text, name) = self.text(&model, &tokenizer)?;
         let provenance = self.provenance(&text, name);
         let options = ForwardOptions { cancel: Some(os::cancel_on_interrupt()), ..ForwardOptions::default() };

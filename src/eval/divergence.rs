@@ -53,34 +53,9 @@ pub struct Divergence {
     pub tokens: Vec<ScoredToken>,
 }
 
-/// Percentiles of the divergence, in nats.
+/// Extremes and percentiles of a series, interpolated linearly.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct KldPercentiles {
-    /// Largest value.
-    pub maximum: f64,
-    /// 99.9th percentile.
-    pub p99_9: f64,
-    /// 99th percentile.
-    pub p99: f64,
-    /// 95th percentile.
-    pub p95: f64,
-    /// 90th percentile.
-    pub p90: f64,
-    /// 10th percentile.
-    pub p10: f64,
-    /// 5th percentile.
-    pub p5: f64,
-    /// 1st percentile.
-    pub p1: f64,
-    /// 0.1th percentile.
-    pub p0_1: f64,
-    /// Smallest value.
-    pub minimum: f64,
-}
-
-/// Percentiles of the change of the probability of the token that follows.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct DeltaPercentiles {
+pub struct Percentiles {
     /// Largest value.
     pub maximum: f64,
     /// 99.9th percentile.
@@ -142,7 +117,7 @@ pub struct DivergenceSummary {
     /// Median KL divergence.
     pub median_kld: f64,
     /// Percentiles of the KL divergence.
-    pub kld: KldPercentiles,
+    pub kld: Percentiles,
     /// Mean change of the probability of the token that follows.
     pub mean_delta_p: f64,
     /// Its standard error.
@@ -152,7 +127,7 @@ pub struct DivergenceSummary {
     /// Its standard error.
     pub rms_delta_p_error: f64,
     /// Percentiles of that change.
-    pub delta_p: DeltaPercentiles,
+    pub delta_p: Percentiles,
     /// Share of predictions whose most likely token is the reference's.
     pub same_top_p: f64,
     /// Its standard error.
@@ -226,7 +201,6 @@ impl Divergence {
         deltas.sort_by(f64::total_cmp);
         let rms = squared.mean().sqrt();
         let same_top = self.tokens.iter().filter(|t| t.same_top).count() as f64 / n;
-        let (k, d) = (|f| percentile(&klds, f), |f| percentile(&deltas, f));
         Some(DivergenceSummary {
             ppl,
             ppl_error,
@@ -241,42 +215,39 @@ impl Divergence {
             correlation: if errors > 0.0 { covariance / errors } else { 1.0 },
             mean_kld: kld.mean(),
             mean_kld_error: kld.error(),
-            median_kld: k(0.5),
-            kld: KldPercentiles {
-                maximum: k(1.0),
-                p99_9: k(0.999),
-                p99: k(0.99),
-                p95: k(0.95),
-                p90: k(0.9),
-                p10: k(0.1),
-                p5: k(0.05),
-                p1: k(0.01),
-                p0_1: k(0.001),
-                minimum: k(0.0),
-            },
+            median_kld: percentile(&klds, 0.5),
+            kld: Percentiles::of(&klds),
             mean_delta_p: delta.mean(),
             mean_delta_p_error: delta.error(),
             rms_delta_p: rms,
             rms_delta_p_error: if rms > 0.0 { 0.5 / rms * squared.error() } else { 0.0 },
-            delta_p: DeltaPercentiles {
-                maximum: d(1.0),
-                p99_9: d(0.999),
-                p99: d(0.99),
-                p95: d(0.95),
-                p90: d(0.9),
-                p75: d(0.75),
-                median: d(0.5),
-                p25: d(0.25),
-                p10: d(0.1),
-                p5: d(0.05),
-                p1: d(0.01),
-                p0_1: d(0.001),
-                minimum: d(0.0),
-            },
+            delta_p: Percentiles::of(&deltas),
             same_top_p: same_top,
             same_top_p_error: if n > 1.0 { (same_top * (1.0 - same_top) / (n - 1.0)).sqrt() } else { 0.0 },
             tokens: self.tokens.len(),
         })
+    }
+}
+
+impl Percentiles {
+    /// Those of sorted values, of which there is at least one.
+    fn of(sorted: &[f64]) -> Percentiles {
+        let at = |fraction| percentile(sorted, fraction);
+        Percentiles {
+            maximum: at(1.0),
+            p99_9: at(0.999),
+            p99: at(0.99),
+            p95: at(0.95),
+            p90: at(0.9),
+            p75: at(0.75),
+            median: at(0.5),
+            p25: at(0.25),
+            p10: at(0.1),
+            p5: at(0.05),
+            p1: at(0.01),
+            p0_1: at(0.001),
+            minimum: at(0.0),
+        }
     }
 }
 

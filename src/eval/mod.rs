@@ -14,7 +14,7 @@ mod perplexity;
 pub mod tasks;
 mod windows;
 
-pub use divergence::{DeltaPercentiles, Divergence, DivergenceSummary, KldPercentiles, ScoredToken};
+pub use divergence::{Divergence, DivergenceSummary, Percentiles, ScoredToken};
 pub use engine::{Evaluation, ModelScores, Observer, Reference, evaluate};
 pub use error::EvalError;
 pub use logits_file::{LOGITS_CUT, LogitsReader, LogitsWriter};

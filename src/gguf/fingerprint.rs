@@ -30,7 +30,7 @@ pub fn fingerprint(model: &Gguf) -> String {
             hash.update(&data[middle..data.len().min(middle + SAMPLE)]);
         }
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:x}", hash.finalize())
 }
 
 #[cfg(test)]

@@ -28,8 +28,11 @@ impl Fingerprint {
     pub fn new(model: &Gguf, tokens: &[u32], settings: String) -> Fingerprint {
         let mut text = Sha256::new();
         tokens.iter().for_each(|token| text.update(token.to_le_bytes()));
-        let parts =
-            vec![("model", crate::gguf::fingerprint(model)), ("text", hex(&text.finalize())), ("settings", settings)];
+        let parts = vec![
+            ("model", crate::gguf::fingerprint(model)),
+            ("text", format!("{:x}", text.finalize())),
+            ("settings", settings),
+        ];
         Fingerprint { parts }
     }
 
@@ -45,10 +48,6 @@ impl Fingerprint {
 
 fn key(part: &str) -> String {
     format!("lwq.checkpoint.{part}")
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What was done when a checkpoint was written.

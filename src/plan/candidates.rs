@@ -29,6 +29,12 @@ const WIDE_ROW_TYPES: &[TensorType] = &[
 const NARROW_ROW_TYPES: &[TensorType] =
     &[TensorType::IQ4_NL, TensorType::Q4_0, TensorType::Q4_1, TensorType::Q5_0, TensorType::Q5_1, TensorType::Q8_0];
 
+/// Every type that a plan tries by itself, in rows of any length: what a measurement must know.
+pub fn tried_types() -> impl Iterator<Item = TensorType> {
+    let narrow = NARROW_ROW_TYPES.iter().filter(|ty| !WIDE_ROW_TYPES.contains(ty));
+    WIDE_ROW_TYPES.iter().chain(narrow).copied().chain([TensorType::F16])
+}
+
 /// What the user restricts.
 #[derive(Debug, Clone, Default)]
 pub struct Rules {

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::PlanError;
 use crate::gguf::{TensorType, shown};
+use crate::sensitivity::rounded;
 
 /// The version of the form that this program writes, and the only one it reads.
 pub const PLAN_VERSION: u32 = 1;
@@ -133,15 +134,6 @@ fn type_of_name<'de, D: Deserializer<'de>>(input: D) -> Result<TensorType, D::Er
     crate::recipe::parse_storable_type(&name, "type").map_err(serde::de::Error::custom)
 }
 
-/// `value` with six significant digits.
-pub(super) fn rounded(value: f64) -> f64 {
-    format!("{value:.5e}").parse().unwrap_or(value)
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 impl PlanFile {
     /// The plan as it is written: JSON, a line for each field and for each tensor.
     pub fn to_text(&self) -> String {
@@ -167,7 +159,7 @@ impl PlanFile {
 
     /// The digest of a plan's text, in hexadecimal: what `sha256sum plan.json` prints.
     pub fn digest(text: &str) -> String {
-        hex(&Sha256::digest(text))
+        format!("{:x}", Sha256::digest(text))
     }
 
     /// Reads and checks a file; also gives its digest.

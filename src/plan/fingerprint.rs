@@ -2,7 +2,6 @@
 
 use sha2::{Digest, Sha256};
 
-use super::file::hex;
 use crate::imatrix::{Form, Imatrix};
 
 /// SHA-256, in hexadecimal, over the names, sums and counts of all entries: what rounding depends on. Calibration file
@@ -15,7 +14,7 @@ pub fn imatrix_fingerprint(imatrix: &Imatrix) -> String {
         entry.sums.iter().for_each(|sum| hash.update(sum.to_le_bytes()));
         entry.counts.iter().for_each(|count| hash.update(count.to_le_bytes()));
     }
-    hex(&hash.finalize())
+    format!("{:x}", hash.finalize())
 }
 
 #[cfg(test)]

@@ -100,7 +100,7 @@ pub struct JointProbe {
 }
 
 /// `value` with six significant digits, so that files stay readable.
-pub(super) fn rounded(value: f64) -> f64 {
+pub(crate) fn rounded(value: f64) -> f64 {
     format!("{value:.5e}").parse().unwrap_or(value)
 }
 

@@ -16,6 +16,7 @@ mod weight_error;
 
 pub use damage::{DamageModel, SECOND_ROUND_BITS};
 pub use error::MeasureError;
+pub(crate) use file::rounded;
 pub use file::{JointProbe, Probe, Provenance, SENSITIVITY_VERSION, Sensitivity, TensorSensitivity, type_name};
 pub use measure::{Measurement, OnMeasured, Subject, measure_errors};
 pub use prior::prior_slopes;

@@ -8,12 +8,12 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde::Serialize;
 
-use super::loaded::{Follow, Opened, TextArgs, bos, check_context};
+use super::loaded::{Follow, Opened, TextArgs, bos, check_context, context, file_names, read_text};
 use crate::atomic_file::check_target;
 use crate::cli::{Common, Interrupted, Usage, binary_size, count, decimal_size, printable};
 use crate::eval::{
-    DivergenceSummary, Evaluation, LogitsReader, LogitsWriter, PairedDifference, Reference, SequentialTest, Windows,
-    compare_means, evaluate,
+    DivergenceSummary, Evaluation, LogitsReader, LogitsWriter, PairedDifference, Percentiles, Reference,
+    SequentialTest, Windows, compare_means, evaluate,
 };
 use crate::model::{Model, Overrides, Pass};
 use crate::os;
@@ -219,11 +219,10 @@ impl KldArgs {
         tokenizer: &Tokenizer,
     ) -> Result<Windows> {
         let Some(reader) = reader else {
-            let n_ctx = self.text.context(model, &main.label())?;
-            let tokens = self.text.tokens(&self.file, tokenizer)?;
+            let n_ctx = context(self.text.ctx, model, &main.label())?;
+            let tokens = tokenizer.encode(read_text(&self.file)?, true, false);
             let windows = Windows::chunks(tokens, n_ctx, self.text.limit(), bos(tokenizer));
-            let names: Vec<String> = self.file.iter().map(|p| p.display().to_string()).collect();
-            return windows.with_context(|| printable(&names.join(", ")));
+            return windows.with_context(|| printable(&file_names(&self.file)));
         };
         let path = self.base_logits.as_deref().map_or_else(String::new, |p| printable(&p.display().to_string()));
         ensure!(
@@ -326,41 +325,34 @@ fn one_text(model: &ModelReport) -> String {
     line("PPL(Q)/PPL(base)", s.ppl_ratio, Some(s.ppl_ratio_error), "");
     line("PPL(Q)-PPL(base)", s.ppl_difference, Some(s.ppl_difference_error), "");
     line("mean KLD", s.mean_kld, Some(s.mean_kld_error), "");
-    for (name, value) in [
-        ("maximum KLD", s.kld.maximum),
-        ("99.9% KLD", s.kld.p99_9),
-        ("99% KLD", s.kld.p99),
-        ("95% KLD", s.kld.p95),
-        ("90% KLD", s.kld.p90),
-        ("median KLD", s.median_kld),
-        ("10% KLD", s.kld.p10),
-        ("5% KLD", s.kld.p5),
-        ("1% KLD", s.kld.p1),
-        ("0.1% KLD", s.kld.p0_1),
-        ("minimum KLD", s.kld.minimum),
-    ] {
-        line(name, value, None, "");
+    for (name, value) in named(&s.kld) {
+        line(&format!("{name} KLD"), value, None, "");
     }
     line("mean Δp", 100.0 * s.mean_delta_p, Some(100.0 * s.mean_delta_p_error), " %");
-    for (name, value) in [
-        ("maximum Δp", s.delta_p.maximum),
-        ("99.9% Δp", s.delta_p.p99_9),
-        ("99% Δp", s.delta_p.p99),
-        ("95% Δp", s.delta_p.p95),
-        ("90% Δp", s.delta_p.p90),
-        ("75% Δp", s.delta_p.p75),
-        ("median Δp", s.delta_p.median),
-        ("25% Δp", s.delta_p.p25),
-        ("10% Δp", s.delta_p.p10),
-        ("5% Δp", s.delta_p.p5),
-        ("1% Δp", s.delta_p.p1),
-        ("0.1% Δp", s.delta_p.p0_1),
-        ("minimum Δp", s.delta_p.minimum),
-    ] {
-        line(name, 100.0 * value, None, " %");
+    for (name, value) in named(&s.delta_p) {
+        line(&format!("{name} Δp"), 100.0 * value, None, " %");
     }
     line("RMS Δp", 100.0 * s.rms_delta_p, Some(100.0 * s.rms_delta_p_error), " %");
     line("same top p", 100.0 * s.same_top_p, Some(100.0 * s.same_top_p_error), " %");
     text.push('\n');
     text
+}
+
+/// Percentiles with the names that tables give them.
+fn named(p: &Percentiles) -> [(&'static str, f64); 13] {
+    [
+        ("maximum", p.maximum),
+        ("99.9%", p.p99_9),
+        ("99%", p.p99),
+        ("95%", p.p95),
+        ("90%", p.p90),
+        ("75%", p.p75),
+        ("median", p.median),
+        ("25%", p.p25),
+        ("10%", p.p10),
+        ("5%", p.p5),
+        ("1%", p.p1),
+        ("0.1%", p.p0_1),
+        ("minimum", p.minimum),
+    ]
 }

@@ -105,21 +105,12 @@ impl Opened {
         Model::open(&self.gguf).with_context(|| self.label())
     }
 
-    /// The tokenizer in the file, checked against the size of the embedding.
+    /// The tokenizer in the file; see [`open_tokenizer`].
     ///
     /// # Errors
     /// When the file has none that is known.
     pub fn tokenizer(&self, model: &Model<'_>, pre: Option<&str>, common: &Common) -> Result<Tokenizer> {
-        let label = self.label();
-        let tokenizer = Tokenizer::from_gguf(self.gguf.metadata(), pre).with_context(|| label.clone())?;
-        tokenizer.warnings().iter().for_each(|line| common.warn(line));
-        ensure!(
-            tokenizer.len() <= model.n_vocab(),
-            "{label}: the vocabulary has {} tokens, but the embedding only {} rows; the file is damaged",
-            tokenizer.len(),
-            model.n_vocab()
-        );
-        Ok(tokenizer)
+        open_tokenizer(&self.gguf, model, pre, common)
     }
 
     /// Bytes of all its files.
@@ -159,6 +150,56 @@ impl Opened {
     }
 }
 
+/// The tokenizer in a model's file, checked against the size of the embedding; its warnings are printed.
+///
+/// # Errors
+/// When the file has none that is known, or one of more tokens than the embedding has rows.
+pub fn open_tokenizer(gguf: &Gguf, model: &Model<'_>, pre: Option<&str>, common: &Common) -> Result<Tokenizer> {
+    let label = printable(gguf.label());
+    let tokenizer = Tokenizer::from_gguf(gguf.metadata(), pre).with_context(|| label.clone())?;
+    tokenizer.warnings().iter().for_each(|line| common.warn(line));
+    ensure!(
+        tokenizer.len() <= model.n_vocab(),
+        "{label}: the vocabulary has {} tokens, but the embedding only {} rows; the file is damaged",
+        tokenizer.len(),
+        model.n_vocab()
+    );
+    Ok(tokenizer)
+}
+
+/// Texts one after the other, each as llama.cpp's tools read a text file: without one final newline.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn read_text(files: &[PathBuf]) -> Result<Vec<u8>> {
+    let mut text = Vec::new();
+    for path in files {
+        let bytes = std::fs::read(path).with_context(|| printable(&path.display().to_string()))?;
+        if !text.is_empty() {
+            text.push(b'\n');
+        }
+        text.extend_from_slice(bytes.strip_suffix(b"\n").unwrap_or(&bytes));
+    }
+    Ok(text)
+}
+
+/// Names of several files in one line.
+pub fn file_names(files: &[PathBuf]) -> String {
+    files.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// Tokens of a window: `asked`, or a default that the model was trained for.
+///
+/// # Errors
+/// When more is asked for than the model was trained for.
+pub fn context(asked: Option<u32>, model: &Model<'_>, label: &str) -> Result<usize> {
+    let trained = model.hparams().n_ctx_train;
+    match asked {
+        Some(ctx) => check_context(ctx as usize, trained, label).map(|()| ctx as usize),
+        None => Ok(DEFAULT_CONTEXT.min(trained.max(4))),
+    }
+}
+
 fn vocabulary(metadata: &Metadata) -> Result<Vec<&[u8]>> {
     Ok(match metadata.array("tokenizer.ggml.tokens")? {
         Some(tokens) => tokens.iter_str()?.collect(),
@@ -167,38 +208,6 @@ fn vocabulary(metadata: &Metadata) -> Result<Vec<&[u8]>> {
 }
 
 impl TextArgs {
-    /// Window length for `model`.
-    ///
-    /// # Errors
-    /// When the flag asks for more than the model was trained for.
-    pub fn context(&self, model: &Model<'_>, label: &str) -> Result<usize> {
-        let trained = model.hparams().n_ctx_train;
-        match self.ctx {
-            Some(ctx) => {
-                check_context(ctx as usize, trained, label)?;
-                Ok(ctx as usize)
-            }
-            None => Ok(DEFAULT_CONTEXT.min(trained.max(4))),
-        }
-    }
-
-    /// Tokens of a text, or of several one after the other.
-    ///
-    /// # Errors
-    /// When a file cannot be read.
-    pub fn tokens(&self, files: &[PathBuf], tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-        let mut text = Vec::new();
-        for path in files {
-            let bytes = std::fs::read(path).with_context(|| printable(&path.display().to_string()))?;
-            if !text.is_empty() {
-                text.push(b'\n');
-            }
-            // As llama.cpp's tools read a text file: without one final newline.
-            text.extend_from_slice(bytes.strip_suffix(b"\n").unwrap_or(&bytes));
-        }
-        Ok(tokenizer.encode(text, true, false))
-    }
-
     /// At most this many windows.
     pub fn limit(&self) -> Option<usize> {
         self.chunks.map(|n| n as usize)

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde::Serialize;
 
-use super::loaded::{Follow, Opened, TextArgs, bos, check_context};
+use super::loaded::{Follow, Opened, TextArgs, bos, check_context, context, file_names, read_text};
 use crate::atomic_file::check_target;
 use crate::cli::{Common, Interrupted, decimal_size, printable};
 use crate::eval::{LogitsWriter, Reference, Windows, evaluate};
@@ -65,14 +65,13 @@ impl PplArgs {
         let opened = Opened::open(&self.model)?;
         let model = opened.model()?;
         let tokenizer = opened.tokenizer(&model, self.text.pre.as_deref(), common)?;
-        let n_ctx = self.text.context(&model, &opened.label())?;
-        let tokens = self.text.tokens(&self.file, &tokenizer)?;
-        let text_name = || printable(&self.file.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "));
+        let n_ctx = context(self.text.ctx, &model, &opened.label())?;
+        let tokens = tokenizer.encode(read_text(&self.file)?, true, false);
         let windows = match self.ppl_stride {
             Some(stride) => Windows::strided(tokens, n_ctx, stride as usize, self.text.limit()),
             None => Windows::chunks(tokens, n_ctx, self.text.limit(), bos(&tokenizer)),
         };
-        let windows = windows.with_context(text_name)?;
+        let windows = windows.with_context(|| printable(&file_names(&self.file)))?;
         check_context(windows.n_ctx(), model.hparams().n_ctx_train, &opened.label())?;
         let pass = model.pass(self.text.activations.forward(), Overrides::new())?;
         let writer =

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::FormatArg;
 use crate::atomic_file::check_target;
 use crate::calibration;
+use crate::cli::eval::loaded::{bos, open_tokenizer};
 use crate::cli::{Common, Progress, Unit, count, decimal_size, printable};
 use crate::compute::Precision;
 use crate::eval::{Perplexity, score_chunks};
@@ -143,15 +144,7 @@ impl CollectArgs {
         let gguf = Gguf::open(model_path)?;
         let label = printable(gguf.label());
         let model = Model::open(&gguf).with_context(|| label.clone())?;
-        let tokenizer = Tokenizer::from_gguf(gguf.metadata(), self.pre.as_deref()).with_context(|| label.clone())?;
-        tokenizer.warnings().iter().for_each(|line| common.warn(line));
-        ensure!(
-            tokenizer.len() <= model.n_vocab(),
-            "{label}: the vocabulary has {} tokens, but the embedding only {} rows; the file is damaged",
-            tokenizer.len(),
-            model.n_vocab()
-        );
-
+        let tokenizer = open_tokenizer(&gguf, &model, self.pre.as_deref(), common)?;
         let n_ctx = self.context(&model, common);
         let text = self.text(&tokenizer, n_ctx)?;
         let total = text.tokens.len() / n_ctx;
@@ -175,7 +168,7 @@ impl CollectArgs {
         let pass = model.pass(ForwardOptions { precision, ..ForwardOptions::default() }, Overrides::new())?;
         let group_tokens = model.group_tokens(self.memory, n_ctx).min(MOST_GROUP_TOKENS);
         let group_chunks = (group_tokens / n_ctx).clamp(1, self.save_every as usize);
-        let bos = tokenizer.adds_bos().then(|| tokenizer.bos()).flatten();
+        let bos = bos(&tokenizer);
         while (state.chunks_done as usize) < total {
             let begin = state.chunks_done as usize;
             let end = total.min(begin + group_chunks);

@@ -8,7 +8,7 @@
 //! | IQ1_M | 32 low bytes of points, 16 bytes with two times 3 high bits and the shift bit, 4 u16 with four `s` (16 weights each) and 4 bits of `d` on top |
 
 use super::runs::ShiftedRun;
-use super::superblock::{blocks, error_weights_or};
+use super::superblock::{error_weights_or, lattice_encoder};
 use super::{decode_blocks, get_f16, largest_magnitude, put_f16, sum_of_squares};
 use crate::quant::float16::{f16_to_f32, f32_to_f16};
 use crate::quant::grid::fit::scale_code;
@@ -186,23 +186,9 @@ fn best_split_s(sums: &PrefixSums) -> Option<Split> {
     best.split
 }
 
-/// Encodes IQ1_S. ggml has no rule for weights of equal importance and aborts; here `None` means equal.
-pub fn quantize_iq1_s(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
-    quantize_iq1_s_with(InOrder, src, row_len, importance, dst);
-}
-
-/// [`quantize_iq1_s`] with another way to do some of its steps.
-#[inline(always)]
-pub(in crate::quant) fn quantize_iq1_s_with(
-    steps: impl Steps,
-    src: &[f32],
-    row_len: usize,
-    importance: Option<&[f32]>,
-    dst: &mut [u8],
-) {
-    for (x, importance, out) in blocks(src, row_len, importance, dst) {
-        encode_s(steps, x, importance, out);
-    }
+lattice_encoder! {
+    /// Encodes IQ1_S. ggml has no rule for weights of equal importance and aborts; here `None` means equal.
+    quantize_iq1_s, quantize_iq1_s_with: Steps, encode_s
 }
 
 #[inline(always)]
@@ -328,23 +314,9 @@ fn best_split_m(x: &[f32; 16], weights: &[f32; 16], order: &[u8; 16]) -> Option<
     best.split
 }
 
-/// Encodes IQ1_M.
-pub fn quantize_iq1_m(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
-    quantize_iq1_m_with(InOrder, src, row_len, importance, dst);
-}
-
-/// [`quantize_iq1_m`] with another way to do some of its steps.
-#[inline(always)]
-pub(in crate::quant) fn quantize_iq1_m_with(
-    steps: impl Steps,
-    src: &[f32],
-    row_len: usize,
-    importance: Option<&[f32]>,
-    dst: &mut [u8],
-) {
-    for (x, importance, out) in blocks(src, row_len, importance, dst) {
-        encode_m(steps, x, importance, out);
-    }
+lattice_encoder! {
+    /// Encodes IQ1_M.
+    quantize_iq1_m, quantize_iq1_m_with: Steps, encode_m
 }
 
 #[inline(always)]

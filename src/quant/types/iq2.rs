@@ -11,10 +11,10 @@
 //! | IQ2_S   | `d`, 32 low bytes of points, 32 sign bytes, 8 bytes with two high bits of four points each, 8 bytes of `s` |
 
 use super::runs::SignedRun;
-use super::superblock::{blocks, error_weights_or};
+use super::superblock::{error_weights_or, lattice_encoder};
 use super::{decode_blocks, get_f16, put_f16, sum_of_squares};
 use crate::quant::grid::fit::{Group, Refine, Signs, Trials, fit, scale_code};
-use crate::quant::grid::{self, Chooser, InOrder, even_signs};
+use crate::quant::grid::{self, Chooser, even_signs};
 use crate::quant::search::fit_positive;
 
 const BLOCK: usize = 256;
@@ -23,23 +23,9 @@ const LEVELS: i32 = 3;
 /// Highest scale code.
 const TOP: i32 = 15;
 
-/// Encodes IQ2_XXS. ggml has no rule for weights of equal importance and aborts; here `None` means equal.
-pub fn quantize_iq2_xxs(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
-    quantize_iq2_xxs_with(InOrder, src, row_len, importance, dst);
-}
-
-/// [`quantize_iq2_xxs`] with another way to do some of its steps.
-#[inline(always)]
-pub(in crate::quant) fn quantize_iq2_xxs_with(
-    steps: impl Chooser,
-    src: &[f32],
-    row_len: usize,
-    importance: Option<&[f32]>,
-    dst: &mut [u8],
-) {
-    for (x, importance, out) in blocks(src, row_len, importance, dst) {
-        encode_xxs(steps, x, importance, out);
-    }
+lattice_encoder! {
+    /// Encodes IQ2_XXS. ggml has no rule for weights of equal importance and aborts; here `None` means equal.
+    quantize_iq2_xxs, quantize_iq2_xxs_with: Chooser, encode_xxs
 }
 
 #[inline(always)]
@@ -166,23 +152,9 @@ impl Pairs {
     }
 }
 
-/// Encodes IQ2_XS. ggml has no rule for weights of equal importance and aborts; here `None` means equal.
-pub fn quantize_iq2_xs(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
-    quantize_iq2_xs_with(InOrder, src, row_len, importance, dst);
-}
-
-/// [`quantize_iq2_xs`] with another way to do some of its steps.
-#[inline(always)]
-pub(in crate::quant) fn quantize_iq2_xs_with(
-    steps: impl Chooser,
-    src: &[f32],
-    row_len: usize,
-    importance: Option<&[f32]>,
-    dst: &mut [u8],
-) {
-    for (x, importance, out) in blocks(src, row_len, importance, dst) {
-        encode_xs(steps, x, importance, out);
-    }
+lattice_encoder! {
+    /// Encodes IQ2_XS. ggml has no rule for weights of equal importance and aborts; here `None` means equal.
+    quantize_iq2_xs, quantize_iq2_xs_with: Chooser, encode_xs
 }
 
 #[inline(always)]
@@ -228,23 +200,9 @@ pub fn runs_xs(block: &[u8; 74], mut emit: impl FnMut(usize, SignedRun)) {
     }
 }
 
-/// Encodes IQ2_S.
-pub fn quantize_iq2_s(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
-    quantize_iq2_s_with(InOrder, src, row_len, importance, dst);
-}
-
-/// [`quantize_iq2_s`] with another way to do some of its steps.
-#[inline(always)]
-pub(in crate::quant) fn quantize_iq2_s_with(
-    steps: impl Chooser,
-    src: &[f32],
-    row_len: usize,
-    importance: Option<&[f32]>,
-    dst: &mut [u8],
-) {
-    for (x, importance, out) in blocks(src, row_len, importance, dst) {
-        encode_s(steps, x, importance, out);
-    }
+lattice_encoder! {
+    /// Encodes IQ2_S.
+    quantize_iq2_s, quantize_iq2_s_with: Chooser, encode_s
 }
 
 #[inline(always)]

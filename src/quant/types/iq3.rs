@@ -8,10 +8,10 @@
 //! | IQ3_S   | `d`, 64 low bytes of points, 8 bytes of ninth bits, 32 sign bytes, 4 bytes of `s`; scale `d * (2 s + 1)` |
 
 use super::runs::SignedRun;
-use super::superblock::{blocks, error_weights_or};
+use super::superblock::{error_weights_or, lattice_encoder};
 use super::{decode_blocks, get_f16, put_f16, sum_of_squares};
 use crate::quant::grid::fit::{Group, Refine, Signs, Trials, fit, scale_code};
-use crate::quant::grid::{self, Chooser, InOrder, Lattice, even_signs};
+use crate::quant::grid::{self, Chooser, Lattice, even_signs};
 
 const BLOCK: usize = 256;
 const LEVELS: i32 = 8;
@@ -60,23 +60,9 @@ impl Groups {
     }
 }
 
-/// Encodes IQ3_XXS.
-pub fn quantize_iq3_xxs(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
-    quantize_iq3_xxs_with(InOrder, src, row_len, importance, dst);
-}
-
-/// [`quantize_iq3_xxs`] with another way to do some of its steps.
-#[inline(always)]
-pub(in crate::quant) fn quantize_iq3_xxs_with(
-    steps: impl Chooser,
-    src: &[f32],
-    row_len: usize,
-    importance: Option<&[f32]>,
-    dst: &mut [u8],
-) {
-    for (x, importance, out) in blocks(src, row_len, importance, dst) {
-        encode_xxs(steps, x, importance, out);
-    }
+lattice_encoder! {
+    /// Encodes IQ3_XXS.
+    quantize_iq3_xxs, quantize_iq3_xxs_with: Chooser, encode_xxs
 }
 
 #[inline(always)]
@@ -131,23 +117,9 @@ pub fn runs_xxs(block: &[u8; 98], mut emit: impl FnMut(usize, SignedRun)) {
     }
 }
 
-/// Encodes IQ3_S.
-pub fn quantize_iq3_s(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
-    quantize_iq3_s_with(InOrder, src, row_len, importance, dst);
-}
-
-/// [`quantize_iq3_s`] with another way to do some of its steps.
-#[inline(always)]
-pub(in crate::quant) fn quantize_iq3_s_with(
-    steps: impl Chooser,
-    src: &[f32],
-    row_len: usize,
-    importance: Option<&[f32]>,
-    dst: &mut [u8],
-) {
-    for (x, importance, out) in blocks(src, row_len, importance, dst) {
-        encode_s(steps, x, importance, out);
-    }
+lattice_encoder! {
+    /// Encodes IQ3_S.
+    quantize_iq3_s, quantize_iq3_s_with: Chooser, encode_s
 }
 
 #[inline(always)]

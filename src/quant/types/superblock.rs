@@ -31,3 +31,30 @@ pub fn error_weights_or<const N: usize>(
         None => values.map(otherwise),
     }
 }
+
+/// Defines the two faces of an encoder that a lattice type has: the scalar one, and one whose steps the caller
+/// chooses. `$encode` encodes a block with these steps.
+macro_rules! lattice_encoder {
+    ($(#[$doc:meta])* $name:ident, $with:ident: $steps:ident, $encode:ident) => {
+        $(#[$doc])*
+        pub fn $name(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+            $with(crate::quant::grid::InOrder, src, row_len, importance, dst);
+        }
+
+        #[doc = concat!("[`", stringify!($name), "`] with another way to do some of its steps.")]
+        #[inline(always)]
+        pub(in crate::quant) fn $with(
+            steps: impl $steps,
+            src: &[f32],
+            row_len: usize,
+            importance: Option<&[f32]>,
+            dst: &mut [u8],
+        ) {
+            for (x, importance, out) in $crate::quant::types::superblock::blocks(src, row_len, importance, dst) {
+                $encode(steps, x, importance, out);
+            }
+        }
+    };
+}
+
+pub(super) use lattice_encoder;
