@@ -2,7 +2,6 @@
 
 use serde::Serialize;
 
-use super::Perplexity;
 use crate::model::math::{divergence_sum, log_sum_exp, max};
 
 /// What is kept of a scored prediction.
@@ -161,16 +160,6 @@ impl Moments {
 }
 
 impl Divergence {
-    /// Perplexity of the model.
-    pub fn perplexity(&self) -> Perplexity {
-        sum_up(self.tokens.iter().map(|t| t.nll))
-    }
-
-    /// Perplexity of the reference.
-    pub fn base_perplexity(&self) -> Perplexity {
-        sum_up(self.tokens.iter().map(|t| t.nll_base))
-    }
-
     /// Mean KL divergence, nats a token.
     pub fn mean_kld(&self) -> f64 {
         Moments::of(self.tokens.iter().map(|t| f64::from(t.kld))).mean()
@@ -249,12 +238,6 @@ impl Percentiles {
             minimum: at(0.0),
         }
     }
-}
-
-fn sum_up(nlls: impl Iterator<Item = f32>) -> Perplexity {
-    let mut total = Perplexity::default();
-    nlls.for_each(|nll| total.add(nll.into()));
-    total
 }
 
 /// The differences below can round to a little under zero.

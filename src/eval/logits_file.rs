@@ -14,7 +14,7 @@
 //! from its own file is not zero, and may be slightly negative.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -43,7 +43,6 @@ pub struct LogitsReader {
     n_ctx: usize,
     n_vocab: usize,
     tokens: Vec<u32>,
-    records_left: usize,
     record: Vec<u8>,
 }
 
@@ -110,15 +109,7 @@ impl LogitsReader {
                 }
             }
         }
-        Ok(LogitsReader {
-            path: path.to_owned(),
-            input,
-            n_ctx,
-            n_vocab,
-            tokens,
-            records_left: n_records as usize,
-            record: Vec::new(),
-        })
+        Ok(LogitsReader { path: path.to_owned(), input, n_ctx, n_vocab, tokens, record: Vec::new() })
     }
 
     /// Tokens per window.
@@ -152,7 +143,6 @@ impl LogitsReader {
         self.record.resize(rows * size, 0);
         let failed = |source| EvalError::Read { path: self.path.clone(), source };
         self.input.read_exact(&mut self.record).map_err(failed)?;
-        self.records_left = self.records_left.saturating_sub(rows);
         let decoded: Result<(), (f32, f32)> = self
             .record
             .par_chunks_exact(size)
@@ -177,16 +167,6 @@ impl LogitsReader {
             found: format!("has scale {scale} and smallest log-probability {least}"),
             advice: "the file is damaged; save the logits again".to_owned(),
         })
-    }
-
-    /// Goes back to the first distribution.
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub fn rewind(&mut self) -> Result<(), EvalError> {
-        let start = HEADER_BYTES + 4 * self.tokens.len() as u64;
-        let sought = self.input.seek(SeekFrom::Start(start));
-        sought.map(|_| ()).map_err(|source| EvalError::Read { path: self.path.clone(), source })
     }
 }
 
@@ -331,10 +311,6 @@ mod tests {
                     assert!((want - f64::from(*d)).abs() < 1.3e-4 + 1e-5, "{want} {d}");
                 }
             }
-            reader.rewind().unwrap();
-            let mut again = vec![0.0; n_vocab];
-            reader.read_rows(1, &mut again).unwrap();
-            assert_eq!(again, out[..n_vocab]);
         }
     }
 
