@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use serde_json::{Map, Value as Json};
 
-use super::{Common, Progress, Unit, count, decimal_size};
+use super::{Common, Progress, Unit, count, decimal_size, printable};
 use crate::atomic_file::AtomicFile;
 use crate::convert::{Conversion, Options, OutputType};
 use crate::gguf::{GgufLayout, TensorType, Value};
@@ -174,9 +174,17 @@ impl ConvertArgs {
                 warnings: conversion.warnings(),
             });
         }
+        if common.quiet && !self.dry_run {
+            return Ok(());
+        }
         let mut text = String::new();
         let verb = if self.dry_run { "would write" } else { "wrote" };
-        let _ = writeln!(text, "{verb} {}: {}", output.display(), decimal_size(layout.file_bytes()));
+        let _ = writeln!(
+            text,
+            "{verb} {}: {}",
+            printable(&output.display().to_string()),
+            decimal_size(layout.file_bytes())
+        );
         let _ = writeln!(
             text,
             "{} as {}, {} parameters in {} tensors of type {}, pre-tokenizer {pre}",

@@ -155,6 +155,9 @@ impl MeasureArgs {
         if common.json {
             return common.result_json(&report);
         }
+        if common.quiet {
+            return Ok(());
+        }
         let memory =
             report.peak_memory_bytes.map_or_else(String::new, |m| format!(", peak memory {}", decimal_size(m)));
         common.result(format!(

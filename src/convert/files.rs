@@ -88,7 +88,7 @@ impl Folder {
             // serde quotes what it found, which may be anything.
             let problem: String = e.to_string().chars().filter(|c| !c.is_control()).take(200).collect();
             let problem = if e.is_data() {
-                format!("is not what this file should be: {problem}")
+                format!("is not what this file should be: {problem}; download it again")
             } else {
                 format!("is not JSON: {problem}; download it again")
             };

@@ -184,7 +184,10 @@ impl Planner<'_> {
         let tensor = &self.checkpoint.tensors()[index];
         if tensor.shape != shape {
             let (found, expected) = (tensor.shape_text(), shape_text(shape));
-            return Err(self.wrong(index, format!("has shape {found}; config.json implies {expected}")));
+            return Err(self.wrong(
+                index,
+                format!("has shape {found}; config.json implies {expected}; take both files from one model"),
+            ));
         }
         if tensor.dense().is_none() {
             let problem = format!(

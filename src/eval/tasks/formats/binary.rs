@@ -28,7 +28,8 @@ pub fn multiple_choice(
     }
     let table = n_task.checked_mul(4).and_then(|len| cursor.take(len)).ok_or_else(|| {
         source.error(format!(
-            "the header counts {n_task} tasks, but the file of {} bytes cannot hold their offsets",
+            "the header counts {n_task} tasks, but the file of {} bytes cannot hold their offsets; it is cut short or no \
+             task file",
             bytes.len()
         ))
     })?;
@@ -48,7 +49,8 @@ pub fn multiple_choice(
         let error = |problem| task_error(source, index, problem);
         if position(index) != cursor.at {
             let problem = format!(
-                "the header places it at byte {}, but the one before ends at byte {}; the count or an offset is wrong",
+                "the header places it at byte {}, but the one before ends at byte {}; the count or an offset is wrong, \
+                 make the file again",
                 position(index),
                 cursor.at
             );
