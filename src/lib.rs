@@ -11,6 +11,7 @@ pub mod compute;
 pub mod convert;
 pub mod cpu;
 pub mod eval;
+pub mod feedback;
 pub mod gguf;
 pub mod imatrix;
 pub mod model;

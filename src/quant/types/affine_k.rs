@@ -144,7 +144,7 @@ fn groups(x: &[f32; LEN]) -> &[[f32; GROUP]] {
 }
 
 #[inline(always)]
-fn pack_scales(scales: &[u8; GROUPS], mins: &[u8; GROUPS], header: &mut [u8; HEADER]) {
+pub(super) fn pack_scales(scales: &[u8; GROUPS], mins: &[u8; GROUPS], header: &mut [u8; HEADER]) {
     let packed = &mut header[4..];
     for j in 0..4 {
         packed[j] = scales[j] | ((scales[j + 4] >> 4) << 6);

@@ -13,7 +13,7 @@ pub const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 2
 
 /// Where a number stops being nearest to one value and starts being nearest to the next; a number on the border
 /// goes to the upper value. All of them are exact.
-pub(in crate::quant) const BORDERS: [f32; 15] = {
+pub(crate) const BORDERS: [f32; 15] = {
     let mut borders = [0f32; 15];
     let mut i = 0;
     while i < 15 {
@@ -136,6 +136,12 @@ pub(in crate::quant) fn finish_nl(x: &[f32; 32], scale: f32, out: &mut [u8; 18])
     out[2..].copy_from_slice(&pack(&nearest_codes(x, inverse_or_zero(scale))));
 }
 
+/// Writes a block of IQ4_NL from its numbers.
+pub(super) fn put_nl(d: f32, codes: &[u8; 32], out: &mut [u8; 18]) {
+    put_f16(out, 0, d);
+    out[2..].copy_from_slice(&pack(codes));
+}
+
 /// Decodes IQ4_NL.
 pub fn dequantize_iq4_nl(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; 18], out: &mut [f32; 32]| {
@@ -184,6 +190,20 @@ pub(in crate::quant) fn finish_xs(x: &[f32; 256], scales: &[f32; 8], out: &mut [
         let code = (code + 32) as u16;
         head[4 + ib / 2] |= ((code & 15) as u8) << (4 * (ib % 2));
         high |= (code >> 4) << (2 * ib);
+    }
+    put_f16(head, 0, d);
+    head[2..4].copy_from_slice(&high.to_le_bytes());
+}
+
+/// Writes a block of IQ4_XS from its numbers; scales count from zero.
+pub(super) fn put_xs(d: f32, scales: &[u8; 8], codes: &[u8; 256], out: &mut [u8; 136]) {
+    let (head, body) = out.split_at_mut(8);
+    head.fill(0);
+    let mut high = 0u16;
+    for (ib, (codes, bytes)) in codes.as_chunks().0.iter().zip(body.as_chunks_mut::<16>().0).enumerate() {
+        *bytes = pack(codes);
+        head[4 + ib / 2] |= (scales[ib] & 15) << (4 * (ib % 2));
+        high |= u16::from(scales[ib] >> 4) << (2 * ib);
     }
     put_f16(head, 0, d);
     head[2..4].copy_from_slice(&high.to_le_bytes());

@@ -14,6 +14,7 @@ pub mod iq4;
 pub mod legacy;
 pub mod low_bit;
 mod pack;
+pub(crate) mod parts;
 pub mod q2_k;
 pub mod q3_k;
 pub mod q4_k;

@@ -134,6 +134,16 @@ fn finish(
     }
 }
 
+/// Writes a block from its numbers: scale of each group below, min above.
+pub(super) fn put(d: f32, dmin: f32, scales: &[u8; GROUPS], levels: &[u8; LEN], block: &mut [u8; BYTES]) {
+    block[..GROUPS].copy_from_slice(scales);
+    put_f16(block, D, d);
+    put_f16(block, DMIN, dmin);
+    if let Some(out) = block[LEVELS..].first_chunk_mut() {
+        pack_2bit(levels, out);
+    }
+}
+
 #[inline(always)]
 fn groups(x: &[f32; LEN]) -> &[[f32; GROUP]] {
     x.as_chunks().0

@@ -136,12 +136,23 @@ fn finish(x: &[f32; LEN], d: f32, scales: [u8; 12], searched: impl Fn(usize) -> 
             searched(j)
         };
     }
+    put_levels(&levels, block);
+}
+
+fn put_levels(levels: &[u8; LEN], block: &mut [u8; BYTES]) {
     if let Some(out) = block.first_chunk_mut() {
-        pack_bit_plane(&levels, 2, out);
+        pack_bit_plane(levels, 2, out);
     }
     if let Some(out) = block[LEVELS..].first_chunk_mut() {
         pack_2bit(&levels.map(|level| level & 3), out);
     }
+}
+
+/// Writes a block from its numbers; scales and levels count from zero.
+pub(super) fn put(d: f32, scales: [u8; GROUPS], levels: &[u8; LEN], block: &mut [u8; BYTES]) {
+    block[SCALES..D].copy_from_slice(&pack_scales(scales));
+    put_f16(block, D, d);
+    put_levels(levels, block);
 }
 
 #[inline(always)]

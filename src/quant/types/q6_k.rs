@@ -68,6 +68,20 @@ pub(in crate::quant) fn finish(
             symmetric_levels(x, inverses[j], HALF)
         };
     }
+    put_levels(&levels, block);
+}
+
+/// Writes a block from its numbers; levels count from zero.
+pub(super) fn put(d: f32, scales: &[i8; GROUPS], levels: &[u8; LEN], block: &mut [u8; BYTES]) {
+    for (stored, scale) in block[SCALES..D].iter_mut().zip(scales) {
+        *stored = *scale as u8;
+    }
+    put_f16(block, D, d);
+    put_levels(levels, block);
+}
+
+#[inline(always)]
+fn put_levels(levels: &[u8; LEN], block: &mut [u8; BYTES]) {
     let (low, rest) = block.split_at_mut(HIGH);
     for ((levels, low), high) in
         levels.as_chunks::<128>().0.iter().zip(low.as_chunks_mut::<64>().0).zip(rest.as_chunks_mut::<32>().0)

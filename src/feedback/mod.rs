@@ -1,0 +1,34 @@
+//! Rounding that answers for what it has done: each column is rounded so as to make up for the errors of the columns
+//! before it, as far as the model's own inputs let one column stand in for another.
+//!
+//! A linear layer turns inputs `x` into `W x`. Rounding W to `Q` changes the output by `(W - Q) x`, whose mean square
+//! over inputs is `tr(E H E^T)`, with `E = W - Q` and the second moment `H = mean of x x^T`. With the factorisation
+//! `H = (I + A) D (I + A)^T`, A strictly upper triangular and D diagonal, the loss of a row is
+//! `sum over j of D[j] * u[j]^2` with `u[j] = E[j] + sum over k < j of E[k] * A[k, j]`: column `j` is rounded best as
+//! if its weight were `W[j] + sum over k < j of E[k] * A[k, j]`, and `D[j]` is what an error there costs. This is the
+//! method of GPTQ (Frantar et al., arXiv 2210.17323) in the form of LDLQ (Chee et al., arXiv 2307.13304), with the
+//! scales of block formats chosen on the way: those of a block when its first column comes up, those of a group when
+//! the group does, both from weights that already carry the feedback.
+//!
+//! - [`SecondMoment`] sums up inputs; [`Factor`] factors the sum, damped and repaired so that it never fails.
+//! - [`round_rows`] rounds with feedback. No row ends worse on the calibration moment than [`search_rows`] leaves it.
+//! - [`search_rows`] knows importance only and searches the scales of each block on the grid that readers decode.
+//!
+//! Rows are independent and divided among the threads of rayon's current pool; sums have a fixed order. The bytes
+//! depend neither on the number of threads nor on the instruction set.
+
+mod columns;
+mod error;
+mod factor;
+mod grid;
+mod layout;
+mod moment;
+mod round;
+mod scales;
+#[cfg(test)]
+mod tests;
+
+pub use error::FeedbackError;
+pub use factor::{DEFAULT_DAMPING, Factor};
+pub use moment::SecondMoment;
+pub use round::{round_rows, search_rows, supports_feedback, supports_search};

@@ -1,0 +1,242 @@
+//! Rounding whole rows: the public functions, and what they do for a few rows at a time.
+
+use rayon::prelude::*;
+
+use super::columns::{TILE, TileRow};
+use super::error::FeedbackError;
+use super::factor::Factor;
+use super::layout::Layout;
+use crate::compute::{GemmOperand, gemm_f32};
+use crate::gguf::TensorType;
+use crate::quant::{self, QuantError, codec, first_non_finite};
+
+/// Rows of one task: enough to make good use of each tile of A that is read for them.
+const TASK_ROWS: usize = 64;
+
+/// Whether [`round_rows`] takes `ty`.
+pub fn supports_feedback(ty: TensorType) -> bool {
+    Layout::of(ty).is_some()
+}
+
+/// Whether [`search_rows`] takes `ty`: every type with an encoder.
+pub fn supports_search(ty: TensorType) -> bool {
+    codec(ty).is_some_and(|codec| codec.quantize.is_some())
+}
+
+/// Rounds `rows`, row-major `[rows, n]`, to blocks of `ty` with the feedback of `factor`, `out` being exactly as long
+/// as the encoded rows. A row that feedback does not make better on the moment that was factored (before damping) is
+/// rounded as [`search_rows`] does it with the moment's diagonal.
+///
+/// Uses rayon's current pool. The bytes depend neither on the number of threads nor on which rows are given together.
+///
+/// # Errors
+/// [`FeedbackError`] when the type is none of [`supports_feedback`], a weight is not finite, or lengths disagree.
+pub fn round_rows(
+    ty: TensorType,
+    rows: &[f32],
+    n: usize,
+    factor: &Factor,
+    out: &mut [u8],
+) -> Result<(), FeedbackError> {
+    let layout = Layout::of(ty).ok_or(FeedbackError::NoFeedback { ty })?;
+    if n != factor.n() {
+        return Err(FeedbackError::Inputs { row_len: n, found: factor.n() });
+    }
+    let row_bytes = checked_row_bytes(ty, rows, n, out)?;
+    let plain = column_weights(Some(factor.plain()), n);
+    let tasks = rows.par_chunks(TASK_ROWS * n).zip(out.par_chunks_mut(TASK_ROWS * row_bytes));
+    tasks.try_for_each(|(rows, out)| {
+        search_task(ty, Some(&layout), rows, &plain, Some(factor.plain()), out)?;
+        let Some(feedback) = factor.feedback() else { return Ok(()) };
+        let mut errors = decoded_errors(ty, rows, out)?;
+        let searched = losses(&errors, n, factor, feedback);
+        let mut bytes = vec![0; out.len()];
+        let found = round_task(&layout, rows, n, factor, feedback, &mut errors, &mut bytes);
+        let rows = out.chunks_exact_mut(row_bytes).zip(bytes.chunks_exact(row_bytes));
+        for ((out, bytes), (found, searched)) in rows.zip(found.iter().zip(&searched)) {
+            if found < searched {
+                out.copy_from_slice(bytes);
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Rounds `rows`, row-major `[rows, n]`, to blocks of `ty` by a search over the scales of each block on the values that
+/// readers decode, `out` being exactly as long as the encoded rows. Errors of column `j` count `weights[j]` (not
+/// negative), or all the same.
+///
+/// No block ends with a greater weighed error than ggml's encoder leaves; where the search knows nothing better
+/// for a type, the bytes are ggml's.
+///
+/// # Errors
+/// [`FeedbackError`] when the type has no encoder, a weight is not finite, or lengths disagree.
+pub fn search_rows(
+    ty: TensorType,
+    rows: &[f32],
+    n: usize,
+    weights: Option<&[f32]>,
+    out: &mut [u8],
+) -> Result<(), FeedbackError> {
+    let row_bytes = checked_row_bytes(ty, rows, n, out)?;
+    if let Some(weights) = weights
+        && weights.len() != n
+    {
+        return Err(QuantError::ImportanceLength { ty, found: weights.len(), row_len: n }.into());
+    }
+    let layout = Layout::of(ty);
+    let cost = column_weights(weights, n);
+    rows.par_chunks(TASK_ROWS * n)
+        .zip(out.par_chunks_mut(TASK_ROWS * row_bytes))
+        .try_for_each(|(rows, out)| search_task(ty, layout.as_ref(), rows, &cost, weights, out))
+}
+
+/// Bytes of an encoded row, after all lengths and weights have been checked.
+fn checked_row_bytes(ty: TensorType, rows: &[f32], n: usize, out: &[u8]) -> Result<usize, FeedbackError> {
+    let info = ty.info().filter(|_| supports_search(ty)).ok_or(QuantError::NoEncoder { ty })?;
+    if n == 0 || !n.is_multiple_of(info.block_len) {
+        return Err(QuantError::RowLength { ty, row_len: n, block_len: info.block_len }.into());
+    }
+    if !rows.len().is_multiple_of(n) {
+        return Err(QuantError::PartialRow { ty, weights: rows.len(), row_len: n }.into());
+    }
+    let row_bytes = n / info.block_len * info.block_bytes;
+    let expected = rows.len() / n * row_bytes;
+    if out.len() != expected {
+        return Err(QuantError::EncodedLength { ty, weights: rows.len(), expected, found: out.len() }.into());
+    }
+    match first_non_finite(rows) {
+        Some(index) => Err(FeedbackError::NonFinite { index, value: rows[index] }),
+        None => Ok(row_bytes),
+    }
+}
+
+/// Weights of columns with mean one, none of them zero, so that no block is left without any.
+pub(super) fn column_weights(weights: Option<&[f32]>, n: usize) -> Vec<f32> {
+    let Some(weights) = weights else { return vec![1.0; n] };
+    let usable = |w: f32| if w.is_finite() && w > 0.0 { f64::from(w) } else { 0.0 };
+    let mean = weights.iter().map(|&w| usable(w)).sum::<f64>() / n.max(1) as f64;
+    if mean <= 0.0 {
+        return vec![1.0; n];
+    }
+    weights.iter().map(|&w| (usable(w) / mean + 1e-6) as f32).collect()
+}
+
+/// [`search_rows`] for a few rows, with `cost` from [`column_weights`].
+fn search_task(
+    ty: TensorType,
+    layout: Option<&Layout>,
+    rows: &[f32],
+    cost: &[f32],
+    weights: Option<&[f32]>,
+    out: &mut [u8],
+) -> Result<(), FeedbackError> {
+    let n = cost.len();
+    // ggml's encoders need importance for some types; ones are as good as none.
+    quant::quantize_rows(ty, rows, n, Some(weights.unwrap_or(cost)), out)?;
+    let Some(layout) = layout else { return Ok(()) };
+    let mut bytes = vec![0; out.len()];
+    let row_bytes = n / layout.len * layout.bytes;
+    let mut plain = vec![0; if weights.is_none() { out.len() } else { 0 }];
+    if weights.is_none() {
+        quant::quantize_rows(ty, rows, n, None, &mut plain)?;
+        keep_better(layout, rows, cost, &plain, out)?;
+    }
+    let (mut targets, mut errors) = (vec![0.0; TILE], vec![0.0; TILE]);
+    for (row, bytes) in rows.chunks_exact(n).zip(bytes.chunks_exact_mut(row_bytes)) {
+        for (start, bytes) in (0..n).step_by(TILE).zip(bytes.chunks_mut(TILE / layout.len * layout.bytes)) {
+            let columns = start..n.min(start + TILE);
+            let weights = &row[columns.clone()];
+            let targets = &mut targets[..weights.len()];
+            targets.copy_from_slice(weights);
+            let errors = &mut errors[..weights.len()];
+            let row = TileRow { weights, targets, errors, bytes };
+            layout.round_tile(row, &cost[columns], None);
+        }
+    }
+    keep_better(layout, rows, cost, &bytes, out)
+}
+
+/// Replaces those blocks of `out` that lose more than the ones of `bytes`.
+fn keep_better(layout: &Layout, rows: &[f32], cost: &[f32], bytes: &[u8], out: &mut [u8]) -> Result<(), FeedbackError> {
+    let n = cost.len();
+    let (mut new, mut old) = (vec![0.0; n], vec![0.0; n]);
+    let row_bytes = n / layout.len * layout.bytes;
+    let rows = rows.chunks_exact(n).zip(bytes.chunks_exact(row_bytes)).zip(out.chunks_exact_mut(row_bytes));
+    for ((row, bytes), out) in rows {
+        quant::dequantize(layout.ty, bytes, &mut new)?;
+        quant::dequantize(layout.ty, out, &mut old)?;
+        for (block, start) in (0..n).step_by(layout.len).enumerate() {
+            let columns = start..start + layout.len;
+            let loss = |decoded: &[f32]| -> f64 {
+                let terms = row[columns.clone()].iter().zip(&decoded[columns.clone()]).zip(&cost[columns.clone()]);
+                terms.map(|((w, q), c)| f64::from(*c) * (f64::from(*w) - f64::from(*q)).powi(2)).sum()
+            };
+            let old = loss(&old);
+            if loss(&new) < old || !old.is_finite() {
+                let block = block * layout.bytes..(block + 1) * layout.bytes;
+                out[block.clone()].copy_from_slice(&bytes[block]);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Weights minus decoded weights, row-major.
+fn decoded_errors(ty: TensorType, rows: &[f32], bytes: &[u8]) -> Result<Vec<f32>, FeedbackError> {
+    let mut errors = vec![0.0; rows.len()];
+    quant::dequantize(ty, bytes, &mut errors)?;
+    for (error, w) in errors.iter_mut().zip(rows) {
+        *error = w - *error;
+    }
+    Ok(errors)
+}
+
+/// The loss of each row with these errors, `[rows, n]`.
+fn losses(errors: &[f32], n: usize, factor: &Factor, feedback: &[f32]) -> Vec<f64> {
+    let rows = errors.len() / n;
+    let mut u = errors.to_vec();
+    for start in (0..n).step_by(TILE) {
+        let columns = TILE.min(n - start);
+        let a = GemmOperand::Plain { data: &feedback[start..], stride: n };
+        gemm_f32(rows, columns, start + columns, errors, n, a, &mut u[start..], n, true);
+    }
+    errors.chunks_exact(n).zip(u.chunks_exact(n)).map(|(errors, u)| factor.loss(errors, u)).collect()
+}
+
+/// Rounds a few rows with feedback into `bytes`, `errors` getting weights minus rounded weights; gives their losses.
+pub(super) fn round_task(
+    layout: &Layout,
+    rows: &[f32],
+    n: usize,
+    factor: &Factor,
+    feedback: &[f32],
+    errors: &mut [f32],
+    bytes: &mut [u8],
+) -> Vec<f64> {
+    let count = rows.len() / n;
+    let row_bytes = n / layout.len * layout.bytes;
+    let cost = column_weights(Some(factor.weights()), n);
+    let mut u = rows.to_vec();
+    for start in (0..n).step_by(TILE) {
+        let columns = start..n.min(start + TILE);
+        let a = GemmOperand::Plain { data: &feedback[start..], stride: n };
+        gemm_f32(count, columns.len(), start, errors, n, a, &mut u[start..], n, true);
+        let tile_bytes = start / layout.len * layout.bytes..columns.end / layout.len * layout.bytes;
+        for row in 0..count {
+            let at = row * n + start..row * n + columns.end;
+            let row = TileRow {
+                weights: &rows[at.clone()],
+                targets: &mut u[at.clone()],
+                errors: &mut errors[at],
+                bytes: &mut bytes[row * row_bytes..][tile_bytes.clone()],
+            };
+            layout.round_tile(row, &cost[columns.clone()], Some((&feedback[start * n + start..], n)));
+        }
+    }
+    // What is left of the targets after the rounded weights: target - rounded = target - (weight - error).
+    for ((u, w), error) in u.iter_mut().zip(rows).zip(errors.iter()) {
+        *u -= w - error;
+    }
+    errors.chunks_exact(n).zip(u.chunks_exact(n)).map(|(errors, u)| factor.loss(errors, u)).collect()
+}

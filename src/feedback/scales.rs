@@ -1,0 +1,415 @@
+//! The choice of scales: those of a block when its first column comes up, those of a group when the group does.
+//!
+//! All errors are weighed sums of squares on the values that readers decode, super-scales on the grid of binary16
+//! included. Sums run over the columns in eight interleaved parts, which are added up in a fixed order.
+
+use super::grid::{Grid, Levels, Table, Whole, inverse, neighbour, snap};
+use super::layout::{Kind, Layout};
+use crate::quant::round::nearest_small;
+use crate::quant::search::{AffineSearch, ErrorMeasure, fit_affine};
+use crate::quant::types::parts::MAX_GROUPS;
+
+/// Groups whose largest magnitude is below this are zeros: no binary16 scale reaches down there.
+const NEGLIGIBLE: f32 = 1e-20;
+
+/// Scales of a block, on the grid of binary16.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct BlockScales {
+    pub d: f32,
+    /// Scale of minima, or value of level 0.
+    pub dmin: f32,
+}
+
+/// What a group stores and the values that gives it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct GroupChoice {
+    pub grid: Grid,
+    pub scale: i16,
+    pub min: u8,
+    /// Weighed sum of squared errors.
+    pub error: f32,
+}
+
+/// The real-valued optimum of a group, before its scales are put onto the grid of the block's.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct GroupFit {
+    /// Distance of levels.
+    step: f32,
+    /// Minus the value of level 0.
+    min: f32,
+    /// Sums of `w l^2`, `w l`, `w`, `w l v`, `w v` over the group, with the levels `l` of the optimum.
+    sums: [f32; 5],
+}
+
+/// Sizes of super-scales that are tried, as parts of the one that just reaches the largest group.
+const FACTORS: [f32; 13] = [1.0, 0.9, 0.92, 0.94, 0.96, 0.98, 1.02, 1.04, 1.06, 1.08, 1.1, 0.85, 0.8];
+
+/// Candidates for the scales of a block that are tried in earnest, after all have been ranked by an estimate.
+const FINALISTS: usize = 4;
+
+/// Steps to either side of the least-squares scale of a group that are tried.
+const REACH: i32 = 2;
+
+/// Sums of the components of `f(v, w)` over the columns.
+#[inline(always)]
+fn sums<const N: usize>(v: &[f32], w: &[f32], f: impl Fn(f32, f32) -> [f32; N]) -> [f32; N] {
+    let mut lanes = [[0.0f32; 8]; N];
+    for (v, w) in v.as_chunks::<8>().0.iter().zip(w.as_chunks::<8>().0) {
+        for k in 0..8 {
+            let terms = f(v[k], w[k]);
+            for i in 0..N {
+                lanes[i][k] += terms[i];
+            }
+        }
+    }
+    lanes.map(|l| ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7])))
+}
+
+/// Weighed squared error of rounding to `step * level + shift`.
+#[inline(always)]
+fn error<L: Levels>(v: &[f32], w: &[f32], levels: L, step: f32, shift: f32) -> f32 {
+    let inverse = inverse(step);
+    let [error] = sums(v, w, |v, w| {
+        let difference = v - (step * levels.nearest((v - shift) * inverse) + shift);
+        [w * difference * difference]
+    });
+    error
+}
+
+/// Sums of `w v l` and `w l^2` for the levels `l` nearest to `v * inverse`.
+#[inline(always)]
+fn products<L: Levels>(v: &[f32], w: &[f32], levels: L, inverse: f32) -> [f32; 2] {
+    sums(v, w, |v, w| {
+        let level = levels.nearest(v * inverse);
+        let weighed = w * level;
+        [weighed * v, weighed * level]
+    })
+}
+
+/// The step of a group around zero that loses least: the largest weight is tried at every level of `bounds`, and the
+/// best least-squares step is refined by rounding with it again.
+#[inline(always)]
+fn fit_step<L: Levels>(v: &[f32], w: &[f32], levels: L, bounds: &[f32]) -> GroupFit {
+    let peak = v.iter().fold(0.0f32, |peak, &v| if v.abs() > peak.abs() { v } else { peak });
+    if peak.abs() < NEGLIGIBLE || !peak.is_finite() {
+        return GroupFit::default();
+    }
+    let (mut best, mut fit) = (0.0, GroupFit::default());
+    let mut attempt = |inverse: f32| {
+        let [level_v, level_2] = products(v, w, levels, inverse);
+        let gain = level_v * level_v / level_2;
+        let better = level_2 > 0.0 && gain > best;
+        if better {
+            best = gain;
+            fit.step = level_v / level_2;
+            fit.sums[0] = level_2;
+        }
+        (better, fit.step)
+    };
+    for bound in bounds {
+        attempt(bound / peak);
+    }
+    for _ in 0..3 {
+        let step = attempt(0.0).1;
+        if !attempt(inverse(step)).0 {
+            break;
+        }
+    }
+    fit
+}
+
+/// The line of a group that loses least, with its value of level 0 at or below zero.
+fn fit_line(v: &[f32], w: &[f32], highest: f32) -> GroupFit {
+    let search = AffineSearch { max_level: highest, first: -0.9, step: 0.05, steps: 36, error: ErrorMeasure::Squared };
+    let fit = if let (Ok(v), Ok(w)) = (<&[f32; 16]>::try_from(v), <&[f32; 16]>::try_from(w)) {
+        fit_affine(v, w, &search)
+    } else if let (Ok(v), Ok(w)) = (<&[f32; 32]>::try_from(v), <&[f32; 32]>::try_from(w)) {
+        fit_affine(v, w, &search)
+    } else {
+        unreachable!("groups have 16 or 32 weights");
+    };
+    let whole = Whole { lowest: 0.0, highest };
+    let inverse = inverse(fit.scale);
+    let sums = sums(v, w, |v, w| {
+        let level = whole.nearest((v + fit.min) * inverse);
+        let weighed = w * level;
+        [weighed * level, weighed, w, weighed * v, w * v]
+    });
+    GroupFit { step: fit.scale, min: fit.min, sums }
+}
+
+/// The candidates of a search with the least estimated errors, best first.
+struct Ranking {
+    entries: [(f32, BlockScales); FINALISTS],
+    len: usize,
+}
+
+impl Ranking {
+    fn new() -> Self {
+        Ranking { entries: [(f32::INFINITY, BlockScales { d: 0.0, dmin: 0.0 }); FINALISTS], len: 0 }
+    }
+
+    fn add(&mut self, estimate: f32, scales: BlockScales) {
+        if self.entries[..self.len].iter().any(|(_, known)| *known == scales) {
+            return;
+        }
+        // NaN is never less.
+        let place = self.entries[..self.len].iter().position(|(known, _)| estimate < *known).unwrap_or(self.len);
+        if place < FINALISTS {
+            self.len = (self.len + 1).min(FINALISTS);
+            self.entries[place..self.len].rotate_right(1);
+            self.entries[place] = (estimate, scales);
+        }
+    }
+
+    fn scales(&self) -> impl Iterator<Item = BlockScales> {
+        self.entries[..self.len].iter().map(|(_, scales)| *scales)
+    }
+}
+
+impl Layout {
+    /// Chooses the scales of a block for weights `v` whose errors weigh `w`.
+    pub(super) fn block_scales(&self, v: &[f32], w: &[f32]) -> BlockScales {
+        match self.kind {
+            Kind::Step => self.block_step(v, w),
+            Kind::Line => self.block_line(v, w),
+            Kind::GroupSteps { .. } | Kind::GroupLines { .. } => {
+                let mut fits = [GroupFit::default(); MAX_GROUPS];
+                let groups = self.len / self.group;
+                for (fit, (v, w)) in fits.iter_mut().zip(v.chunks_exact(self.group).zip(w.chunks_exact(self.group))) {
+                    *fit = self.fit(v, w);
+                }
+                let fits = &fits[..groups];
+                let ranking = match self.kind {
+                    Kind::GroupLines { top } => rank_lines(fits, f32::from(top)),
+                    Kind::GroupSteps { lowest, highest } => rank_steps(fits, lowest.into(), highest.into()),
+                    Kind::Step | Kind::Line => unreachable!("handled above"),
+                };
+                let mut best = (f32::INFINITY, BlockScales { d: 0.0, dmin: 0.0 });
+                for scales in ranking.scales() {
+                    let groups = v.chunks_exact(self.group).zip(w.chunks_exact(self.group)).zip(fits);
+                    let error = groups.map(|((v, w), fit)| self.choose(scales, fit, v, w).error).sum();
+                    if error < best.0 {
+                        best = (error, scales);
+                    }
+                }
+                best.1
+            }
+        }
+    }
+
+    /// Chooses what a group stores under the scales of its block, for weights `v` whose errors weigh `w`.
+    pub(super) fn group_choice(&self, scales: BlockScales, v: &[f32], w: &[f32]) -> GroupChoice {
+        match self.kind {
+            Kind::Step | Kind::Line => {
+                let grid = Grid::new(scales.d, scales.dmin, self.whole);
+                GroupChoice { grid, scale: 0, min: 0, error: self.error(v, w, scales.d, scales.dmin) }
+            }
+            Kind::GroupSteps { .. } | Kind::GroupLines { .. } => self.choose(scales, &self.fit(v, w), v, w),
+        }
+    }
+
+    fn error(&self, v: &[f32], w: &[f32], step: f32, shift: f32) -> f32 {
+        match self.whole {
+            Some(whole) => error(v, w, whole, step, shift),
+            None => error(v, w, Table, step, shift),
+        }
+    }
+
+    fn fit(&self, v: &[f32], w: &[f32]) -> GroupFit {
+        match (self.kind, self.whole) {
+            (Kind::Line | Kind::GroupLines { .. }, Some(whole)) => fit_line(v, w, whole.highest),
+            (_, Some(whole)) => fit_step(v, w, whole, &self.bounds),
+            (_, None) => fit_step(v, w, Table, &self.bounds),
+        }
+    }
+
+    /// The best of a few whole-number scales around those of `fit`.
+    fn choose(&self, scales: BlockScales, fit: &GroupFit, v: &[f32], w: &[f32]) -> GroupChoice {
+        match self.kind {
+            Kind::GroupLines { top } => self.choose_line(scales, fit, v, w, top.into()),
+            Kind::GroupSteps { lowest, highest } => self.choose_step(scales, fit, v, w, lowest.into(), highest.into()),
+            Kind::Step | Kind::Line => unreachable!("such blocks have no scales of groups"),
+        }
+    }
+
+    fn choose_step(
+        &self,
+        scales: BlockScales,
+        fit: &GroupFit,
+        v: &[f32],
+        w: &[f32],
+        lowest: i32,
+        highest: i32,
+    ) -> GroupChoice {
+        let middle = whole_number(fit.step * inverse(scales.d)).clamp(lowest, highest);
+        let (mut best, mut scale) = (f32::INFINITY, middle);
+        for candidate in (middle - REACH).max(lowest)..=(middle + REACH).min(highest) {
+            let error = self.error(v, w, scales.d * candidate as f32, 0.0);
+            if error < best {
+                (best, scale) = (error, candidate);
+            }
+        }
+        let grid = Grid::new(scales.d * scale as f32, 0.0, self.whole);
+        GroupChoice { grid, scale: scale as i16, min: 0, error: best }
+    }
+
+    fn choose_line(&self, scales: BlockScales, fit: &GroupFit, v: &[f32], w: &[f32], top: i32) -> GroupChoice {
+        let whole = Whole { lowest: 0.0, highest: self.whole.map_or(0.0, |whole| whole.highest) };
+        let [_, _, sum_w, _, sum_wv] = fit.sums;
+        let (inverse_d, inverse_dmin) = (inverse(scales.d), inverse(scales.dmin));
+        let middle = whole_number(fit.step * inverse_d).clamp(0, top);
+        let first_min = whole_number(fit.min * inverse_dmin).clamp(0, top);
+        let (mut best, mut scale, mut min) = (f32::INFINITY, middle, first_min);
+        for candidate in (middle - REACH).max(0)..=(middle + REACH).min(top) {
+            let step = scales.d * candidate as f32;
+            let inverse = inverse(step);
+            let mut candidate_min = first_min;
+            // Rounds with a minimum, takes the best minimum for these levels, rounds again.
+            for _ in 0..3 {
+                let shift = -(scales.dmin * candidate_min as f32);
+                let [error, sum_wl] = sums(v, w, |v, w| {
+                    let level = whole.nearest((v - shift) * inverse);
+                    let difference = v - (step * level + shift);
+                    [w * difference * difference, w * level]
+                });
+                if error < best {
+                    (best, scale, min) = (error, candidate, candidate_min);
+                }
+                let next = whole_number((step * sum_wl - sum_wv) / sum_w * inverse_dmin).clamp(0, top);
+                if next == candidate_min {
+                    break;
+                }
+                candidate_min = next;
+            }
+        }
+        let grid = Grid::new(scales.d * scale as f32, -(scales.dmin * min as f32), self.whole);
+        GroupChoice { grid, scale: scale as i16, min: min as u8, error: best }
+    }
+
+    /// The step of a block without groups, on the grid of binary16.
+    fn block_step(&self, v: &[f32], w: &[f32]) -> BlockScales {
+        let fit = self.fit(v, w);
+        let mut best = (f32::INFINITY, BlockScales { d: 0.0, dmin: 0.0 });
+        let nearest = snap(fit.step);
+        for count in [0, 1, -1, 2, -2] {
+            if let Some(d) = neighbour(nearest, count) {
+                let error = self.error(v, w, d, 0.0);
+                if error < best.0 {
+                    best = (error, BlockScales { d, dmin: 0.0 });
+                }
+            }
+        }
+        best.1
+    }
+
+    /// The line of a block without groups, on the grid of binary16.
+    fn block_line(&self, v: &[f32], w: &[f32]) -> BlockScales {
+        let highest = self.whole.map_or(0.0, |whole| whole.highest);
+        let whole = Whole { lowest: 0.0, highest };
+        let (low, high) =
+            v.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), &v| (low.min(v), high.max(v)));
+        // The search wants level 0 at or below zero: move the weights so that this leaves it free.
+        let base = low + 0.15 * (high - low);
+        let mut moved = [0.0f32; 32];
+        for (moved, v) in moved.iter_mut().zip(v) {
+            *moved = v - base;
+        }
+        let fit = fit_line(&moved[..v.len()], w, highest);
+        let mut best = (f32::INFINITY, BlockScales { d: 0.0, dmin: snap(low) });
+        let (mut step, mut shift) = (fit.step, base - fit.min);
+        for _ in 0..3 {
+            let before = best.0;
+            let (nearest, nearest_shift) = (snap(step), snap(shift));
+            for count in [0, 1, -1] {
+                for shift_count in [0, 1, -1] {
+                    let (Some(d), Some(dmin)) = (neighbour(nearest, count), neighbour(nearest_shift, shift_count))
+                    else {
+                        continue;
+                    };
+                    let error = error(v, w, whole, d, dmin);
+                    if error < best.0 {
+                        best = (error, BlockScales { d, dmin });
+                    }
+                }
+            }
+            if best.0 >= before {
+                break;
+            }
+            // The least-squares line for the levels that these scales give.
+            let inverse = inverse(best.1.d);
+            let [level_2, level_1, sum_w, level_v, sum_v] = sums(v, w, |v, w| {
+                let level = whole.nearest((v - best.1.dmin) * inverse);
+                let weighed = w * level;
+                [weighed * level, weighed, w, weighed * v, w * v]
+            });
+            let determinant = level_2 * sum_w - level_1 * level_1;
+            if determinant <= 0.0 {
+                break;
+            }
+            step = (level_v * sum_w - level_1 * sum_v) / determinant;
+            shift = (level_2 * sum_v - level_1 * level_v) / determinant;
+        }
+        best.1
+    }
+}
+
+/// The nearest whole number; NaN gives 0.
+#[inline(always)]
+fn whole_number(value: f32) -> i32 {
+    const FAR: f32 = 1e6;
+    let value = if value < FAR { value } else { FAR };
+    nearest_small(if value > -FAR { value } else { -FAR }) as i32
+}
+
+/// Ranks pairs of super-scales by the errors that the levels of `fits` would have under them.
+fn rank_lines(fits: &[GroupFit], top: f32) -> Ranking {
+    let largest = |of: fn(&GroupFit) -> f32| fits.iter().map(of).fold(0.0f32, |max, v| if v > max { v } else { max });
+    let (d, dmin) = (largest(|fit| fit.step) / top, largest(|fit| fit.min) / top);
+    let mut ranking = Ranking::new();
+    for factor in FACTORS {
+        let d = snap(d * factor);
+        let inverse_d = inverse(d);
+        for factor in FACTORS {
+            let dmin = snap(dmin * factor);
+            let inverse_dmin = inverse(dmin);
+            let mut estimate = 0.0;
+            for fit in fits {
+                let [level_2, level_1, sum_w, level_v, sum_v] = fit.sums;
+                let step = d * bounded(fit.step * inverse_d, top);
+                let min = dmin * bounded((step * level_1 - sum_v) / sum_w * inverse_dmin, top);
+                // Sum of w (step l - min - v)^2 without the part that no candidate changes.
+                estimate +=
+                    step * (step * level_2 - 2.0 * (min * level_1 + level_v)) + min * (min * sum_w + 2.0 * sum_v);
+            }
+            ranking.add(estimate, BlockScales { d, dmin });
+        }
+    }
+    ranking
+}
+
+/// The whole number of `0..=top` nearest to `value`.
+#[inline(always)]
+fn bounded(value: f32, top: f32) -> f32 {
+    Whole { lowest: 0.0, highest: top }.nearest(value)
+}
+
+/// Ranks super-scales by the errors that the steps of `fits` would get under them.
+fn rank_steps(fits: &[GroupFit], lowest: f32, highest: f32) -> Ranking {
+    let peak = fits.iter().fold(0.0f32, |peak, fit| if fit.step.abs() > peak.abs() { fit.step } else { peak });
+    let range = Whole { lowest, highest };
+    let mut ranking = Ranking::new();
+    for factor in FACTORS {
+        for end in [lowest, highest] {
+            let d = snap(peak / end * factor);
+            let inverse_d = inverse(d);
+            let mut estimate = 0.0;
+            for fit in fits {
+                let difference = d * range.nearest(fit.step * inverse_d) - fit.step;
+                estimate += fit.sums[0] * difference * difference;
+            }
+            ranking.add(estimate, BlockScales { d, dmin: 0.0 });
+        }
+    }
+    ranking
+}
