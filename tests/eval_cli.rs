@@ -327,3 +327,49 @@ fn an_interrupted_run_prints_what_it_covers() {
     assert!(number(&found, "windows") >= 1.0 && number(&found, "ppl") > 1.0);
     assert!(files_in(folder.path()).is_empty(), "no part of the logits is left");
 }
+
+#[test]
+fn a_state_file_lets_a_run_go_on_and_take_in_another_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let (a, b) = (quantized(&folder, "Q4_0"), quantized(&folder, "Q8_0"));
+    let state = folder.path().join("run.state");
+    let kld = |models: &[&PathBuf], chunks: &str, state: Option<&PathBuf>| {
+        let mut arguments = args!["eval", "kld", "--base", doclet(), "-f", text(), "--json", "--chunks", chunks];
+        arguments.extend(models.iter().map(|path| path.as_os_str().to_owned()));
+        if let Some(state) = state {
+            arguments.extend(args!["--state", state]);
+        }
+        run(arguments)
+    };
+    let first: Value = serde_json::from_str(&stdout_of(kld(&[&a], "5", Some(&state)))).unwrap();
+    assert_eq!(number(&first, "windows"), 5.0);
+    let output = kld(&[&a, &b], "8", Some(&state));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("5 of 24 windows were scored before"), "{said}");
+    let (continued, fresh) = (stdout_of(output), stdout_of(kld(&[&a, &b], "8", None)));
+    let models = |text: &str| serde_json::from_str::<Value>(text).unwrap()["models"].clone();
+    assert_eq!(models(&continued), models(&fresh), "the figures are those of one run");
+
+    // All of it is there now, also for other windows of the same run, and the model alone.
+    let again = kld(&[&b], "8", Some(&state));
+    assert!(String::from_utf8_lossy(&again.stderr).contains("16 of 16 windows"));
+    // Other activations are other figures.
+    let rounded = run(args![
+        "eval",
+        "kld",
+        &a,
+        "--base",
+        doclet(),
+        "-f",
+        text(),
+        "--chunks",
+        "2",
+        "--activations",
+        "ggml",
+        "--state",
+        &state
+    ]);
+    assert!(!String::from_utf8_lossy(&rounded.stderr).contains("scored before"));
+    let line = error_line(&run(args!["eval", "kld", &a, "--base", doclet(), "-f", text(), "--state", &a]));
+    assert!(line.contains("Q4_0.gguf") && line.contains("--state"), "{line}");
+}

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use super::eval::loaded::{ActivationsArg, Follow, Opened, bos, check_context, context, file_names, read_text};
+use super::eval::loaded::{ActivationsArg, Follow, Kept, Opened, bos, check_context, context, file_names, read_text};
 use super::eval::tasks::score;
 use super::{Common, Interrupted, Progress, Unit, Usage, decimal_size, printable};
 use crate::atomic_file::{AtomicFile, check_target};
@@ -68,6 +68,10 @@ pub struct CompareArgs {
     /// Memory for activations, such as 2G [default: half of what is free]
     #[arg(long, value_name = "SIZE", value_parser = crate::gguf::split::parse_size)]
     memory: Option<u64>,
+    /// Keep scored windows in this file: a run that finds it goes on where another stopped, and runs only the models
+    /// that are new
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -221,9 +225,12 @@ impl CompareArgs {
             models.models.iter().map(|m| m.pass(mode.forward(), Overrides::new())).collect::<Result<Vec<_>, _>>()?;
         let (base, others) = passes.split_first().context("no base")?;
         let others: Vec<&Pass<'_, '_, '_>> = others.iter().collect();
-        let mut follow = Follow::new(common, windows, passes.len(), None);
-        let result = evaluate(Reference::Model(base), &others, windows, self.memory, None, &mut follow)?;
-        follow.finish(&result);
+        let (base_file, files) = models.opened.split_first().context("no base")?;
+        let kept = self.state.as_deref().map(|path| Kept::open(path, Some(base_file), files, windows, mode));
+        let mut follow = Follow::new(common, windows, passes.len(), None, kept.transpose()?);
+        let earlier = follow.earlier();
+        let result = evaluate(Reference::Model(base), &others, windows, self.memory, None, &earlier, &mut follow)?;
+        follow.finish(&result)?;
         if result.windows == 0 {
             return Ok((None, false));
         }

@@ -118,7 +118,7 @@ impl PerplexityArgs {
         let pass = model.pass(self.run.options(), Overrides::new())?;
         let windows = Windows::chunks(tokens, self.ctx, self.chunks, self.bos)?;
         let memory = self.memory.map(|mb| mb.saturating_mul(1_000_000));
-        let scores = evaluate(Reference::None, &[&pass], &windows, memory, None, &mut ())?;
+        let scores = evaluate(Reference::None, &[&pass], &windows, memory, None, &[], &mut ())?;
         let total = scores.models[0].perplexity;
         common.result(format!("{:.6} {:.6} {}\n", total.ppl(), total.error(), total.tokens))
     }

@@ -31,11 +31,20 @@ pub enum Reference<'a, 'm, 'g, 'o> {
 pub struct ModelScores {
     /// Sums of negative log-likelihoods.
     pub perplexity: Perplexity,
+    /// The negative log-likelihoods, in nats, one a scored prediction in the order of the text.
+    pub nlls: Vec<f32>,
     /// Comparison with the reference, empty without one.
     pub divergence: Divergence,
 }
 
 impl ModelScores {
+    /// Adds the next predictions: with a reference `tokens` has one entry each, without it is empty.
+    pub(super) fn extend(&mut self, nlls: &[f32], tokens: &[ScoredToken]) {
+        nlls.iter().for_each(|&nll| self.perplexity.add(f64::from(nll)));
+        self.nlls.extend(nlls);
+        self.divergence.tokens.extend(tokens);
+    }
+
     /// Mean divergence of every window, nats a token.
     pub fn window_means(&self, scored_per_window: usize) -> Vec<f64> {
         let windows = self.divergence.tokens.chunks_exact(scored_per_window.max(1));
@@ -58,6 +67,8 @@ pub struct Evaluation {
     pub complete: bool,
     /// True when it was cancelled from outside.
     pub interrupted: bool,
+    /// Tokens that passed through a model, summed over models.
+    pub tokens_run: usize,
 }
 
 /// Follows a run.
@@ -80,6 +91,9 @@ impl Observer for () {}
 /// (default: half of what is free). `save` receives the reference's distributions, or those of the first model
 /// when there is no reference model.
 ///
+/// `earlier` holds what a run before has found about the first windows, one entry a model, or nothing; these windows are
+/// not run again. A run that reads or saves logits passes over the whole text and leaves it aside.
+///
 /// A cancelled pass ends the run: what was scored before is returned.
 ///
 /// # Errors
@@ -91,10 +105,12 @@ pub fn evaluate(
     windows: &Windows,
     memory: Option<u64>,
     mut save: Option<&mut LogitsWriter>,
+    earlier: &[ModelScores],
     observer: &mut dyn Observer,
 ) -> Result<Evaluation, EvalError> {
     let n_vocab = check_vocabularies(&reference, models)?;
     let n_ctx = windows.n_ctx();
+    let earlier = if save.is_some() || matches!(reference, Reference::File(_)) { &[] } else { earlier };
     let mut result = Evaluation {
         scored_per_window: windows.scored_per_window(),
         reference: (!matches!(reference, Reference::None)).then(Perplexity::default),
@@ -108,25 +124,36 @@ pub fn evaluate(
     let affordable = first_model.model().group_tokens(shared, n_ctx);
     let per_group = (affordable.min(GROUP_TOKENS) / n_ctx).max(1);
 
+    let scored = windows.scored_per_window();
     let mut first = 0;
     while first < windows.len() {
         let end = windows.len().min(first + per_group);
-        match score_group(&mut reference, models, windows, first..end, n_vocab, save.as_deref_mut(), observer) {
-            Ok(scores) => {
-                for (total, part) in result.models.iter_mut().zip(scores.models) {
-                    part.nlls.iter().for_each(|&nll| total.perplexity.add(nll));
-                    total.divergence.tokens.extend(part.tokens);
+        let known: Vec<Option<GroupScores>> = (0..models.len())
+            .map(|index| GroupScores::known(earlier.get(index)?, first * scored..end * scored, &reference))
+            .collect();
+        let to_run: Vec<(usize, &Pass<'_, '_, '_>)> =
+            models.iter().copied().enumerate().filter(|(index, _)| known[*index].is_none()).collect();
+        let mut found = Vec::new();
+        if !to_run.is_empty() {
+            match score_group(&mut reference, &to_run, windows, first..end, n_vocab, save.as_deref_mut(), observer) {
+                Ok(scores) => found = scores,
+                Err(EvalError::Model(ModelError::Interrupted))
+                | Err(EvalError::OneModel { source: ModelError::Interrupted, .. }) => {
+                    result.interrupted = true;
+                    return Ok(result);
                 }
-                if let Some(total) = &mut result.reference {
-                    scores.reference.iter().for_each(|&nll| total.add(nll));
-                }
+                Err(error) => return Err(error),
             }
-            Err(EvalError::Model(ModelError::Interrupted))
-            | Err(EvalError::OneModel { source: ModelError::Interrupted, .. }) => {
-                result.interrupted = true;
-                return Ok(result);
+            let passes = to_run.len() + usize::from(matches!(reference, Reference::Model(_)));
+            result.tokens_run += passes * (end - first) * n_ctx;
+        }
+        let mut found = found.into_iter();
+        for (index, (total, known)) in result.models.iter_mut().zip(known).enumerate() {
+            let Some(part) = known.or_else(|| found.next()) else { continue };
+            total.extend(&part.nlls, &part.tokens);
+            if let (0, Some(reference)) = (index, &mut result.reference) {
+                part.tokens.iter().for_each(|token| reference.add(f64::from(token.nll_base)));
             }
-            Err(error) => return Err(error),
         }
         result.windows = end;
         first = end;
@@ -160,24 +187,37 @@ fn name(index: usize) -> String {
 /// One model's part of a group.
 #[derive(Default)]
 struct GroupScores {
-    nlls: Vec<f64>,
+    nlls: Vec<f32>,
+    /// Empty without a reference.
     tokens: Vec<ScoredToken>,
 }
 
-struct GroupResult {
-    reference: Vec<f64>,
-    models: Vec<GroupScores>,
+impl GroupScores {
+    /// The predictions `range` of an earlier run, if it got that far.
+    fn known(
+        earlier: &ModelScores,
+        range: std::ops::Range<usize>,
+        reference: &Reference<'_, '_, '_, '_>,
+    ) -> Option<GroupScores> {
+        let nlls = earlier.nlls.get(range.clone())?.to_vec();
+        let tokens = match reference {
+            Reference::None => Vec::new(),
+            _ => earlier.divergence.tokens.get(range)?.to_vec(),
+        };
+        Some(GroupScores { nlls, tokens })
+    }
 }
 
+/// Scores the windows `range` with the given models, which come with their place among all models of the run.
 fn score_group(
     reference: &mut Reference<'_, '_, '_, '_>,
-    models: &[&Pass<'_, '_, '_>],
+    models: &[(usize, &Pass<'_, '_, '_>)],
     windows: &Windows,
     range: std::ops::Range<usize>,
     n_vocab: usize,
     mut save: Option<&mut LogitsWriter>,
     observer: &mut dyn Observer,
-) -> Result<GroupResult, EvalError> {
+) -> Result<Vec<GroupScores>, EvalError> {
     let n_ctx = windows.n_ctx();
     let sequences = range.clone().map(|index| windows.sequence(index));
     let group = Arc::new(TokenGroup::from_sequences(sequences).with_context(n_ctx));
@@ -199,8 +239,8 @@ fn score_group(
         _ => None,
     };
     let mut hidden = Vec::with_capacity(models.len());
-    for (index, pass) in models.iter().enumerate() {
-        hidden.push(run(pass).map_err(of_model(index))?);
+    for (index, pass) in models {
+        hidden.push(run(pass).map_err(of_model(*index))?);
     }
 
     // Rows of the group and the tokens that should follow them.
@@ -209,11 +249,11 @@ fn score_group(
         .flat_map(|index| windows.scored().map(move |position| (index, position)))
         .map(|(index, position)| ((index - range.start) * n_ctx + position, windows.target(index, position)))
         .collect();
-    let tile_rows = models.first().map_or(1, |pass| pass.logits_tile_rows()).min(rows.len().max(1));
+    let tile_rows = models.first().map_or(1, |(_, pass)| pass.logits_tile_rows()).min(rows.len().max(1));
     let mut base = vec![0.0f32; if matches!(reference, Reference::None) { 0 } else { tile_rows * n_vocab }];
     let mut logits = vec![0.0f32; tile_rows * n_vocab];
-    let mut result = GroupResult { reference: Vec::new(), models: Vec::new() };
-    result.models.resize_with(models.len(), GroupScores::default);
+    let mut result: Vec<GroupScores> = Vec::new();
+    result.resize_with(models.len(), GroupScores::default);
     for tile in rows.chunks(tile_rows) {
         let places: Vec<usize> = tile.iter().map(|(row, _)| *row).collect();
         let size = tile.len() * n_vocab;
@@ -233,28 +273,25 @@ fn score_group(
             }
         };
         let base_rows = &base[..if base_lse.is_some() { size } else { 0 }];
-        if let Some(base_lse) = &base_lse {
-            let nlls = tile.iter().zip(base_lse).zip(base_rows.chunks_exact(n_vocab));
-            result.reference.extend(nlls.map(|(((_, target), lse), row)| lse - f64::from(row[*target as usize])));
-        }
         if let (Reference::Model(_), Some(writer)) = (&*reference, save.as_deref_mut()) {
             writer.add_rows(base_rows)?;
         }
-        for (index, pass) in models.iter().enumerate() {
+        for (at, (index, pass)) in models.iter().enumerate() {
             let logits = &mut logits[..size];
-            pass.logits_into(&hidden[index], &places, logits, &mut NoTaps).map_err(of_model(index))?;
-            if index == 0
+            pass.logits_into(&hidden[at], &places, logits, &mut NoTaps).map_err(of_model(*index))?;
+            if *index == 0
                 && !matches!(reference, Reference::Model(_))
                 && let Some(writer) = save.as_deref_mut()
             {
                 writer.add_rows(logits)?;
             }
-            let scores = &mut result.models[index];
+            let scores = &mut result[at];
             let rows = tile.par_iter().zip(logits.par_chunks_exact(n_vocab));
             match &base_lse {
                 None => {
-                    let nlls = rows.map(|((_, target), row)| log_sum_exp(row) - f64::from(row[*target as usize]));
-                    scores.nlls.extend(nlls.collect::<Vec<f64>>());
+                    let nlls =
+                        rows.map(|((_, target), row)| (log_sum_exp(row) - f64::from(row[*target as usize])) as f32);
+                    scores.nlls.extend(nlls.collect::<Vec<f32>>());
                 }
                 Some(base_lse) => {
                     let tokens: Vec<ScoredToken> = rows
@@ -263,13 +300,13 @@ fn score_group(
                             ScoredToken::compare(base, *lse, row, *target as usize, cut)
                         })
                         .collect();
-                    scores.nlls.extend(tokens.iter().map(|t| f64::from(t.nll)));
+                    scores.nlls.extend(tokens.iter().map(|t| t.nll));
                     scores.tokens.extend(tokens);
                 }
             }
         }
     }
-    models.iter().for_each(|pass| pass.model().release_output());
+    models.iter().for_each(|(_, pass)| pass.model().release_output());
     if let Reference::Model(pass) = reference {
         pass.model().release_output();
     }

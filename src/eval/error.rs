@@ -61,6 +61,14 @@ pub enum EvalError {
         /// What to do.
         advice: String,
     },
+    /// A file of kept windows is damaged or none.
+    #[error("{}: {found}; name another --state file or remove this one", path.display())]
+    BadState {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        found: String,
+    },
     /// A file could not be read.
     #[error("{}: {source}", path.display())]
     Read {

@@ -11,6 +11,7 @@ mod error;
 mod logits_file;
 mod paired;
 mod perplexity;
+mod state;
 pub mod tasks;
 mod windows;
 
@@ -20,4 +21,5 @@ pub use error::EvalError;
 pub use logits_file::{LOGITS_CUT, LogitsReader, LogitsWriter};
 pub use paired::{PairedDifference, SequentialTest, Verdict, compare_means};
 pub use perplexity::{Perplexity, score_chunks};
+pub use state::{EvaluationState, section_key};
 pub use windows::Windows;

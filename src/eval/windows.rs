@@ -95,6 +95,11 @@ impl Windows {
         self.scored.clone()
     }
 
+    /// The token that replaces the first of every window.
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
     /// The whole text, BOS not put in.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens

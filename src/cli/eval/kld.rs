@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde::Serialize;
 
-use super::loaded::{Follow, Opened, TextArgs, bos, check_context, context, file_names, read_text};
+use super::loaded::{Follow, Kept, Opened, TextArgs, bos, check_context, context, file_names, read_text};
 use crate::atomic_file::check_target;
 use crate::cli::{Common, Interrupted, Usage, binary_size, count, decimal_size, printable};
 use crate::eval::{
@@ -29,7 +29,7 @@ pub struct KldArgs {
     #[arg(long, value_name = "MODEL", required_unless_present = "base_logits", conflicts_with = "base_logits")]
     base: Option<PathBuf>,
     /// Distributions of the original that llama-perplexity or --save-logits saved; they hold the text too
-    #[arg(long, visible_alias = "kl-divergence-base", value_name = "FILE", conflicts_with_all = ["file", "ctx", "save_logits"])]
+    #[arg(long, visible_alias = "kl-divergence-base", value_name = "FILE", conflicts_with_all = ["file", "ctx", "save_logits", "state"])]
     base_logits: Option<PathBuf>,
     /// Text to predict; repeatable
     #[arg(long, short, required_unless_present = "base_logits", value_name = "TEXT")]
@@ -37,7 +37,7 @@ pub struct KldArgs {
     #[command(flatten)]
     text: TextArgs,
     /// Save the distributions of the original in llama-perplexity's form (16-bit, cut at 16 nats)
-    #[arg(long, visible_alias = "save-all-logits", value_name = "FILE")]
+    #[arg(long, visible_alias = "save-all-logits", value_name = "FILE", conflicts_with = "state")]
     save_logits: Option<PathBuf>,
     /// Stop as soon as the best model differs significantly from every other one (a confidence sequence over windows,
     /// valid at every look)
@@ -161,14 +161,17 @@ impl KldArgs {
         };
         let test = self.sequential_test.then_some(SequentialTest { alpha: self.alpha });
         let n_run = models.len() + usize::from(base_pass.is_some());
-        let mut follow = Follow::new(common, &windows, n_run, test);
+        let kept = self.text.state.as_deref();
+        let kept = kept.map(|path| Kept::open(path, base_opened.as_ref(), &opened, &windows, self.text.activations));
+        let mut follow = Follow::new(common, &windows, n_run, test, kept.transpose()?);
         let reference = match (&base_pass, &mut reader) {
             (Some(pass), _) => Reference::Model(pass),
             (None, Some(reader)) => Reference::File(reader),
             (None, None) => Reference::None,
         };
-        let result = evaluate(reference, &passes, &windows, self.text.memory, writer.as_mut(), &mut follow)?;
-        follow.finish(&result);
+        let (memory, earlier) = (self.text.memory, follow.earlier());
+        let result = evaluate(reference, &passes, &windows, memory, writer.as_mut(), &earlier, &mut follow)?;
+        follow.finish(&result)?;
         os::end_on_interrupt();
         if result.windows == 0 {
             return Err(Interrupted.into());
@@ -196,7 +199,7 @@ impl KldArgs {
                 best: best.file.clone(),
             }),
             seconds,
-            tokens_per_second: (result.windows * windows.n_ctx() * n_run) as f64 / seconds,
+            tokens_per_second: result.tokens_run as f64 / seconds,
             peak_memory_bytes: os::peak_memory(),
         };
         match (common.json, reports.as_slice()) {

@@ -2,19 +2,25 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::cli::{Common, Progress, Unit, printable};
-use crate::eval::{Evaluation, Observer, Perplexity, SequentialTest, Verdict, Windows};
-use crate::gguf::{Gguf, Metadata};
+use crate::eval::{
+    Evaluation, EvaluationState, ModelScores, Observer, Perplexity, SequentialTest, Verdict, Windows, section_key,
+};
+use crate::gguf::{Gguf, Metadata, fingerprint};
 use crate::model::{Activations, ForwardOptions, Model};
 use crate::os;
 use crate::tokenizer::Tokenizer;
 
 /// Tokens per window where nothing else is asked for and the model's context is not shorter.
 const DEFAULT_CONTEXT: usize = 512;
+
+/// Time between two writes of a run's state.
+const STATE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How activations enter the products, as flags name it.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +79,9 @@ pub struct TextArgs {
     /// Memory for activations, such as 2G [default: half of what is free]
     #[arg(long, value_name = "SIZE", value_parser = crate::gguf::split::parse_size)]
     pub memory: Option<u64>,
+    /// Keep scored windows in this file; a run that finds it goes on where another stopped
+    #[arg(long, value_name = "FILE")]
+    pub state: Option<PathBuf>,
 }
 
 /// A file opened for evaluation.
@@ -231,31 +240,103 @@ pub fn bos(tokenizer: &Tokenizer) -> Option<u32> {
     tokenizer.adds_bos().then(|| tokenizer.bos()).flatten()
 }
 
-/// Progress of a run, and where a sequential test ends it.
+/// The part of a state file that a run uses.
+pub struct Kept {
+    state: EvaluationState,
+    keys: Vec<String>,
+    saved: Instant,
+}
+
+impl Kept {
+    /// Opens `path` for `models` against `base` on `windows`.
+    ///
+    /// # Errors
+    /// When the file is damaged, or none of these.
+    pub fn open(
+        path: &Path,
+        base: Option<&Opened>,
+        models: &[Opened],
+        windows: &Windows,
+        activations: ActivationsArg,
+    ) -> Result<Kept> {
+        let state = EvaluationState::open(path)?;
+        let base = base.map(|opened| fingerprint(&opened.gguf));
+        let key =
+            |opened: &Opened| section_key(&fingerprint(&opened.gguf), base.as_deref(), windows, activations.name());
+        Ok(Kept { state, keys: models.iter().map(key).collect(), saved: Instant::now() })
+    }
+
+    fn scores(&self) -> Vec<ModelScores> {
+        self.keys.iter().map(|key| self.state.section(key)).collect()
+    }
+
+    fn keep(&mut self, so_far: &Evaluation) {
+        for (key, scores) in self.keys.iter().zip(&so_far.models) {
+            self.state.keep(key, scores);
+        }
+    }
+}
+
+/// Progress of a run, what is kept of it, and where a sequential test ends it.
 pub struct Follow<'a> {
     common: &'a Common,
     progress: Progress,
     total: usize,
     note: String,
     test: Option<SequentialTest>,
+    kept: Option<Kept>,
     /// What the test has said about the best and every other model.
     pub decided: bool,
 }
 
 impl<'a> Follow<'a> {
-    /// Follows a run of `n_models` models over `windows`.
-    pub fn new(common: &'a Common, windows: &Windows, n_models: usize, test: Option<SequentialTest>) -> Follow<'a> {
-        let tokens = windows.len() as u64 * windows.n_ctx() as u64 * n_models as u64;
-        let progress = Progress::new(common, "evaluating", tokens, Unit::Tokens);
-        Follow { common, progress, total: windows.len(), note: String::new(), test, decided: false }
+    /// Follows a run of `n_models` models, the base among them, over `windows`.
+    pub fn new(
+        common: &'a Common,
+        windows: &Windows,
+        n_models: usize,
+        test: Option<SequentialTest>,
+        kept: Option<Kept>,
+    ) -> Follow<'a> {
+        let mut tokens = windows.len() * windows.n_ctx() * n_models;
+        if let Some(kept) = &kept {
+            let all = windows.len();
+            let done = |scores: &ModelScores| (scores.nlls.len() / windows.scored_per_window().max(1)).min(all);
+            let done: Vec<usize> = kept.scores().iter().map(done).collect();
+            // The base runs wherever one of the others does.
+            let with_base = if n_models > done.len() { done.iter().copied().min().unwrap_or(0) } else { 0 };
+            let known = done.iter().sum::<usize>() + with_base;
+            if known > 0 {
+                common.note(format!("{known} of {} windows were scored before", all * n_models));
+            }
+            tokens -= known * windows.n_ctx();
+        }
+        let progress = Progress::new(common, "evaluating", tokens as u64, Unit::Tokens);
+        Follow { common, progress, total: windows.len(), note: String::new(), test, kept, decided: false }
     }
 
-    /// Ends the display; says so when the run stopped early.
-    pub fn finish(&self, result: &Evaluation) {
+    /// What an earlier run has found, one entry a model or none.
+    pub fn earlier(&self) -> Vec<ModelScores> {
+        self.kept.as_ref().map_or_else(Vec::new, Kept::scores)
+    }
+
+    /// Ends the display and keeps what was scored; says so when the run stopped early.
+    ///
+    /// # Errors
+    /// When the state cannot be written.
+    pub fn finish(&mut self, result: &Evaluation) -> Result<()> {
         self.progress.finish();
-        if result.interrupted {
-            self.common.warn(format!("interrupted: the figures cover {} of {} windows", result.windows, self.total));
+        let mut kept = "";
+        if let Some(state) = &mut self.kept {
+            state.keep(result);
+            state.state.save()?;
+            kept = "; the same command goes on from there";
         }
+        if result.interrupted {
+            let (windows, total) = (result.windows, self.total);
+            self.common.warn(format!("interrupted: the figures cover {windows} of {total} windows{kept}"));
+        }
+        Ok(())
     }
 }
 
@@ -271,6 +352,13 @@ impl Observer for Follow<'_> {
             if !scores.divergence.tokens.is_empty() {
                 self.note.push_str(&format!(", KLD {:.6}", scores.divergence.mean_kld()));
             }
+        }
+        if let Some(kept) = self.kept.as_mut().filter(|kept| kept.saved.elapsed() >= STATE_INTERVAL) {
+            kept.keep(so_far);
+            if let Err(error) = kept.state.save() {
+                self.common.warn(format!("the state is not kept: {error}"));
+            }
+            kept.saved = Instant::now();
         }
         if let Some(test) = &self.test
             && all_decided(test, so_far)

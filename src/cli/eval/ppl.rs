@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde::Serialize;
 
-use super::loaded::{Follow, Opened, TextArgs, bos, check_context, context, file_names, read_text};
+use super::loaded::{Follow, Kept, Opened, TextArgs, bos, check_context, context, file_names, read_text};
 use crate::atomic_file::check_target;
 use crate::cli::{Common, Interrupted, decimal_size, printable};
 use crate::eval::{LogitsWriter, Reference, Windows, evaluate};
@@ -28,7 +28,7 @@ pub struct PplArgs {
     #[arg(long, value_name = "TOKENS", conflicts_with = "save_logits", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     ppl_stride: Option<u32>,
     /// Save all distributions in llama-perplexity's form (16-bit, cut at 16 nats)
-    #[arg(long, visible_alias = "save-all-logits", value_name = "FILE")]
+    #[arg(long, visible_alias = "save-all-logits", value_name = "FILE", conflicts_with = "state")]
     save_logits: Option<PathBuf>,
 }
 
@@ -77,10 +77,13 @@ impl PplArgs {
         let writer =
             self.save_logits.as_deref().map(|p| LogitsWriter::create(p, common.force, &windows, model.n_vocab()));
         let mut writer = writer.transpose()?;
-        let mut follow = Follow::new(common, &windows, 1, None);
-        let result = evaluate(Reference::None, &[&pass], &windows, self.text.memory, writer.as_mut(), &mut follow)
+        let (text, models) = (&self.text, std::slice::from_ref(&opened));
+        let kept = text.state.as_deref().map(|path| Kept::open(path, None, models, &windows, text.activations));
+        let mut follow = Follow::new(common, &windows, 1, None, kept.transpose()?);
+        let (earlier, save) = (follow.earlier(), writer.as_mut());
+        let result = evaluate(Reference::None, &[&pass], &windows, text.memory, save, &earlier, &mut follow)
             .with_context(|| opened.label())?;
-        follow.finish(&result);
+        follow.finish(&result)?;
         os::end_on_interrupt();
         if result.windows == 0 {
             return Err(Interrupted.into());
@@ -103,7 +106,7 @@ impl PplArgs {
             bits_per_weight: opened.bits_per_weight(),
             complete: result.complete,
             seconds,
-            tokens_per_second: (result.windows * windows.n_ctx()) as f64 / seconds,
+            tokens_per_second: result.tokens_run as f64 / seconds,
             peak_memory_bytes: os::peak_memory(),
         };
         if common.json {
