@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use common::{data, doclet, error_line, files_in, run, stdout_of};
 use half::f16;
-use lwq::gguf::Gguf;
+use lwq::gguf::{Gguf, GgufLayout, GgufWriter, NewTensor, TensorType};
+use lwq::imatrix::Imatrix;
 use lwq::sensitivity::Sensitivity;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -149,4 +150,69 @@ fn the_output_matrix_is_rounded_with_importance_in_planned_files_only() {
         gguf.data(gguf.tensor("token_embd.weight").unwrap()).unwrap().to_vec()
     };
     assert!(embedding(&planned) != embedding(&standard));
+}
+
+/// The bundled model with two experts in every layer, the second with rows that differ in sign, and with an output matrix
+/// of its own.
+fn expert_model(path: &Path) {
+    let gguf = Gguf::open(doclet()).unwrap();
+    let mut metadata = gguf.metadata().clone();
+    metadata.set("llama.expert_count", 2u32);
+    metadata.set("llama.expert_used_count", 1u32);
+    let mut tensors: Vec<(NewTensor, Vec<u8>)> = Vec::new();
+    for tensor in gguf.tensors() {
+        let data = gguf.data(tensor).unwrap().to_vec();
+        let mut new = NewTensor::from(tensor);
+        if tensor.name == "token_embd.weight" {
+            tensors.push((NewTensor { name: "output.weight".into(), ..new.clone() }, data.clone()));
+        }
+        match tensor.name.strip_suffix(".weight").filter(|name| name.contains(".ffn_") && !name.contains("norm")) {
+            None => tensors.push((new, data)),
+            Some(name) => {
+                new.name = format!("{name}_exps.weight");
+                new.shape.push(2);
+                let mirrored: Vec<u8> = data.as_chunks::<2>().0.iter().flat_map(|w| [w[0], w[1] ^ 0x80]).collect();
+                tensors.push((new, [data, mirrored].concat()));
+                if name.ends_with("ffn_gate") {
+                    let router: Vec<u8> =
+                        (0..2 * 256).flat_map(|i| (((i * 37) % 17) as f32 - 8.0).to_le_bytes()).collect();
+                    let name = name.replace("ffn_gate", "ffn_gate_inp.weight");
+                    tensors.push((NewTensor { name, shape: vec![256, 2], ty: TensorType::F32 }, router));
+                }
+            }
+        }
+    }
+    let layout = GgufLayout::new("experts", &metadata, tensors.iter().map(|(new, _)| new.clone())).unwrap();
+    let mut writer = GgufWriter::new(std::fs::File::create(path).unwrap(), layout).unwrap();
+    tensors.iter().enumerate().for_each(|(index, (_, data))| writer.write(index, data).unwrap());
+    writer.finish().unwrap();
+}
+
+#[test]
+fn experts_share_a_type_and_the_embedding_is_weighted_by_its_tokens() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, scored) = (folder.path().join("m.gguf"), folder.path().join("imx.gguf"));
+    expert_model(&model);
+    let text = data("golden/calib-sample.txt");
+    stdout_of(run(args!["imatrix", &model, "-f", &text, "-c", "256", "--chunks", "20", "-o", &scored, "--quiet"]));
+    let imatrix = Imatrix::open(&scored).unwrap();
+    let frequencies = imatrix.token_frequencies().unwrap();
+    assert!(frequencies.iter().sum::<f64>() >= 20.0 * 256.0 && frequencies.iter().all(|&f| f > 0.0));
+    assert_eq!(imatrix.entries["blk.0.ffn_up_exps.weight"].counts.iter().sum::<u64>(), 20 * 256);
+
+    let (standard, planned) = (folder.path().join("s.gguf"), folder.path().join("p.gguf"));
+    stdout_of(run(args!["quantize", &model, &standard, "--target", "Q4_K_M", "--imatrix", &scored, "--quiet"]));
+    let more = args!["--like", "Q4_K_M", "--imatrix", &scored, "--quiet"];
+    let probes = args!["measure", &model, "--imatrix", &scored, "--probe-tokens", "512", "--quiet"];
+    stdout_of(run(probes));
+    stdout_of(run([args!["quantize", &model, &planned], more].concat()));
+    let bytes = |path: &Path| std::fs::metadata(path).unwrap().len();
+    assert!(bytes(&planned) <= bytes(&standard) && bytes(&planned) * 1000 >= bytes(&standard) * 998);
+    let kld = |path: &Path| -> f64 {
+        let text = data("golden/eval-sample.txt");
+        let arguments = args!["eval", "kld", path, "--base", &model, "-f", text, "--chunks", "10", "--json", "--quiet"];
+        serde_json::from_str::<Value>(&stdout_of(run(arguments))).unwrap()["mean_kld"].as_f64().unwrap()
+    };
+    let (planned, standard) = (kld(&planned), kld(&standard));
+    assert!(planned < standard, "{planned} {standard}");
 }

@@ -138,6 +138,10 @@ impl Entry {
 /// What the names of entries for plans begin with in a file.
 pub const PLANNING_PREFIX: &str = "lwq.plan.";
 
+/// The planning entry whose sums are no squares but counts: how often the text has each token of the vocabulary, one value
+/// a row of an embedding that is not the output matrix, too.
+pub const TOKEN_COUNTS: &str = "token_embd.rows";
+
 /// An importance matrix in memory.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Imatrix {
@@ -258,12 +262,35 @@ impl Imatrix {
         };
     }
 
-    /// Makes the entries for plans ordinary ones, where there are none of their name.
+    /// Makes the entries for plans that belong to a weight ordinary ones, where there are none of their name.
     pub fn with_planning(mut self) -> Imatrix {
+        let counts = self.planning.remove_entry(TOKEN_COUNTS);
         for (name, entry) in std::mem::take(&mut self.planning) {
             self.entries.entry(name).or_insert(entry);
         }
+        self.planning.extend(counts);
         self
+    }
+
+    /// Notes how often each of `n_vocab` tokens occurs in `tokens`.
+    pub fn count_tokens(&mut self, tokens: &[u32], n_vocab: usize) {
+        let mut counts = vec![0.0f32; n_vocab];
+        for &token in tokens {
+            if let Some(count) = counts.get_mut(token as usize) {
+                *count += 1.0;
+            }
+        }
+        self.planning.insert(TOKEN_COUNTS.to_owned(), Entry { sums: counts, counts: vec![tokens.len() as u64] });
+    }
+
+    /// How often each token of the vocabulary is to be expected, relative to the others: the counts of the text, and for
+    /// tokens that it does not have the probability that Good and Turing give to all of them together, which is that of
+    /// the tokens seen once. `None` when tokens were not counted.
+    pub fn token_frequencies(&self) -> Option<Vec<f64>> {
+        let counts = &self.planning.get(TOKEN_COUNTS)?.sums;
+        let number = |wanted: f32| counts.iter().filter(|&&count| count == wanted).count() as f64;
+        let unseen = (number(1.0) / number(0.0).max(1.0)).clamp(f64::MIN_POSITIVE, 1.0);
+        Some(counts.iter().map(|&count| if count > 0.0 { f64::from(count) } else { unseen }).collect())
     }
 
     /// The largest count of all entries; tokens unless the form is legacy.

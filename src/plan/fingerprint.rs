@@ -9,7 +9,7 @@ use crate::imatrix::{Form, Imatrix};
 pub fn imatrix_fingerprint(imatrix: &Imatrix) -> String {
     let mut hash = Sha256::new();
     hash.update([u8::from(imatrix.form == Form::Dat)]);
-    for (name, entry) in &imatrix.entries {
+    for (name, entry) in imatrix.entries.iter().chain(&imatrix.planning) {
         hash.update(format!("{}:{name} {} {}\n", name.len(), entry.sums.len(), entry.counts.len()));
         entry.sums.iter().for_each(|sum| hash.update(sum.to_le_bytes()));
         entry.counts.iter().for_each(|count| hash.update(count.to_le_bytes()));

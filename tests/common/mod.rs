@@ -39,7 +39,9 @@ pub fn stdout_of(output: Output) -> String {
 pub fn error_line(output: &Output) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "stderr: {stderr}");
-    let errors: Vec<&str> = stderr.lines().filter(|line| !line.starts_with("warning: ")).collect();
+    // A run that takes long says how far it is before it fails.
+    let progress = |line: &str| line.split_once(": ").is_some_and(|(_, rest)| rest.contains("%, "));
+    let errors: Vec<&str> = stderr.lines().filter(|line| !line.starts_with("warning: ") && !progress(line)).collect();
     assert_eq!(errors.len(), 1, "one error line expected: {stderr}");
     assert!(errors[0].starts_with("error: "), "{stderr}");
     errors[0].to_string()

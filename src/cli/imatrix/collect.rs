@@ -208,7 +208,10 @@ impl CollectArgs {
             Some(FormatArg::Dat) => Form::Dat,
             None => Form::of_name(output),
         };
-        let imatrix = state.collector.to_imatrix(text.datasets, total as u32, n_ctx as u32);
+        let mut imatrix = state.collector.to_imatrix(text.datasets, total as u32, n_ctx as u32);
+        if gguf.tensor("output.weight").is_some() {
+            imatrix.count_tokens(&text.tokens, model.n_vocab());
+        }
         let mut warnings: Vec<String> = Vec::new();
         warnings.extend(imatrix.neutral_warning().map(|warning| warning.to_string()));
         warnings.extend(imatrix.save(output, form, common.force)?.iter().map(ToString::to_string));

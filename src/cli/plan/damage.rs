@@ -170,7 +170,7 @@ fn by_error(subject: &Subject<'_>, bits: Option<f64>, common: &Common) -> Result
     let mut damage = HashMap::new();
     for ((tensor, types), slope) in subject.choosable().zip(prior_slopes(&names)) {
         let importance = subject.importance.get(&tensor.name);
-        let rows = importance.and_then(|found| found.row_factors(tensor));
+        let rows = subject.row_factors(tensor);
         let weights =
             ColumnWeights { importance: importance.map(|found| found.values.as_slice()), rows: rows.as_deref() };
         let errors = weight_errors(subject.gguf, tensor, weights, &tried(types, bits), sampling)?;

@@ -59,6 +59,8 @@ pub(super) struct Subject<'a> {
     pub tensors: Vec<&'a TensorInfo>,
     pub legal: Vec<Legal>,
     pub importance: HashMap<String, Importance>,
+    /// How often each token is to be expected, where the rows of the embedding serve nothing but their tokens.
+    token_frequencies: Option<Vec<f64>>,
 }
 
 impl Subject<'_> {
@@ -85,6 +87,8 @@ impl<'a> Subject<'a> {
         let names: Vec<&str> = gguf.tensors().iter().map(|tensor| tensor.name.as_str()).collect();
         let tensors: Vec<&TensorInfo> = output_order(&names).into_iter().map(|at| &gguf.tensors()[at]).collect();
         let has_imatrix = imatrix.is_some();
+        let tied = gguf.tensor("output.weight").is_none();
+        let token_frequencies = imatrix.as_ref().filter(|_| !tied).and_then(Imatrix::token_frequencies);
         let importance = match imatrix {
             Some(imatrix) => match_importance(imatrix, &tensors, notes)?,
             None => HashMap::new(),
@@ -94,7 +98,7 @@ impl<'a> Subject<'a> {
         let legal =
             legal_types(&descriptions, rules, has_imatrix, has_data).map_err(|error| anyhow!("{input}: {error}"))?;
         notes.extend(legal.notes);
-        let subject = Subject { gguf, tensors, legal: legal.tensors, importance };
+        let subject = Subject { gguf, tensors, legal: legal.tensors, importance, token_frequencies };
         if subject.choosable().next().is_none() {
             bail!("{input}: holds no tensor that can be quantized; there is nothing to plan");
         }
@@ -108,20 +112,22 @@ impl<'a> Subject<'a> {
             Target {
                 tensor,
                 importance: importance.map(|found| found.values.as_slice()),
-                rows: importance.and_then(|found| found.row_factors(tensor)),
+                rows: self.row_factors(tensor),
             }
         };
         let chosen = self.tensors.iter().copied().zip(&self.legal).filter(|(_, l)| matches!(l, Legal::Types(_)));
         chosen.map(target).collect()
     }
-}
 
-impl Importance {
-    /// Share of the tokens that the matrix of each row sees, for experts.
+    /// How much the errors of each row count, relative to the others: the share of the tokens that the matrix of each row
+    /// sees, for experts; how often a token is to be expected, for an embedding.
     pub fn row_factors(&self, tensor: &TensorInfo) -> Option<Vec<f64>> {
+        if tensor.name == "token_embd.weight" {
+            return self.token_frequencies.clone().filter(|found| found.len() as u64 == tensor.rows());
+        }
+        let tokens = &self.importance.get(&tensor.name).filter(|found| !found.tokens.is_empty())?.tokens;
         let rows = tensor.rows_per_matrix() as usize;
-        let spread = || self.tokens.iter().flat_map(|&tokens| std::iter::repeat_n(tokens as f64, rows)).collect();
-        (!self.tokens.is_empty()).then(spread)
+        Some(tokens.iter().flat_map(|&tokens| std::iter::repeat_n(tokens as f64, rows)).collect())
     }
 }
 
