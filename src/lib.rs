@@ -21,5 +21,6 @@ pub mod plan;
 pub mod quant;
 pub mod recipe;
 pub mod report;
+pub mod rounding;
 pub mod sensitivity;
 pub mod tokenizer;

@@ -16,6 +16,7 @@ mod measure;
 mod plan;
 mod progress;
 mod quantize;
+mod rounding;
 mod tokenize;
 
 use std::io::{self, Write};

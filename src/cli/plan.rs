@@ -13,11 +13,13 @@ use anyhow::Result;
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 
 use super::measure::MeasureFlags;
+use super::rounding::{Calibration, RoundingFlags, open_model};
 use super::{Common, decimal_size};
 use crate::atomic_file::{AtomicFile, check_target};
 use crate::gguf::TensorType;
 use crate::os::{same_file, terminal_width};
 use crate::plan::{PlanFile, tensor_types};
+use crate::rounding::{Method, RoundingRecord};
 
 pub(super) use budget::BudgetArgs;
 pub(super) use choice::{ByHand, ChoiceArgs};
@@ -70,6 +72,11 @@ pub struct MakeArgs {
     choice: ChoiceArgs,
     #[command(flatten)]
     measure: MeasureFlags,
+    #[command(flatten)]
+    rounding: RoundingFlags,
+    /// Calibration text for --rounding feedback; repeatable [default: a built-in mix]
+    #[arg(long, value_name = "TEXT")]
+    calibration: Vec<PathBuf>,
     /// Type of output.weight, and of the token embedding where that is the output
     #[arg(long, value_name = "TYPE", value_parser = choice::parse_type)]
     output_tensor_type: Option<TensorType>,
@@ -131,6 +138,12 @@ impl MakeArgs {
             output_tensor_type: self.output_tensor_type,
             token_embedding_type: self.token_embedding_type,
         };
+        let method = self.rounding.method(!self.calibration.is_empty(), None)?;
+        let runnable = if method == Method::Feedback { Some(open_model(&gguf)?) } else { None };
+        let calibration = match &runnable {
+            Some(model) => Some(self.rounding.calibration(&self.calibration, &gguf, model, common)?),
+            None => None,
+        };
         let request = Request {
             budget,
             rules: self.choice.rules(&by_hand)?,
@@ -139,6 +152,8 @@ impl MakeArgs {
             sensitivity: self.choice.sensitivity(model),
             measure: &self.measure,
             second_round: self.choice.second_round(),
+            rounding: calibration.as_ref().map_or(RoundingRecord { method, calibration: None }, Calibration::record),
+            feedback: runnable.as_ref().zip(calibration.as_ref()),
         };
         let Made { plan, notes } = make_plan(&request, &gguf, common)?;
         for line in notes {

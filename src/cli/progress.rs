@@ -38,6 +38,8 @@ pub enum Unit {
     Bytes,
     /// Tokens, shown as a count and tokens/s.
     Tokens,
+    /// Millions of floating-point operations, shown as Gflop/s.
+    Megaflop,
 }
 
 impl Progress {
@@ -49,6 +51,7 @@ impl Progress {
             let template = match unit {
                 Unit::Bytes => "{prefix} {bar:28} {percent:>3}%  {decimal_bytes_per_sec}  {eta} left  {wide_msg}",
                 Unit::Tokens => "{prefix} {bar:28} {percent:>3}%  {per_sec} tokens  {eta} left  {wide_msg}",
+                Unit::Megaflop => "{prefix} {bar:28} {percent:>3}%  {eta} left  {wide_msg}",
             };
             let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(8));
@@ -98,6 +101,7 @@ impl Lines {
         let speed = match self.unit {
             Unit::Bytes => format!("{:.0} MB/s", speed / 1e6),
             Unit::Tokens => format!("{speed:.0} tokens/s"),
+            Unit::Megaflop => format!("{:.0} Gflop/s", speed / 1e3),
         };
         let percent = 100.0 * self.done as f64 / self.total.max(1) as f64;
         let what = super::printable(what);

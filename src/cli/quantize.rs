@@ -1,5 +1,6 @@
 //! `lwq quantize`: any GGUF in, a mixed-precision GGUF out.
 
+mod feedback;
 mod kv;
 mod plan;
 mod planned;
@@ -12,14 +13,18 @@ use anyhow::Context;
 use clap::{ArgGroup, Args};
 
 use super::plan::{BudgetArgs, ChoiceArgs};
-use super::{Common, Progress, Unit};
+use super::rounding::{RoundingFlags, open_model};
+use super::{Common, Progress, Unit, Usage};
 use crate::atomic_file::AtomicFile;
 use crate::gguf::TensorType;
 use crate::pipeline;
 use crate::recipe::Target;
+use crate::rounding::Method;
 
-use plan::Plan;
+use feedback::Rounded;
 pub(super) use plan::open_source;
+use plan::{Plan, RoundingPlan};
+use planned::Planned;
 pub(super) use planned::standard_file_bytes;
 use report::Report;
 
@@ -56,6 +61,11 @@ pub struct QuantizeArgs {
     /// Importance matrix, GGUF or .dat
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
+    #[command(flatten)]
+    rounding: RoundingFlags,
+    /// Calibration text for --rounding feedback; repeatable [default: a built-in mix]
+    #[arg(long, short, value_name = "TEXT")]
+    file: Vec<PathBuf>,
     /// Use only the importance of tensors whose name contains TEXT; repeatable
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["exclude_weights", "planned"])]
     include_weights: Vec<String>,
@@ -119,25 +129,54 @@ impl QuantizeArgs {
     pub fn run(&self, common: &Common) -> anyhow::Result<()> {
         let started = Instant::now();
         let gguf = plan::open_source(&self.input)?;
-        let planned = self.planned(&gguf, common)?;
-        let plan = Plan::make(self, &gguf, planned.as_ref())?;
+        let from_file = self.plan_file()?;
+        let of_plan = from_file.as_ref().and_then(Planned::rounding);
+        let method = self.rounding.method(!self.file.is_empty(), of_plan)?;
+        if method == Method::Feedback && !self.prune_layers.is_empty() {
+            let advice = "remove the layers first with --target COPY, then quantize that file";
+            return Err(Usage(format!("--prune-layers: --rounding feedback runs the whole model; {advice}")).into());
+        }
+        let model = if method == Method::Feedback { Some(open_model(&gguf)?) } else { None };
+        let calibration = match &model {
+            Some(model) => Some(self.rounding.calibration(&self.file, &gguf, model, common)?),
+            None => None,
+        };
+        let rounding = RoundingPlan::new(method, calibration.as_ref());
+        let planned = match from_file {
+            Some(planned) => Some(planned),
+            None => self.planned(&gguf, &rounding, model.as_ref().zip(calibration.as_ref()), common)?,
+        };
+        let plan = Plan::make(self, &gguf, planned.as_ref(), &rounding)?;
         for line in plan.notes() {
             common.warn(line);
         }
         if self.dry_run {
-            return Report::new(&plan, None).print(common);
+            return Report::new(&plan, &[], None).print(common);
         }
         plan.refuse_what_cannot_be_done(common)?;
 
         let files = plan.create_files(common)?;
-        let progress = Progress::new(common, "quantizing", plan.source_bytes(), Unit::Bytes);
-        let work = plan.work();
+        let rounded = match (&model, &calibration) {
+            (Some(model), Some(calibration)) => Some(Rounded::make(&plan, model, calibration, common)?),
+            _ => None,
+        };
+        let done = rounded.as_ref().map(Rounded::names).unwrap_or_default();
+        let work = plan.work(&done);
+        let left = work.iter().filter_map(|work| work.source.bytes).sum();
+        let progress = Progress::new(common, "quantizing", left, Unit::Bytes);
         pipeline::run(&gguf, &work, &files, common.thread_count(), &mut |index, bytes| {
             progress.advance(bytes, &work[index].source.name);
         })?;
         progress.finish();
+        if let Some(rounded) = &rounded {
+            rounded.write(&plan, &files)?;
+        }
         commit(files).context("the tensors are done, but the file is not complete")?;
-        Report::new(&plan, Some(started.elapsed())).print(common)
+        let report = Report::new(&plan, rounded.as_ref().map_or(&[], Rounded::outcomes), Some(started.elapsed()));
+        if let Some(rounded) = rounded {
+            rounded.finish()?;
+        }
+        report.print(common)
     }
 }
 

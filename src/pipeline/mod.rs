@@ -17,6 +17,7 @@ use thiserror::Error;
 use crate::atomic_file::AtomicFile;
 use crate::gguf::{Gguf, GgufError, TensorInfo, TensorType};
 use crate::quant::{self, QuantError};
+use crate::rounding::round_by_search;
 
 /// Weights per piece: large enough that a piece's overhead vanishes, small enough that a few pieces per thread
 /// stay in the cache hierarchy and the memory peak is a few megabytes per thread.
@@ -28,6 +29,15 @@ const WAITING_PIECES_PER_THREAD: usize = 4;
 /// Pieces whose source is read ahead of the one that is handed out, per thread.
 const PREFETCHED_PIECES_PER_THREAD: usize = 8;
 
+/// How a row becomes codes without knowing more than it and its importance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rounding {
+    /// As ggml does, the same bytes.
+    Ggml,
+    /// [`round_by_search`].
+    Search,
+}
+
 /// What to do with one tensor.
 #[derive(Debug, Clone, Copy)]
 pub struct TensorWork<'a> {
@@ -35,6 +45,8 @@ pub struct TensorWork<'a> {
     pub source: &'a TensorInfo,
     /// The type to write; equal to the source's type for a plain copy.
     pub target: TensorType,
+    /// How it is rounded: as ggml does, or by search.
+    pub rounding: Rounding,
     /// Importance of each column, `[matrices, row_len]` row-major; `None` for unweighted rounding.
     pub importance: Option<&'a [f32]>,
     /// Index of the output file.
@@ -281,7 +293,11 @@ fn encode(
     let row_bytes = work.target.info().and_then(|info| info.row_bytes(row_len as u64));
     let row_bytes = row_bytes.ok_or(QuantError::NoCodec { ty: work.target }).map_err(codec_error)?;
     let mut data = vec![0; row_bytes as usize * piece.rows as usize];
-    quant::quantize_rows(work.target, floats, row_len, importance, &mut data).map_err(codec_error)?;
+    let round = match work.rounding {
+        Rounding::Ggml => quant::quantize_rows,
+        Rounding::Search => round_by_search,
+    };
+    round(work.target, floats, row_len, importance, &mut data).map_err(codec_error)?;
     quant::validate(work.target, &data).map_err(|source| PipelineError::Overflow {
         file: file(),
         tensor: shown(tensor),

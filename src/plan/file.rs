@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::PlanError;
 use crate::gguf::{TensorType, shown};
+use crate::rounding::RoundingRecord;
 use crate::sensitivity::rounded;
 
 /// The version of the form that this program writes, and the only one it reads.
@@ -121,6 +122,9 @@ pub struct PlanFile {
     pub imatrix: Option<SourceFile>,
     /// The text that probes were run on.
     pub text: Option<ProbeText>,
+    /// How the file is to be rounded; absent where nobody asked for anything else than ggml's rounding.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rounding: Option<RoundingRecord>,
     /// A row for each tensor whose type can be chosen, in the order of the written file. All other tensors keep theirs.
     pub tensors: Vec<PlanRow>,
 }
@@ -275,6 +279,7 @@ pub(super) mod tests {
             model: SourceFile { name: "m.gguf".to_owned(), sha256: "0".repeat(64) },
             imatrix: Some(SourceFile { name: "i \"quoted\".gguf".to_owned(), sha256: "a".repeat(64) }),
             text: None,
+            rounding: None,
             tensors: vec![
                 row("token_embd.weight", TensorType::Q6_K, 420, 0.0025),
                 row("blk.0.attn_q.weight", TensorType::IQ3_S, 220, 0.01),

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::MeasureError;
+use super::{FeedbackErrors, MeasureError};
 use crate::atomic_file::AtomicFile;
 use crate::gguf::TensorType;
 
@@ -55,6 +55,9 @@ pub struct Sensitivity {
     pub joint: Vec<JointProbe>,
     /// One entry for every tensor that a plan chooses a type for.
     pub tensors: Vec<TensorSensitivity>,
+    /// What rounding with feedback leaves, once somebody asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feedback: Option<FeedbackErrors>,
 }
 
 /// What is known of one tensor.
@@ -110,6 +113,18 @@ pub fn type_name(ty: TensorType) -> String {
 }
 
 impl Sensitivity {
+    /// The measurement with all errors in the norm of the feedback errors, so that damages of those can be predicted from
+    /// it; itself where there are none.
+    pub fn in_feedback_norm(&self) -> Sensitivity {
+        let mut changed = self.clone();
+        for tensor in &mut changed.tensors {
+            if let Some(known) = self.feedback.as_ref().and_then(|feedback| feedback.tensors.get(&tensor.name)) {
+                tensor.errors.extend(known.plain.iter().map(|(ty, error)| (ty.clone(), *error)));
+            }
+        }
+        changed
+    }
+
     /// The entry of a tensor.
     pub fn tensor(&self, name: &str) -> Option<&TensorSensitivity> {
         self.tensors.iter().find(|tensor| tensor.name == name)
@@ -153,6 +168,9 @@ impl Sensitivity {
                 return Err(format!("tensor {name}: the divergence of {} is {}; measure again", probe.ty, probe.kld));
             }
         }
+        if let Some(problem) = self.feedback.as_ref().and_then(FeedbackErrors::problem) {
+            return Err(problem);
+        }
         match self.joint.iter().find(|j| !sound(j.kld) || !sound(j.bits_per_weight)) {
             Some(joint) => Err(format!("the divergence of the whole model is {}; measure again", joint.kld)),
             None => Ok(()),
@@ -169,11 +187,14 @@ impl Sensitivity {
             false => format!("[\n    {}\n  ]", items.join(",\n    ")),
         };
         let text = format!(
-            "{{\n  \"lwq_sensitivity\": {},\n  \"provenance\": {},\n  \"joint\": {},\n  \"tensors\": {}\n}}\n",
+            "{{\n  \"lwq_sensitivity\": {},\n  \"provenance\": {},\n  \"joint\": {},\n  \"tensors\": {}{}\n}}\n",
             self.lwq_sensitivity,
             json(&self.provenance),
             lines(self.joint.iter().map(json).collect()),
             lines(self.tensors.iter().map(json).collect()),
+            self.feedback
+                .as_ref()
+                .map_or_else(String::new, |found| format!(",\n  \"feedback\": {}", feedback_json(found))),
         );
         let mut file = AtomicFile::create(path, replace)?;
         file.write_all(text.as_bytes()).map_err(|source| crate::atomic_file::OutputError::Io {
@@ -185,14 +206,28 @@ impl Sensitivity {
     }
 }
 
+/// JSON of the section on feedback, a tensor a line.
+fn feedback_json(found: &FeedbackErrors) -> String {
+    let line = |(name, known): (&String, _)| format!("{}: {}", json(name), json(known));
+    let tensors: Vec<String> = found.tensors.iter().map(line).collect();
+    format!(
+        "{{\n    \"provenance\": {},\n    \"steps\": {},\n    \"steps_done\": {},\n    \"tensors\": {{\n      {}\n    }}\n  }}",
+        json(&found.provenance),
+        found.steps,
+        found.steps_done,
+        tensors.join(",\n      ")
+    )
+}
+
 /// Compact JSON of a value that always has one.
-fn json(value: &impl Serialize) -> String {
+fn json(value: &(impl Serialize + ?Sized)) -> String {
     serde_json::to_string(value).unwrap_or_else(|_| "null".to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sensitivity::TensorFeedback;
 
     fn example() -> Sensitivity {
         let errors = [("Q3_K".to_owned(), 0.02), ("Q4_K".to_owned(), 0.005)].into();
@@ -216,6 +251,15 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(text.lines().filter(|line| line.contains("\"name\"")).count(), 2);
         assert!(example().save(&path, false).is_err());
+        let known = TensorFeedback { plain: [("Q3_K".into(), 0.03)].into(), errors: [("Q3_K".into(), 0.01)].into() };
+        let feedback =
+            FeedbackErrors { steps: 3, steps_done: 1, tensors: [("a".into(), known)].into(), ..Default::default() };
+        let with_feedback = Sensitivity { feedback: Some(feedback), ..example() };
+        with_feedback.save(&path, true).unwrap();
+        assert_eq!(Sensitivity::open(&path).unwrap(), with_feedback);
+        let changed = with_feedback.in_feedback_norm();
+        assert_eq!((changed.tensors[0].errors["Q3_K"], changed.tensors[0].errors["Q4_K"]), (0.03, 0.005));
+        assert_eq!(changed.tensors[1], with_feedback.tensors[1]);
         Sensitivity::default().save(&path, true).unwrap();
         assert!(Sensitivity::open(&path).unwrap_err().to_string().contains("version 0"));
     }

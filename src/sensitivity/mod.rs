@@ -7,6 +7,7 @@
 
 mod damage;
 mod error;
+mod feedback;
 mod file;
 mod measure;
 mod prior;
@@ -16,6 +17,9 @@ mod weight_error;
 
 pub use damage::{DamageModel, SECOND_ROUND_BITS};
 pub use error::MeasureError;
+pub use feedback::{
+    FeedbackErrors, FeedbackMeter, FeedbackProvenance, FeedbackSubject, OnFeedbackStep, TensorFeedback,
+};
 pub(crate) use file::rounded;
 pub use file::{JointProbe, Probe, Provenance, SENSITIVITY_VERSION, Sensitivity, TensorSensitivity, type_name};
 pub use measure::{Measurement, OnMeasured, Subject, measure_errors};

@@ -1,6 +1,6 @@
 //! The damage that each type does to each tensor, by the method that was asked for.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Result, bail};
 
@@ -9,9 +9,10 @@ use crate::cli::measure::Job;
 use crate::cli::{Common, Progress, Unit, printable};
 use crate::gguf::TensorType;
 use crate::plan::{Method, ProbeText};
+use crate::quant::{Codec, codec};
 use crate::recipe::parse_storable_type;
 use crate::sensitivity::{
-    ColumnWeights, SECOND_ROUND_BITS, Sampling, Sensitivity, prior_slopes, type_name, weight_errors,
+    ColumnWeights, DamageModel, SECOND_ROUND_BITS, Sampling, Sensitivity, prior_slopes, type_name, weight_errors,
 };
 
 /// Predicted damage of every choice.
@@ -23,6 +24,8 @@ pub(super) struct Estimate {
 /// What a measured estimate rests on.
 struct Measured {
     sensitivity: Sensitivity,
+    /// The same in the norm of the errors that feedback leaves, where the file is to be rounded so.
+    judged: Option<Sensitivity>,
     /// Bits per weight of the budget, where that is known and a second round wanted.
     bits: Option<f64>,
     /// Errors of the types that the measurement does not hold.
@@ -38,18 +41,18 @@ impl Estimate {
 
     /// Divergence of the whole model that a sum of damages comes to.
     pub fn predict(&self, sum: f64) -> f64 {
-        self.measured.as_ref().map_or(sum, |m| m.sensitivity.damage_model(m.bits).predict(sum))
+        self.measured.as_ref().map_or(sum, |m| m.model().predict(sum))
     }
 
     /// The sum of damages that comes to the divergence `kld`.
     pub fn damage_for(&self, kld: f64) -> f64 {
-        self.measured.as_ref().map_or(kld, |m| m.sensitivity.damage_model(m.bits).sum_for(kld))
+        self.measured.as_ref().map_or(kld, |m| m.model().sum_for(kld))
     }
 
     /// Standard error of a prediction, as a part of it; `None` where nobody knows.
     pub fn relative_error<'t>(&self, damages: impl Iterator<Item = (&'t str, f64)>) -> Option<f64> {
         let measured = self.measured.as_ref()?;
-        Some(measured.sensitivity.damage_model(measured.bits).relative_error(damages))
+        Some(measured.model().relative_error(damages))
     }
 
     /// The text of the probes.
@@ -74,16 +77,28 @@ impl Estimate {
             return Ok(false);
         }
         job.measure_around(&mut measured.sensitivity, types, common)?;
+        measured.judged = measured.judged.take().map(|_| measured.sensitivity.in_feedback_norm());
         self.damage = measured.damage(job);
         Ok(true)
     }
 }
 
 impl Measured {
+    fn model(&self) -> DamageModel<'_> {
+        self.judged.as_ref().unwrap_or(&self.sensitivity).damage_model(self.bits)
+    }
+
+    /// Errors of a tensor by type: those that feedback leaves, where the file is to be rounded so.
+    fn errors(&self, name: &str) -> Option<&BTreeMap<String, f64>> {
+        let feedback = self.judged.as_ref().and_then(|judged| judged.feedback.as_ref()?.tensors.get(name));
+        let errors = feedback.map(|known| &known.errors).filter(|errors| !errors.is_empty());
+        errors.or_else(|| self.sensitivity.tensor(name).map(|tensor| &tensor.errors))
+    }
+
     fn damage(&self, job: &Job<'_>) -> HashMap<String, Vec<(TensorType, f64)>> {
-        let model = self.sensitivity.damage_model(self.bits);
+        let model = self.model();
         let of_tensor = |name: &str| {
-            let table = self.sensitivity.tensor(name).into_iter().flat_map(|tensor| &tensor.errors);
+            let table = self.errors(name).into_iter().flatten();
             let named = table.filter_map(|(ty, error)| Some((parse_storable_type(ty, "type").ok()?, *error)));
             let all = named.chain(self.extra.get(name).into_iter().flatten().copied());
             all.filter_map(|(ty, error)| Some((ty, model.damage(name, error)?))).collect()
@@ -105,43 +120,57 @@ pub(super) fn estimate(
     common: &Common,
 ) -> Result<Estimate> {
     match request.method {
-        Method::Error => by_error(subject, bits, common),
-        Method::Measured => by_measurement(subject, job, bits, request.second_round, common),
+        Method::Error => {
+            if request.feedback.is_some() {
+                common.warn("--method error runs nothing: types are chosen by the errors of plain rounding, not by those of feedback");
+            }
+            by_error(subject, bits, common)
+        }
+        Method::Measured => by_measurement(subject, job, request, bits, common),
     }
 }
 
 fn by_measurement(
     subject: &Subject<'_>,
     job: &Job<'_>,
+    request: &Request<'_>,
     bits: Option<f64>,
-    second_round: bool,
     common: &Common,
 ) -> Result<Estimate> {
-    let sensitivity = match job.finished()? {
+    let mut sensitivity = match job.finished()? {
         Some(found) => found,
         None => job.measure(common)?,
     };
-    let mut extra = HashMap::new();
+    if let Some((model, calibration)) = request.feedback {
+        job.measure_feedback(&mut sensitivity, model, calibration, common)?;
+    }
+    let judged = request.feedback.map(|_| sensitivity.in_feedback_norm());
+    // Rounds around other solutions may stand in the file; they count only where they are asked for.
+    let bits = bits.filter(|_| request.second_round);
+    let mut measured = Measured { sensitivity, judged, bits, extra: HashMap::new() };
     for ((tensor, types), target) in subject.choosable().zip(&job.targets) {
-        let Some(known) = sensitivity.tensor(&tensor.name) else {
+        if measured.sensitivity.tensor(&tensor.name).is_none() {
             let path = job.path.display().to_string();
             bail!(
                 "{}: tensor {} was not measured; delete the file and plan again",
                 printable(&path),
                 tensor.shown_name()
             );
-        };
-        let missing: Vec<TensorType> =
-            types.iter().copied().filter(|ty| !known.errors.contains_key(&type_name(*ty))).collect();
+        }
+        let known = measured.errors(&tensor.name);
+        let missing: Vec<TensorType> = types
+            .iter()
+            .copied()
+            .filter(|ty| known.is_none_or(|known| !known.contains_key(&type_name(*ty))))
+            .filter(|ty| target.importance.is_some() || !codec(*ty).is_some_and(Codec::needs_importance))
+            .collect();
         if !missing.is_empty() {
             let weights = ColumnWeights { importance: target.importance, rows: target.rows.as_deref() };
             let errors = weight_errors(subject.gguf, tensor, weights, &missing, Sampling::default())?;
             let finite = errors.into_iter().filter(|(_, errors)| errors.weighted_error.is_finite());
-            extra.insert(tensor.name.clone(), finite.map(|(ty, errors)| (ty, errors.relative())).collect());
+            measured.extra.insert(tensor.name.clone(), finite.map(|(ty, errors)| (ty, errors.relative())).collect());
         }
     }
-    // Rounds around other solutions may stand in the file; they count only where they are asked for.
-    let measured = Measured { sensitivity, bits: bits.filter(|_| second_round), extra };
     Ok(Estimate { damage: measured.damage(job), measured: Some(measured) })
 }
 
@@ -171,9 +200,13 @@ fn by_error(subject: &Subject<'_>, bits: Option<f64>, common: &Common) -> Result
     for ((tensor, types), slope) in subject.choosable().zip(prior_slopes(&names)) {
         let importance = subject.importance.get(&tensor.name);
         let rows = subject.row_factors(tensor);
-        let weights =
-            ColumnWeights { importance: importance.map(|found| found.values.as_slice()), rows: rows.as_deref() };
-        let errors = weight_errors(subject.gguf, tensor, weights, &tried(types, bits), sampling)?;
+        let types = tried(types, bits);
+        // With feedback, types may be legal whose importance only the model's run will show.
+        let needs = importance.is_none() && types.iter().any(|ty| codec(*ty).is_some_and(Codec::needs_importance));
+        let equal = if needs { vec![1.0; (tensor.row_len() * tensor.matrices()) as usize] } else { Vec::new() };
+        let values = importance.map(|found| found.values.as_slice()).or(needs.then_some(equal.as_slice()));
+        let weights = ColumnWeights { importance: values, rows: rows.as_deref() };
+        let errors = weight_errors(subject.gguf, tensor, weights, &types, sampling)?;
         subject.gguf.release(tensor);
         let scaled = errors.into_iter().map(|(ty, errors)| (ty, slope * errors.relative())).collect();
         damage.insert(tensor.name.clone(), scaled);

@@ -13,12 +13,15 @@ use crate::allocate::{
 };
 use crate::cli::measure::{Job, MeasureFlags, Target};
 use crate::cli::quantize::standard_file_bytes;
+use crate::cli::rounding::Calibration;
 use crate::cli::{Common, Interrupted, decimal_size, printable};
 use crate::gguf::{Gguf, GgufLayout, Metadata, NewTensor, TensorInfo, TensorType, fingerprint, split};
 use crate::imatrix::{EntryFilter, Imatrix, ModelTensor, Need, match_to_model};
+use crate::model::Model;
 use crate::plan::candidates::{Legal, Rules, legal_types};
-use crate::plan::{Method, PLAN_VERSION, PlanFile, PlanRow, SourceFile, imatrix_fingerprint, record};
+use crate::plan::{self, PLAN_VERSION, PlanFile, PlanRow, SourceFile, imatrix_fingerprint, record};
 use crate::recipe::{TensorDesc, output_order};
+use crate::rounding::{Method, RoundingRecord, has_input, output_tensor};
 
 /// `general.quantization_version` and `general.file_type` are 32-bit numbers whatever the types are.
 const PLACEHOLDER: u32 = 0;
@@ -30,13 +33,17 @@ const FILLED_TO_PART: u64 = 1000;
 pub(in crate::cli) struct Request<'a> {
     pub budget: Budget,
     pub rules: Rules,
-    pub method: Method,
+    pub method: plan::Method,
     pub imatrix: Option<&'a Path>,
     /// File of the measurement, which is made when it is not there.
     pub sensitivity: PathBuf,
     pub measure: &'a MeasureFlags,
     /// Measure around a first solution of few bits and solve again.
     pub second_round: bool,
+    /// How the planned file will be rounded.
+    pub rounding: RoundingRecord,
+    /// The model and the texts, where that is feedback.
+    pub feedback: Option<(&'a Model<'a>, &'a Calibration)>,
 }
 
 /// A plan, and what the user should be told about it.
@@ -82,7 +89,13 @@ fn open_imatrix(path: Option<&Path>) -> Result<Option<(Imatrix, SourceFile)>> {
 }
 
 impl<'a> Subject<'a> {
-    fn new(gguf: &'a Gguf, rules: &Rules, imatrix: Option<Imatrix>, notes: &mut Vec<String>) -> Result<Subject<'a>> {
+    fn new(
+        gguf: &'a Gguf,
+        rules: &Rules,
+        imatrix: Option<Imatrix>,
+        rounding: Method,
+        notes: &mut Vec<String>,
+    ) -> Result<Subject<'a>> {
         let input = printable(gguf.label());
         let names: Vec<&str> = gguf.tensors().iter().map(|tensor| tensor.name.as_str()).collect();
         let tensors: Vec<&TensorInfo> = output_order(&names).into_iter().map(|at| &gguf.tensors()[at]).collect();
@@ -94,9 +107,12 @@ impl<'a> Subject<'a> {
             None => HashMap::new(),
         };
         let descriptions: Vec<TensorDesc> = tensors.iter().map(|tensor| TensorDesc::from(*tensor)).collect();
-        let has_data = |name: &str| importance.contains_key(name);
+        // Feedback finds out by itself how important the inputs are that the model shows.
+        let by_feedback = |name: &str| rounding == Method::Feedback && has_input(name, output_tensor(gguf));
+        let has_data = |name: &str| importance.contains_key(name) || by_feedback(name);
+        let weighted = has_imatrix || rounding == Method::Feedback;
         let legal =
-            legal_types(&descriptions, rules, has_imatrix, has_data).map_err(|error| anyhow!("{input}: {error}"))?;
+            legal_types(&descriptions, rules, weighted, has_data).map_err(|error| anyhow!("{input}: {error}"))?;
         notes.extend(legal.notes);
         let subject = Subject { gguf, tensors, legal: legal.tensors, importance, token_frequencies };
         if subject.choosable().next().is_none() {
@@ -143,7 +159,7 @@ pub(in crate::cli) fn with_targets<T>(
 ) -> Result<T> {
     let (imatrix, source) = open_imatrix(imatrix)?.unzip();
     let mut notes = Vec::new();
-    let subject = Subject::new(gguf, &Rules::default(), imatrix, &mut notes)?;
+    let subject = Subject::new(gguf, &Rules::default(), imatrix, Method::Ggml, &mut notes)?;
     notes.iter().for_each(|line| common.warn(line));
     work(subject.targets(), source)
 }
@@ -158,7 +174,7 @@ pub(in crate::cli) fn make_plan(request: &Request<'_>, gguf: &Gguf, common: &Com
     let mut notes = Vec::new();
     let mut plan = empty_plan(request, gguf, imatrix_source.clone());
     let metadata = output_metadata(gguf.metadata(), imatrix.as_ref(), &plan, &PlanFile::digest(""));
-    let subject = Subject::new(gguf, &request.rules, imatrix, &mut notes)?;
+    let subject = Subject::new(gguf, &request.rules, imatrix, request.rounding.method, &mut notes)?;
 
     let sizes = Sizes::new(&subject, &metadata)?;
     let limit = sizes.limit(request, gguf, common)?;
@@ -261,6 +277,7 @@ fn empty_plan(request: &Request<'_>, gguf: &Gguf, imatrix: Option<SourceFile>) -
         model: SourceFile { name: gguf.label().to_owned(), sha256: fingerprint(gguf) },
         imatrix,
         text: None,
+        rounding: (request.rounding.method != Method::Ggml).then(|| request.rounding.clone()),
         tensors: Vec::new(),
     }
 }
@@ -277,6 +294,9 @@ fn output_metadata(source: &Metadata, imatrix: Option<&Imatrix>, plan: &PlanFile
     metadata.set("general.quantization_version", PLACEHOLDER);
     metadata.set("general.file_type", PLACEHOLDER);
     record(&mut metadata, plan, sha256);
+    if let Some(rounding) = &plan.rounding {
+        rounding.write(&mut metadata);
+    }
     metadata
 }
 
@@ -368,7 +388,7 @@ impl Sizes {
         Ok(match &request.budget {
             Budget::File(size) => for_file(size.bytes),
             Budget::Like(target) => {
-                let bytes = standard_file_bytes(gguf, *target, request.imatrix)?;
+                let bytes = standard_file_bytes(gguf, *target, request.imatrix, request.rounding.method)?;
                 common.note(format!("a standard {target} file has {bytes} bytes ({})", decimal_size(bytes)));
                 for_file(bytes)
             }

@@ -147,7 +147,14 @@ fn write_totals(out: &mut String, plan: &PlanFile) {
         100.0 * plan.gap
     );
     let imatrix = plan.imatrix.as_ref().map_or_else(|| "none".to_owned(), |imatrix| printable(&imatrix.name));
-    let _ = writeln!(out, "model {}, imatrix {imatrix}", printable(&plan.model.name));
+    let _ = write!(out, "model {}, imatrix {imatrix}", printable(&plan.model.name));
+    if let Some(rounding) = &plan.rounding {
+        let _ = write!(out, ", rounding {}", rounding.method);
+        if let Some(calibration) = &rounding.calibration {
+            let _ = write!(out, " on {} tokens of {}", calibration.tokens, printable(&calibration.text));
+        }
+    }
+    out.push('\n');
 }
 
 #[cfg(test)]

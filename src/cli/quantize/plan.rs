@@ -1,7 +1,7 @@
 //! Everything about a run that is decided before any tensor is touched: types, importance, files, refusals.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -9,15 +9,17 @@ use anyhow::{Context, Result, bail};
 use super::planned::Planned;
 use super::{QuantizeArgs, kv};
 use crate::atomic_file::{AtomicFile, check_target, folder_of};
+use crate::cli::rounding::Calibration;
 use crate::cli::{Common, count, decimal_size, printable};
-use crate::gguf::{Array, Gguf, GgufLayout, Metadata, NewTensor, TensorInfo, Value, split};
+use crate::gguf::{Array, Gguf, GgufLayout, Metadata, NewTensor, TensorInfo, TensorType, Value, split};
 use crate::imatrix::{EntryFilter, Imatrix, MatchReport, ModelTensor, Need, match_to_model};
 use crate::os;
-use crate::pipeline::TensorWork;
+use crate::pipeline::{Rounding, TensorWork};
 use crate::recipe::{
     Choice, FallbackCost, ModelFacts, Options, PrunePlan, Recipe, Target, TensorDesc, choose_types, guess_file_type,
     output_order,
 };
+use crate::rounding::{Method, RoundingRecord, has_input, output_tensor};
 
 /// `general.quantization_version` of all block formats (`GGML_QNT_VERSION`).
 const QUANTIZATION_VERSION: u32 = 2;
@@ -31,6 +33,8 @@ pub(super) struct Plan<'a> {
     suffix: String,
     pub tensors: Vec<PlannedTensor<'a>>,
     pub files: Vec<PlannedFile>,
+    /// The rounding that was asked for, and where it goes by the model's inputs what that takes.
+    pub rounding: RoundingPlan,
     pub fallback_cost: FallbackCost,
     notes: Vec<String>,
     /// Reasons why the run may not start; a dry run only shows them.
@@ -49,9 +53,53 @@ pub(super) struct PlannedTensor<'a> {
 }
 
 impl PlannedTensor<'_> {
+    /// Output file and offset in it.
+    pub fn place(&self) -> (usize, u64) {
+        (self.file, self.offset)
+    }
+
+    /// True if its weights are rounded at all.
+    pub fn is_rounded(&self) -> bool {
+        self.choice.ty.is_quantized() && self.choice.ty != self.source.ty
+    }
+
     /// True if importance data weigh its rounding.
     pub fn is_weighted(&self) -> bool {
         self.importance.is_some()
+    }
+}
+
+/// How the run rounds.
+#[derive(Clone)]
+pub(super) struct RoundingPlan {
+    pub method: Method,
+    /// What the output records.
+    record: Option<RoundingRecord>,
+    /// Bytes of the hidden states that lie on the disk meanwhile.
+    states_bytes: u64,
+}
+
+impl RoundingPlan {
+    /// A run with these texts, if it has any.
+    pub fn new(method: Method, calibration: Option<&Calibration>) -> RoundingPlan {
+        let record = calibration.map_or(RoundingRecord { method, calibration: None }, Calibration::record);
+        let states_bytes = calibration.map_or(0, Calibration::states_bytes);
+        RoundingPlan { method, record: Some(record), states_bytes }
+    }
+
+    /// What the output records.
+    pub fn record(&self) -> Option<&RoundingRecord> {
+        self.record.as_ref()
+    }
+
+    /// A run that leaves no record.
+    pub fn unrecorded(method: Method) -> RoundingPlan {
+        RoundingPlan { method, record: None, states_bytes: 0 }
+    }
+
+    /// True if the run finds out by itself how important the inputs of this tensor are.
+    fn knows_input(&self, gguf: &Gguf, tensor: &TensorInfo) -> bool {
+        self.method == Method::Feedback && has_input(&tensor.name, output_tensor(gguf))
     }
 }
 
@@ -66,7 +114,12 @@ impl<'a> Plan<'a> {
     ///
     /// # Errors
     /// When the request or the files are wrong in a way that leaves nothing to plan.
-    pub fn make(args: &QuantizeArgs, gguf: &'a Gguf, planned: Option<&Planned>) -> Result<Plan<'a>> {
+    pub fn make(
+        args: &QuantizeArgs,
+        gguf: &'a Gguf,
+        planned: Option<&Planned>,
+        rounding: &RoundingPlan,
+    ) -> Result<Plan<'a>> {
         let input = printable(gguf.label());
         let mut metadata = gguf.metadata().clone();
         for text in &args.override_kv {
@@ -95,10 +148,15 @@ impl<'a> Plan<'a> {
 
         let imatrix = args.imatrix.as_ref().map(|path| Imatrix::open(path)).transpose()?;
         let imatrix = if planned.is_some() { imatrix.map(Imatrix::with_planning) } else { imatrix };
-        let recipe = match planned {
+        // Feedback knows the importance of inputs, so the types are those of a file with an imatrix.
+        let weighted = imatrix.is_some() || rounding.method == Method::Feedback;
+        let mut recipe = match planned {
             Some(planned) => planned.recipe(gguf, &sources, imatrix.as_ref())?,
-            None => choose(args, &facts, &sources, imatrix.is_some()).with_context(|| input.clone())?,
+            None => choose(args, &facts, &sources, weighted).with_context(|| input.clone())?,
         };
+        for ((tensor, _), choice) in sources.iter().zip(&mut recipe.choices) {
+            choice.requires_imatrix &= !rounding.knows_input(gguf, tensor);
+        }
         notes.extend(recipe.notes.iter().map(ToString::to_string));
         let fallback_cost = recipe.fallback_cost;
 
@@ -156,6 +214,10 @@ impl<'a> Plan<'a> {
         metadata.set("general.quantization_version", QUANTIZATION_VERSION);
         metadata.set("general.file_type", file_type);
 
+        if let Some(record) = &rounding.record {
+            record.write(&mut metadata);
+            notes.extend(planned.and_then(|planned| planned.rounding_note(record)));
+        }
         let tensors = planned_tensors(sources, recipe, importance);
         let (target, suffix) = match (planned, args.target) {
             (Some(planned), _) => {
@@ -167,7 +229,17 @@ impl<'a> Plan<'a> {
                 (name.clone(), name)
             }
         };
-        let mut plan = Plan { gguf, target, suffix, tensors, files: Vec::new(), fallback_cost, notes, problems };
+        let mut plan = Plan {
+            gguf,
+            target,
+            suffix,
+            tensors,
+            files: Vec::new(),
+            rounding: rounding.clone(),
+            fallback_cost,
+            notes,
+            problems,
+        };
         plan.lay_out(args, &metadata)?;
         plan.notes.extend(planned.and_then(|planned| planned.size_note(plan.file_bytes())));
         Ok(plan)
@@ -251,7 +323,7 @@ impl<'a> Plan<'a> {
             }
             check_target(&file.path, common.force)?;
         }
-        let needed = self.file_bytes();
+        let needed = self.file_bytes().saturating_add(self.unfinished_bytes());
         // All files lie in one folder.
         let Some(folder) = self.files.first().map(|file| folder_of(&file.path)) else { return Ok(()) };
         if let Some(free) = os::free_space(folder)
@@ -282,23 +354,41 @@ impl<'a> Plan<'a> {
         Ok(files)
     }
 
-    /// The pipeline's view of the plan.
-    pub fn work(&self) -> Vec<TensorWork<'_>> {
+    /// The types of the tensors that feedback may round, by their names in the source; `output` is the matrix that
+    /// gives the logits.
+    pub fn types_for_feedback(&self, output: &str) -> HashMap<String, TensorType> {
+        let chosen = self.tensors.iter().filter(|t| t.is_rounded() && has_input(&t.source.name, output));
+        chosen.map(|tensor| (tensor.source.name.clone(), tensor.choice.ty)).collect()
+    }
+
+    /// Bytes that unfinished work takes beside the output.
+    fn unfinished_bytes(&self) -> u64 {
+        if self.rounding.method != Method::Feedback {
+            return 0;
+        }
+        let rounded = self.tensors.iter().filter(|tensor| tensor.is_rounded()).map(|tensor| tensor.bytes);
+        // The states that enter a layer and those that leave it.
+        rounded.sum::<u64>().saturating_add(2 * self.rounding.states_bytes)
+    }
+
+    /// The pipeline's view of the plan, without the tensors named in `done`.
+    pub fn work(&self, done: &HashSet<&str>) -> Vec<TensorWork<'_>> {
+        let rounding = match self.rounding.method {
+            Method::Ggml => Rounding::Ggml,
+            Method::Search | Method::Feedback => Rounding::Search,
+        };
         self.tensors
             .iter()
+            .filter(|tensor| !done.contains(tensor.source.name.as_str()))
             .map(|tensor| TensorWork {
                 source: tensor.source,
                 target: tensor.choice.ty,
+                rounding,
                 importance: tensor.importance.as_deref(),
                 file: tensor.file,
                 offset: tensor.offset,
             })
             .collect()
-    }
-
-    /// Bytes of source data to read.
-    pub fn source_bytes(&self) -> u64 {
-        self.tensors.iter().filter_map(|tensor| tensor.source.bytes).sum()
     }
 
     /// Bytes of all output files.

@@ -5,14 +5,17 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::QuantizeArgs;
-use super::plan::Plan;
-use crate::cli::Common;
+use super::plan::{Plan, RoundingPlan};
 use crate::cli::measure::MeasureFlags;
 use crate::cli::plan::{ByHand, Made, Request, make_plan, summary};
+use crate::cli::rounding::Calibration;
+use crate::cli::{Common, printable};
 use crate::gguf::{Gguf, Metadata, TensorInfo};
 use crate::imatrix::Imatrix;
+use crate::model::Model;
 use crate::plan::{PlanFile, record};
 use crate::recipe::{FILE_TYPE_GUESSED, FallbackCost, Recipe, Target, TensorDesc, guess_file_type};
+use crate::rounding::{Method, RoundingRecord};
 
 /// A plan and where it came from.
 pub(super) struct Planned {
@@ -34,15 +37,27 @@ impl QuantizeArgs {
         }
     }
 
-    /// The plan to follow, if the request is one for a plan.
+    /// The plan of `--plan`.
     ///
     /// # Errors
-    /// When the plan cannot be read or made.
-    pub(super) fn planned(&self, gguf: &Gguf, common: &Common) -> Result<Option<Planned>> {
-        if let Some(path) = &self.plan {
-            let (plan, sha256) = PlanFile::read(path)?;
-            return Ok(Some(Planned { plan, name: path.display().to_string(), sha256 }));
-        }
+    /// When it cannot be read.
+    pub(super) fn plan_file(&self) -> Result<Option<Planned>> {
+        let Some(path) = &self.plan else { return Ok(None) };
+        let (plan, sha256) = PlanFile::read(path)?;
+        Ok(Some(Planned { plan, name: path.display().to_string(), sha256 }))
+    }
+
+    /// A plan for the limit of the command line, if it has one. `feedback` is there when the file is to be rounded so.
+    ///
+    /// # Errors
+    /// When the plan cannot be made.
+    pub(super) fn planned(
+        &self,
+        gguf: &Gguf,
+        rounding: &RoundingPlan,
+        feedback: Option<(&Model<'_>, &Calibration)>,
+        common: &Common,
+    ) -> Result<Option<Planned>> {
         let Some(budget) = self.budget.budget() else { return Ok(None) };
         let rules = self.choice.rules(&self.by_hand())?;
         let measure = MeasureFlags::default();
@@ -54,6 +69,8 @@ impl QuantizeArgs {
             sensitivity: self.choice.sensitivity(&self.input),
             measure: &measure,
             second_round: self.choice.second_round(),
+            rounding: rounding.record().cloned().unwrap_or_default(),
+            feedback,
         };
         let Made { plan, notes } = make_plan(&request, gguf, common)?;
         notes.iter().for_each(|line| common.warn(line));
@@ -74,6 +91,28 @@ impl Planned {
             sources.iter().map(|(tensor, name)| TensorDesc { name, shape: &tensor.shape, ty: tensor.ty }).collect();
         let choices = self.plan.choices(&self.name, &tensors)?;
         Ok(Recipe { choices, fallback_cost: FallbackCost::default(), notes: Vec::new() })
+    }
+
+    /// The rounding that the plan was made for.
+    pub fn rounding(&self) -> Option<Method> {
+        self.plan.rounding.as_ref().map(|rounding| rounding.method)
+    }
+
+    /// A note where the plan was made for another rounding than that of the run.
+    pub fn rounding_note(&self, record: &RoundingRecord) -> Option<String> {
+        let planned = self.plan.rounding.as_ref()?;
+        let text = |record: &RoundingRecord| record.calibration.as_ref().map(|of| of.text_sha256.clone());
+        if planned.method != record.method {
+            return Some(format!("{} was made for rounding by {}, not {}", self.name, planned.method, record.method));
+        }
+        let named = planned.calibration.as_ref().map_or("none", |of| of.text.as_str());
+        (text(planned) != text(record)).then(|| {
+            format!(
+                "{} was made for another calibration text or length ({}); give it with -f",
+                self.name,
+                printable(named)
+            )
+        })
     }
 
     /// The imatrix's name as the plan has it.
@@ -112,11 +151,17 @@ impl Planned {
     }
 }
 
-/// Bytes of the file that `lwq quantize --target` writes with this imatrix, headers and padding included.
+/// Bytes of the file that `lwq quantize --target` writes with this imatrix, headers and padding included. With feedback
+/// its types are those of a file with an imatrix, and its metadata those of one without.
 ///
 /// # Errors
 /// When such a file cannot be made.
-pub(in crate::cli) fn standard_file_bytes(gguf: &Gguf, target: Target, imatrix: Option<&Path>) -> Result<u64> {
+pub(in crate::cli) fn standard_file_bytes(
+    gguf: &Gguf,
+    target: Target,
+    imatrix: Option<&Path>,
+    rounding: Method,
+) -> Result<u64> {
     let args = QuantizeArgs {
         target: Some(target),
         imatrix: imatrix.map(Path::to_path_buf),
@@ -124,9 +169,9 @@ pub(in crate::cli) fn standard_file_bytes(gguf: &Gguf, target: Target, imatrix: 
         output: Some("standard.gguf".into()),
         ..QuantizeArgs::default()
     };
-    let plan = Plan::make(&args, gguf, None)?;
+    let plan = Plan::make(&args, gguf, None, &RoundingPlan::unrecorded(rounding))?;
     if let Some(problem) = plan.problems.first() {
-        anyhow::bail!("{}: the standard {target} file cannot be made: {problem}", crate::cli::printable(gguf.label()));
+        anyhow::bail!("{}: the standard {target} file cannot be made: {problem}", printable(gguf.label()));
     }
     Ok(plan.file_bytes())
 }

@@ -1,14 +1,17 @@
 //! What a quantize run tells at its end.
 
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use anyhow::Result;
 use serde::Serialize;
 
-use super::plan::Plan;
+use super::plan::{Plan, PlannedTensor};
 use crate::cli::inspect::{TypeRow, rows_by_type, type_table};
-use crate::cli::{Common, binary_size, decimal_size, printable};
+use crate::cli::{Common, binary_size, count, decimal_size, printable};
+use crate::feedback::supports_search;
 use crate::os;
+use crate::rounding::{Kept, Method, Outcome, RoleRow, RoundingRecord, by_role, reasons};
 
 /// The closing facts, as printed with `--json`.
 #[derive(Serialize)]
@@ -30,6 +33,9 @@ pub(super) struct Report {
     fallbacks: usize,
     /// What the types used instead cost.
     fallback_extra_bytes: u64,
+    /// How weights were rounded; absent for ggml's rounding.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rounding: Option<RoundingReport>,
     warnings: Vec<String>,
     /// Why the real run would be refused; only in a dry run.
     problems: Vec<String>,
@@ -51,12 +57,47 @@ struct TensorRow {
     weighted: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     fallback_from: Option<String>,
+    /// How it was rounded, where that is not ggml's way for all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rounding: Option<TensorRounding>,
+}
+
+/// How one tensor was rounded.
+#[derive(Serialize)]
+struct TensorRounding {
+    method: Method,
+    /// Why feedback was not used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kept: Option<Kept>,
+    /// Of a stack of experts, how many were rounded with feedback.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    with_feedback: Option<usize>,
+    /// Error on the text of the gate, feedback over search.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_out_ratio: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    damping: Option<f64>,
+}
+
+/// How the file was rounded.
+#[derive(Serialize)]
+struct RoundingReport {
+    #[serde(flatten)]
+    record: RoundingRecord,
+    /// Rounded tensors by method; empty in a dry run.
+    methods: BTreeMap<Method, usize>,
+    /// Why tensors were not rounded with feedback.
+    kept: BTreeMap<Kept, usize>,
+    roles: Vec<RoleRow>,
 }
 
 impl Report {
     /// Sums a plan up; `elapsed` is `None` for a dry run.
-    pub fn new(plan: &Plan<'_>, elapsed: Option<Duration>) -> Report {
+    /// `outcomes` are those of the tensors that were rounded with the model's inputs.
+    pub fn new(plan: &Plan<'_>, outcomes: &[Outcome], elapsed: Option<Duration>) -> Report {
         let tensors = &plan.tensors;
+        let outcomes = all_outcomes(plan, outcomes, elapsed.is_some());
+        let of_tensor: HashMap<&str, &Outcome> = outcomes.iter().map(|o| (o.tensor.as_str(), o)).collect();
         let parameters = tensors.iter().map(|tensor| tensor.source.elements()).sum();
         let tensor_bytes = tensors.iter().map(|tensor| tensor.bytes).sum();
         Report {
@@ -76,6 +117,7 @@ impl Report {
                     reason: tensor.choice.reason.to_string(),
                     weighted: tensor.is_weighted(),
                     fallback_from: tensor.choice.fallback_from.map(|ty| ty.to_string()),
+                    rounding: of_tensor.get(tensor.source.name.as_str()).map(|outcome| TensorRounding::new(outcome)),
                 })
                 .collect(),
             parameters,
@@ -84,6 +126,7 @@ impl Report {
             bits_per_weight: 8.0 * tensor_bytes as f64 / parameters.max(1) as f64,
             fallbacks: plan.fallback_cost.tensors,
             fallback_extra_bytes: plan.fallback_cost.got_bytes.saturating_sub(plan.fallback_cost.wanted_bytes),
+            rounding: RoundingReport::new(plan, &outcomes),
             warnings: plan.notes().to_vec(),
             problems: plan.problems.clone(),
             seconds: elapsed.map(|elapsed| elapsed.as_secs_f64()),
@@ -130,6 +173,9 @@ impl Report {
             binary_size(self.size_bytes),
             self.bits_per_weight
         ));
+        if let Some(rounding) = &self.rounding {
+            text.push_str(&rounding.text());
+        }
         for problem in &self.problems {
             text.push_str(&format!("not possible yet: {problem}\n"));
         }
@@ -139,6 +185,79 @@ impl Report {
                 text.push_str(&format!(", peak memory {}", decimal_size(peak)));
             }
             text.push('\n');
+        }
+        text
+    }
+}
+
+/// Outcomes of all tensors that are rounded otherwise than ggml does, with those whose input the model does not show.
+fn all_outcomes(plan: &Plan<'_>, known: &[Outcome], done: bool) -> Vec<Outcome> {
+    let method = plan.rounding.method;
+    if method == Method::Ggml || !done {
+        return Vec::new();
+    }
+    let mut known: HashMap<&str, &Outcome> = known.iter().map(|outcome| (outcome.tensor.as_str(), outcome)).collect();
+    let outcome = |tensor: &PlannedTensor<'_>| match known.remove(tensor.source.name.as_str()) {
+        Some(outcome) => outcome.clone(),
+        None => Outcome {
+            tensor: tensor.source.name.clone(),
+            method: if supports_search(tensor.choice.ty) { Method::Search } else { Method::Ggml },
+            kept: (method == Method::Feedback).then_some(Kept::NoInput),
+            matrices: tensor.source.matrices() as usize,
+            with_feedback: 0,
+            held_out_ratio: None,
+            damping: None,
+            tokens: 0,
+        },
+    };
+    plan.tensors.iter().filter(|tensor| tensor.is_rounded()).map(outcome).collect()
+}
+
+impl TensorRounding {
+    fn new(outcome: &Outcome) -> TensorRounding {
+        TensorRounding {
+            method: outcome.method,
+            kept: outcome.kept,
+            with_feedback: (outcome.matrices > 1).then_some(outcome.with_feedback),
+            held_out_ratio: outcome.held_out_ratio,
+            damping: outcome.damping,
+        }
+    }
+}
+
+impl RoundingReport {
+    fn new(plan: &Plan<'_>, outcomes: &[Outcome]) -> Option<RoundingReport> {
+        let record = plan.rounding.record().filter(|record| record.method != Method::Ggml)?.clone();
+        let mut methods = BTreeMap::new();
+        outcomes.iter().for_each(|outcome| *methods.entry(outcome.method).or_insert(0) += 1);
+        let judged = record.method == Method::Feedback;
+        Some(RoundingReport {
+            record,
+            methods,
+            kept: reasons(outcomes),
+            roles: if judged { by_role(outcomes) } else { Vec::new() },
+        })
+    }
+
+    fn text(&self) -> String {
+        let mut text = String::new();
+        if !self.roles.is_empty() {
+            text.push_str(&format!(
+                "\n{:<16} {:>8} {:>13} {:>24}\n",
+                "role", "tensors", "with feedback", "held-out error, ratio"
+            ));
+            for row in &self.roles {
+                let ratio = row.held_out_ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.3}"));
+                text.push_str(&format!("{:<16} {:>8} {:>13} {:>24}\n", row.role, row.tensors, row.feedback, ratio));
+            }
+        }
+        let words = |list: Vec<String>| list.join(", ");
+        let methods = words(self.methods.iter().map(|(method, n)| format!("{} {method}", count(*n as u64))).collect());
+        let kept = words(self.kept.iter().map(|(kept, n)| format!("{} {kept}", count(*n as u64))).collect());
+        match (methods.is_empty(), kept.is_empty()) {
+            (true, _) => text.push_str(&format!("rounding: {}\n", self.record.method)),
+            (false, true) => text.push_str(&format!("rounded: {methods}\n")),
+            (false, false) => text.push_str(&format!("rounded: {methods} (kept for: {kept})\n")),
         }
         text
     }

@@ -1,0 +1,311 @@
+//! Second moments of the inputs of one layer.
+
+use super::RoundingError;
+use crate::feedback::{Factor, SecondMoment};
+use crate::model::{ModelError, TapInput, Taps};
+
+/// Fewer tokens than this say nothing about an input.
+const LEAST_TOKENS: u64 = 32;
+
+/// Tokens that the mean of all experts counts as in the moment of each, as a multiple of the width: an expert that saw
+/// many more has its own, one that saw few has the mean.
+const SHRINKAGE: usize = 2;
+
+/// An input that one or several weights share, as a pass over a layer shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    /// Weights that have it.
+    pub tensors: Vec<String>,
+    /// Values per token.
+    pub n: usize,
+    /// Matrices that have an input of their own: the number of experts, or one.
+    pub matrices: usize,
+    /// True if one moment serves all experts, because their own would not fit into memory.
+    pub pooled: bool,
+}
+
+impl Shape {
+    fn moment_bytes(&self) -> u64 {
+        4 * (self.n as u64).saturating_mul(self.n as u64)
+    }
+
+    /// Bytes of all moments.
+    fn bytes(&self) -> u64 {
+        match self.matrices {
+            1 => self.moment_bytes(),
+            _ if self.pooled => self.moment_bytes(),
+            // The mean of all experts is one more.
+            matrices => self.moment_bytes().saturating_mul(matrices as u64 + 1),
+        }
+    }
+}
+
+/// Finds out which inputs a layer has.
+pub(super) struct Discovery<'w> {
+    wants: &'w dyn Fn(&str) -> bool,
+    pub shapes: Vec<Shape>,
+}
+
+impl<'w> Discovery<'w> {
+    pub fn new(wants: &'w dyn Fn(&str) -> bool) -> Discovery<'w> {
+        Discovery { wants, shapes: Vec::new() }
+    }
+}
+
+impl Taps for Discovery<'_> {
+    fn wants(&self, tensor: &str) -> bool {
+        (self.wants)(tensor)
+    }
+
+    fn input(&mut self, input: &TapInput<'_>) -> Result<(), ModelError> {
+        let tensors: Vec<String> =
+            input.tensors.iter().filter(|name| (self.wants)(name)).map(|name| (*name).to_owned()).collect();
+        let matrices = input.expert.map_or(1, |expert| expert.count);
+        let shape = Shape { tensors, n: input.rows.width(), matrices, pooled: false };
+        if !shape.tensors.is_empty() && !self.shapes.contains(&shape) {
+            self.shapes.push(shape);
+        }
+        Ok(())
+    }
+}
+
+/// Deals inputs out to passes over the layer so that the moments of each take at most `memory` bytes. Experts whose
+/// own moments exceed it share one; a single moment that exceeds it gets a pass for itself.
+pub(super) fn plan_passes(shapes: Vec<Shape>, memory: u64) -> Vec<Vec<Shape>> {
+    let mut passes: Vec<Vec<Shape>> = Vec::new();
+    let mut used = 0u64;
+    for mut shape in shapes {
+        shape.pooled = shape.matrices > 1 && shape.bytes() > memory;
+        let bytes = shape.bytes();
+        match passes.last_mut() {
+            Some(last) if used.saturating_add(bytes) <= memory => {
+                last.push(shape);
+                used += bytes;
+            }
+            _ => {
+                passes.push(vec![shape]);
+                used = bytes;
+            }
+        }
+    }
+    passes
+}
+
+/// A moment of which all tokens are in.
+pub(super) struct Finished {
+    pub moment: SecondMoment,
+    /// Tokens that the matrix itself saw.
+    pub own_tokens: u64,
+    /// Tokens behind the moment: for experts those of all of them.
+    tokens: u64,
+}
+
+/// Moments of one input, one for each matrix.
+struct Sums {
+    shape: Shape,
+    moments: Vec<SecondMoment>,
+    /// Of all experts' rows.
+    all: Option<SecondMoment>,
+}
+
+impl Sums {
+    fn new(shape: &Shape) -> Result<Sums, RoundingError> {
+        let own = if shape.pooled { 1 } else { shape.matrices };
+        let moments = (0..own).map(|_| SecondMoment::new(shape.n)).collect::<Result<_, _>>()?;
+        let all = (own > 1).then(|| SecondMoment::new(shape.n)).transpose()?;
+        Ok(Sums { shape: shape.clone(), moments, all })
+    }
+
+    /// The moments, those of experts drawn towards the mean of all.
+    fn finish(self) -> Vec<Finished> {
+        let shrinkage = (SHRINKAGE * self.shape.n) as f64;
+        let shrunk = self.moments.into_iter().map(|mut moment| {
+            let own_tokens = moment.tokens();
+            if let Some(all) = &self.all {
+                moment.shrink_towards(all, shrinkage);
+            }
+            let tokens = self.all.as_ref().map_or(own_tokens, SecondMoment::tokens);
+            Finished { moment, own_tokens, tokens }
+        });
+        shrunk.collect()
+    }
+}
+
+/// Adds up the moments of some inputs of a layer.
+pub(super) struct Collector {
+    sums: Vec<Sums>,
+}
+
+impl Collector {
+    pub fn new(shapes: &[Shape]) -> Result<Collector, RoundingError> {
+        Ok(Collector { sums: shapes.iter().map(Sums::new).collect::<Result<_, _>>()? })
+    }
+
+    /// The finished moments of each input.
+    pub fn finish(self) -> impl Iterator<Item = (Shape, Vec<Finished>)> {
+        self.sums.into_iter().map(|sums| (sums.shape.clone(), sums.finish()))
+    }
+}
+
+impl Taps for Collector {
+    fn wants(&self, tensor: &str) -> bool {
+        self.sums.iter().any(|sums| sums.shape.tensors.iter().any(|name| name == tensor))
+    }
+
+    fn input(&mut self, input: &TapInput<'_>) -> Result<(), ModelError> {
+        let of_this = |sums: &&mut Sums| input.tensors.contains(&sums.shape.tensors[0].as_str());
+        let Some(sums) = self.sums.iter_mut().find(of_this) else { return Ok(()) };
+        let matrix = if sums.shape.pooled { 0 } else { input.expert.map_or(0, |expert| expert.index) };
+        match sums.moments.get_mut(matrix) {
+            Some(moment) if sums.shape.n == input.rows.width() => moment.accumulate(input.rows.data(), None),
+            _ => {
+                let reason = format!("inputs of {} changed their shape between two blocks", sums.shape.tensors[0]);
+                return Err(ModelError::BadInput { reason });
+            }
+        }
+        if let Some(all) = &mut sums.all {
+            all.accumulate(input.rows.data(), None);
+        }
+        Ok(())
+    }
+}
+
+/// Why a matrix cannot be rounded with feedback.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unusable {
+    /// Its input was seen too rarely.
+    TooFewTokens(u64),
+    /// The second moment has no factor, however much it is damped.
+    Factorization(String),
+}
+
+/// What is known of the input of one matrix.
+pub struct InputMatrix {
+    /// Its second moment on the calibration text, factored.
+    pub factor: Result<Factor, Unusable>,
+    /// Mean squares of the columns on that text.
+    pub importance: Vec<f32>,
+    /// Tokens of that text that this matrix saw.
+    pub tokens: u64,
+    /// Its second moment on the text of the gate.
+    pub gate: SecondMoment,
+}
+
+/// An input of one or several weights.
+pub struct Input {
+    /// Names of the weights.
+    pub tensors: Vec<String>,
+    /// Values per token: the length of the weights' rows.
+    pub n: usize,
+    /// One for each expert, or one for all matrices.
+    pub matrices: Vec<InputMatrix>,
+    /// True if experts share one moment for want of memory.
+    pub pooled: bool,
+}
+
+impl Input {
+    /// The entry of matrix `index` of a stack, or of a lone matrix.
+    pub fn matrix(&self, index: usize) -> &InputMatrix {
+        &self.matrices[index.min(self.matrices.len() - 1)]
+    }
+
+    /// Mean squares of the inputs of `matrices` matrices, one matrix after the other.
+    pub fn importance(&self, matrices: usize) -> Vec<f32> {
+        (0..matrices).flat_map(|index| self.matrix(index).importance.iter().copied()).collect()
+    }
+}
+
+/// The calibration side of an [`InputMatrix`].
+pub(super) struct Calibrated {
+    pub factor: Result<Factor, Unusable>,
+    pub importance: Vec<f32>,
+    pub tokens: u64,
+}
+
+impl Calibrated {
+    /// Factors a moment, which is gone afterwards.
+    pub fn new(found: Finished, damping: f64) -> Calibrated {
+        let importance = found.moment.diagonal();
+        // A rare expert has the moment of all; only what no text reaches has too few.
+        let factor = match found.tokens {
+            tokens if tokens < LEAST_TOKENS => Err(Unusable::TooFewTokens(tokens)),
+            _ => Factor::new(&found.moment, damping).map_err(|error| Unusable::Factorization(error.to_string())),
+        };
+        Calibrated { factor, importance, tokens: found.own_tokens }
+    }
+}
+
+/// Puts both sides of an input together.
+pub(super) fn join(shape: Shape, calibrated: Vec<Calibrated>, gate: Vec<Finished>) -> Result<Input, RoundingError> {
+    if calibrated.len() != gate.len() || calibrated.is_empty() {
+        return Err(RoundingError::Visitor(format!("inputs of {} differ between the texts", shape.tensors[0])));
+    }
+    let matrices = calibrated.into_iter().zip(gate).map(|(calibrated, gate)| InputMatrix {
+        factor: calibrated.factor,
+        importance: calibrated.importance,
+        tokens: calibrated.tokens,
+        gate: gate.moment,
+    });
+    Ok(Input { n: shape.n, pooled: shape.pooled, matrices: matrices.collect(), tensors: shape.tensors })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Expert, Rows};
+
+    fn shape(name: &str, n: usize, matrices: usize) -> Shape {
+        Shape { tensors: vec![name.to_owned()], n, matrices, pooled: false }
+    }
+
+    #[test]
+    fn passes_keep_the_memory_and_experts_share_where_they_must() {
+        let shapes = vec![shape("q", 10, 1), shape("o", 10, 1), shape("down", 20, 1), shape("exps", 10, 8)];
+        let plan = |memory| -> Vec<Vec<(String, bool)>> {
+            let passes = plan_passes(shapes.clone(), memory);
+            passes.into_iter().map(|p| p.into_iter().map(|s| (s.tensors[0].clone(), s.pooled)).collect()).collect()
+        };
+        let named = |names: &[(&str, bool)]| names.iter().map(|(n, p)| ((*n).to_owned(), *p)).collect::<Vec<_>>();
+        assert_eq!(plan(1 << 20).len(), 1);
+        assert_eq!(plan(3600), [named(&[("q", false), ("o", false), ("down", false)]), named(&[("exps", false)])]);
+        assert_eq!(plan(2400), [named(&[("q", false), ("o", false), ("down", false)]), named(&[("exps", true)])]);
+        assert_eq!(plan(100).len(), 4, "what exceeds the limit alone still gets its pass");
+    }
+
+    #[test]
+    fn shared_inputs_are_found_once() {
+        let wants = |name: &str| name != "v";
+        let mut discovery = Discovery::new(&wants);
+        let rows = [1.0f32; 8];
+        for expert in [None, None, Some(Expert { index: 1, count: 3 })] {
+            let tensors: &[&str] = if expert.is_some() { &["up"] } else { &["q", "k", "v"] };
+            let input = TapInput { tensors, layer: Some(0), expert, rows: Rows::new(&rows, 4) };
+            discovery.input(&input).unwrap();
+        }
+        let names: Vec<_> = discovery.shapes.iter().map(|shape| (shape.tensors.join(" "), shape.matrices)).collect();
+        assert_eq!(names, [("q k".to_owned(), 1), ("up".to_owned(), 3)]);
+    }
+
+    #[test]
+    fn an_expert_that_nobody_reached_has_the_mean_of_all() {
+        let mut collector = Collector::new(&[shape("up", 4, 3)]).unwrap();
+        let rows: Vec<f32> = (0..4 * 64).map(|at| ((at * 37 % 19) as f32 - 9.0) * 0.1).collect();
+        let expert = Some(Expert { index: 1, count: 3 });
+        collector.input(&TapInput { tensors: &["up"], layer: None, expert, rows: Rows::new(&rows, 4) }).unwrap();
+        let (_, moments) = collector.finish().next().unwrap();
+        let tokens: Vec<u64> = moments.iter().map(|found| found.own_tokens).collect();
+        assert_eq!(tokens, [0, 64, 0]);
+        for (a, b) in moments[0].moment.diagonal().iter().zip(moments[1].moment.diagonal()) {
+            assert!((a - b).abs() < 1e-5 * b.abs(), "{a} {b}");
+        }
+        let calibrated = Calibrated::new(moments.into_iter().next().unwrap(), 0.02);
+        assert!(calibrated.factor.is_ok() && calibrated.tokens == 0);
+    }
+
+    #[test]
+    fn an_input_without_tokens_has_no_factor() {
+        let found = Finished { moment: SecondMoment::new(8).unwrap(), own_tokens: 0, tokens: 0 };
+        let calibrated = Calibrated::new(found, 0.02);
+        assert_eq!(calibrated.factor.err(), Some(Unusable::TooFewTokens(0)));
+    }
+}

@@ -1,0 +1,47 @@
+//! What a file tells about how it was rounded.
+
+use serde::{Deserialize, Serialize};
+
+use super::Method;
+use crate::gguf::Metadata;
+
+/// How a file was rounded, or is to be rounded after a plan.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RoundingRecord {
+    /// The method that was asked for; single tensors may have another.
+    pub method: Method,
+    /// What feedback went by.
+    pub calibration: Option<CalibrationRecord>,
+}
+
+/// The text and the damping of feedback.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CalibrationRecord {
+    /// The text's name.
+    pub text: String,
+    /// SHA-256 of its tokens and the length of their sequences.
+    pub text_sha256: String,
+    /// Tokens that were used.
+    pub tokens: u64,
+    /// Damping that was asked for.
+    pub damping: f32,
+}
+
+impl RoundingRecord {
+    /// Adds the keys `lwq.version` and `lwq.rounding.*` to the metadata of a file. ggml's own rounding leaves no trace, so
+    /// that such files stay what llama-quantize writes. The length of all values is fixed: planned files have a limit.
+    pub fn write(&self, metadata: &mut Metadata) {
+        if self.method == Method::Ggml {
+            return;
+        }
+        metadata.set("lwq.version", env!("CARGO_PKG_VERSION"));
+        metadata.set("lwq.rounding.method", self.method.name());
+        if let Some(calibration) = &self.calibration {
+            metadata.set("lwq.rounding.text_sha256", calibration.text_sha256.as_str());
+            metadata.set("lwq.rounding.tokens", calibration.tokens);
+            metadata.set("lwq.rounding.damping", calibration.damping);
+        }
+    }
+}

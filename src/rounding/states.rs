@@ -1,0 +1,129 @@
+//! Hidden states of all tokens between two layers, in a file.
+//!
+//! 65,000 tokens of a model 4,096 wide take 1 GB. They are read and written once a layer, batch after batch, which costs
+//! nothing beside the layer itself; and a run that was stopped finds the states that its next layer needs.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::RoundingError;
+use crate::atomic_file::AtomicFile;
+use crate::model::{HiddenStates, TokenGroup};
+
+/// Values that are converted at once.
+const PIECE: usize = 1 << 16;
+
+/// The states that enter layer `layer`, lying in `folder`.
+pub(super) fn path_of(folder: &Path, layer: usize) -> PathBuf {
+    folder.join(format!("states-{layer:04}"))
+}
+
+/// Removes the states that enter `layer`, if they are there.
+pub(super) fn remove(folder: &Path, layer: usize) {
+    // A file that stays costs space and nothing else; the whole folder goes at the end.
+    let _ = std::fs::remove_file(path_of(folder, layer));
+}
+
+/// Writes states, batch after batch: 32-bit floats, little-endian, row-major.
+pub(super) struct StatesWriter {
+    path: PathBuf,
+    file: AtomicFile,
+    bytes: Vec<u8>,
+}
+
+impl StatesWriter {
+    pub fn create(folder: &Path, layer: usize) -> Result<StatesWriter, RoundingError> {
+        let path = path_of(folder, layer);
+        Ok(StatesWriter { file: AtomicFile::create(&path, true)?, path, bytes: Vec::new() })
+    }
+
+    pub fn write(&mut self, states: &HiddenStates) -> Result<(), RoundingError> {
+        for piece in states.data().chunks(PIECE) {
+            self.bytes.clear();
+            self.bytes.extend(piece.iter().flat_map(|value| value.to_le_bytes()));
+            self.file.write_all(&self.bytes).map_err(|source| RoundingError::Io {
+                path: self.path.clone(),
+                action: "cannot write hidden states",
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    pub fn commit(self) -> Result<(), RoundingError> {
+        Ok(self.file.commit()?)
+    }
+}
+
+/// Reads what a [`StatesWriter`] wrote.
+pub(super) struct StatesReader {
+    path: PathBuf,
+    file: File,
+    n_embd: usize,
+}
+
+impl StatesReader {
+    /// Opens the states that enter `layer`.
+    ///
+    /// # Errors
+    /// When the file is not there or does not hold `tokens` rows.
+    pub fn open(folder: &Path, layer: usize, tokens: usize, n_embd: usize) -> Result<StatesReader, RoundingError> {
+        let path = path_of(folder, layer);
+        let failed = |source| RoundingError::Io { path: path.clone(), action: "cannot read hidden states", source };
+        let file = File::open(&path).map_err(failed)?;
+        let found = file.metadata().map_err(failed)?.len();
+        let expected = 4 * tokens as u64 * n_embd as u64;
+        if found != expected {
+            let problem =
+                format!("has {found} bytes, expected {expected}; delete its folder or add --force to start over");
+            return Err(RoundingError::Checkpoint { path, problem });
+        }
+        Ok(StatesReader { path, file, n_embd })
+    }
+
+    /// States of the tokens of `group`, the first of which is token `first` of the file, for layer `layer`.
+    pub fn read(&mut self, first: usize, group: Arc<TokenGroup>, layer: usize) -> Result<HiddenStates, RoundingError> {
+        let failed =
+            |source| RoundingError::Io { path: self.path.clone(), action: "cannot read hidden states", source };
+        self.file.seek(SeekFrom::Start(4 * first as u64 * self.n_embd as u64)).map_err(failed)?;
+        let mut data = vec![0.0f32; group.len() * self.n_embd];
+        let mut bytes = vec![0u8; 4 * PIECE.min(data.len())];
+        for piece in data.chunks_mut(PIECE) {
+            let bytes = &mut bytes[..4 * piece.len()];
+            self.file.read_exact(bytes).map_err(failed)?;
+            let words = bytes.as_chunks::<4>().0;
+            piece.iter_mut().zip(words).for_each(|(value, word)| *value = f32::from_le_bytes(*word));
+        }
+        Ok(HiddenStates::from_parts(group, layer, self.n_embd, data)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_come_back_batch_by_batch() {
+        let folder = tempfile::tempdir().unwrap();
+        let group = |n: u32| Arc::new(TokenGroup::from_sequences([(0..n).collect::<Vec<u32>>()]));
+        let states = |n: u32, seed: f32| {
+            let data = (0..n * 3).map(|at| at as f32 * 0.25 - seed).collect();
+            HiddenStates::from_parts(group(n), 2, 3, data).unwrap()
+        };
+        let (a, b) = (states(4, 1.0), states(2, -7.5));
+        let mut writer = StatesWriter::create(folder.path(), 2).unwrap();
+        writer.write(&a).unwrap();
+        writer.write(&b).unwrap();
+        assert!(StatesReader::open(folder.path(), 2, 6, 3).is_err(), "not there before the end");
+        writer.commit().unwrap();
+        let mut reader = StatesReader::open(folder.path(), 2, 6, 3).unwrap();
+        assert_eq!(reader.read(4, group(2), 2).unwrap().data(), b.data());
+        assert_eq!(reader.read(0, group(4), 2).unwrap().data(), a.data());
+        let error = StatesReader::open(folder.path(), 2, 7, 3).err().unwrap().to_string();
+        assert!(error.contains("has 72 bytes, expected 84"), "{error}");
+        remove(folder.path(), 2);
+        assert!(!path_of(folder.path(), 2).exists());
+    }
+}

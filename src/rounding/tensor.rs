@@ -1,0 +1,309 @@
+//! One tensor: rounded with feedback and by search, judged on the text of the gate.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::outcome::{Kept, Outcome};
+use super::{Input, InputMatrix, Method, RoundingError, Unusable};
+use crate::feedback::{round_rows, search_rows, supports_feedback, supports_search};
+use crate::gguf::{Gguf, TensorInfo, TensorType};
+use crate::model::ModelError;
+use crate::quant::{self, QuantError};
+
+/// Weights that are decoded and rounded at once: 16 MB as floats.
+const SLICE_WEIGHTS: u64 = 1 << 22;
+
+/// A tensor that is to be rounded.
+pub(super) struct TensorJob<'a> {
+    pub gguf: &'a Gguf,
+    pub source: &'a TensorInfo,
+    pub ty: TensorType,
+    pub cancel: Option<&'a AtomicBool>,
+}
+
+/// What came out for one matrix.
+struct MatrixOutcome {
+    /// Why it was not rounded with feedback.
+    kept: Option<Kept>,
+    /// Errors on the text of the gate, with feedback and by search.
+    errors: Option<(f64, f64)>,
+    damping: Option<f64>,
+}
+
+impl TensorJob<'_> {
+    /// Rounds the tensor; the bytes are those of its rows in order.
+    ///
+    /// # Errors
+    /// When it cannot be read, holds values that are not finite or too large for the type, or the run is cancelled.
+    pub fn round(&self, input: &Input) -> Result<(Vec<u8>, Outcome), RoundingError> {
+        let n = self.source.row_len();
+        let per_matrix = self.source.rows_per_matrix();
+        let row_bytes = self.ty.info().and_then(|info| info.row_bytes(n));
+        let row_bytes = row_bytes.ok_or_else(|| self.refused(format!("rows of {n} do not fit {}", self.ty)))?;
+        if input.n as u64 != n {
+            return Err(self.refused(format!("rows of {n} weights and inputs of {} values", input.n)));
+        }
+        let size = usize::try_from(row_bytes.saturating_mul(self.source.rows()));
+        let mut data = vec![0u8; size.map_err(|_| self.refused("is too large".to_owned()))?];
+        let mut outcomes = Vec::new();
+        let matrix_bytes = (row_bytes * per_matrix) as usize;
+        for (index, out) in data.chunks_exact_mut(matrix_bytes.max(1)).enumerate() {
+            outcomes.push(self.round_matrix(index, input.matrix(index), out)?);
+        }
+        self.gguf.release(self.source);
+        let outcome = self.summarize(&outcomes, input);
+        Ok((data, outcome))
+    }
+
+    fn round_matrix(&self, index: usize, input: &InputMatrix, out: &mut [u8]) -> Result<MatrixOutcome, RoundingError> {
+        let factor = match (&input.factor, supports_feedback(self.ty)) {
+            (_, false) => Err(Kept::Type),
+            (Err(Unusable::TooFewTokens(_)), true) => Err(Kept::TooFewTokens),
+            (Err(Unusable::Factorization(_)), true) => Err(Kept::Factorization),
+            (Ok(factor), true) => Ok(factor),
+        };
+        let n = self.source.row_len();
+        let rows = self.source.rows_per_matrix();
+        let slice_rows = (SLICE_WEIGHTS / n.max(1)).clamp(1, rows.max(1));
+        let row_bytes = out.len() / rows.max(1) as usize;
+        let importance = usable_importance(&input.importance);
+        let mut with_feedback = if factor.is_ok() { vec![0u8; out.len()] } else { Vec::new() };
+        let mut sound = factor.is_ok();
+        let (mut feedback_error, mut search_error) = (0.0, 0.0);
+        let mut decoded = Vec::new();
+        for first in (0..rows).step_by(slice_rows as usize) {
+            self.check_cancelled()?;
+            let count = slice_rows.min(rows - first);
+            let weights = self.read(index as u64 * rows + first, count)?;
+            decoded.resize(weights.len(), 0.0);
+            let range = first as usize * row_bytes..(first + count) as usize * row_bytes;
+            self.search(&weights, &importance, &mut out[range.clone()])?;
+            let (Ok(factor), true) = (&factor, sound) else { continue };
+            let slice = &mut with_feedback[range.clone()];
+            let mut error_of = |bytes: &[u8]| {
+                quant::dequantize(self.ty, bytes, &mut decoded).map_err(|e| self.refused(e.to_string()))?;
+                Ok::<f64, RoundingError>(input.gate.loss(&weights, &decoded))
+            };
+            search_error += error_of(&out[range])?;
+            // A rounding that fails or gives useless blocks is no reason to stop: search has done it already.
+            sound = round_rows(self.ty, &weights, n as usize, factor, slice).is_ok()
+                && quant::validate(self.ty, slice).is_ok();
+            if sound {
+                feedback_error += error_of(slice)?;
+                sound = feedback_error.is_finite();
+            }
+        }
+        let kept = match factor {
+            Err(kept) => Some(kept),
+            Ok(_) if !sound => Some(Kept::Unsound),
+            // Whoever saw no text of the gate cannot judge; equal errors keep what is certain.
+            Ok(_) if feedback_error > search_error || input.gate.tokens() == 0 => Some(Kept::HeldOutError),
+            Ok(_) => None,
+        };
+        if kept.is_none() {
+            out.copy_from_slice(&with_feedback);
+        }
+        let judged = factor.is_ok() && sound;
+        Ok(MatrixOutcome {
+            kept,
+            errors: judged.then_some((feedback_error, search_error)),
+            damping: factor.ok().map(|factor| factor.damping_used()),
+        })
+    }
+
+    fn search(&self, weights: &[f32], importance: &[f32], out: &mut [u8]) -> Result<(), RoundingError> {
+        let n = self.source.row_len() as usize;
+        round_by_search(self.ty, weights, n, Some(importance), out).map_err(|e| self.refused(e.to_string()))?;
+        quant::validate(self.ty, out).map_err(|source| RoundingError::Overflow {
+            tensor: self.source.shown_name(),
+            ty: self.ty,
+            source,
+        })
+    }
+
+    fn read(&self, first: u64, count: u64) -> Result<Vec<f32>, RoundingError> {
+        let data = self.gguf.read_rows(self.source, first, count)?;
+        let mut weights = vec![0.0; (count * self.source.row_len()) as usize];
+        quant::dequantize(self.source.ty, &data, &mut weights).map_err(|e| self.refused(e.to_string()))?;
+        match quant::first_non_finite(&weights) {
+            Some(at) => Err(RoundingError::NonFinite {
+                tensor: self.source.shown_name(),
+                index: first * self.source.row_len() + at as u64,
+                value: weights[at],
+            }),
+            None => Ok(weights),
+        }
+    }
+
+    fn summarize(&self, matrices: &[MatrixOutcome], input: &Input) -> Outcome {
+        let with_feedback = matrices.iter().filter(|matrix| matrix.kept.is_none()).count();
+        let errors = matrices.iter().filter_map(|matrix| matrix.errors);
+        let (feedback, search) = errors.fold((0.0, 0.0), |(f, s), (feedback, search)| (f + feedback, s + search));
+        let fallback = if supports_search(self.ty) { Method::Search } else { Method::Ggml };
+        Outcome {
+            tensor: self.source.name.clone(),
+            method: if with_feedback > 0 { Method::Feedback } else { fallback },
+            kept: matrices.iter().find_map(|matrix| matrix.kept),
+            matrices: matrices.len(),
+            with_feedback,
+            held_out_ratio: (search > 0.0).then(|| crate::sensitivity::rounded(feedback / search)),
+            damping: matrices.iter().filter_map(|matrix| matrix.damping).reduce(f64::max),
+            tokens: input.matrices.iter().map(|matrix| matrix.tokens).min().unwrap_or(0),
+        }
+    }
+
+    fn check_cancelled(&self) -> Result<(), RoundingError> {
+        match self.cancel {
+            Some(flag) if flag.load(Ordering::Relaxed) => Err(ModelError::Interrupted.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn refused(&self, problem: String) -> RoundingError {
+        RoundingError::Rounding { tensor: self.source.shown_name(), problem }
+    }
+}
+
+/// Rounds rows by search, or as ggml does where the type has no search or it leads out of the type's range. The arguments
+/// are those of [`quant::quantize_rows`].
+///
+/// # Errors
+/// Those of [`quant::quantize_rows`].
+pub fn round_by_search(
+    ty: TensorType,
+    weights: &[f32],
+    row_len: usize,
+    importance: Option<&[f32]>,
+    out: &mut [u8],
+) -> Result<(), QuantError> {
+    let found = supports_search(ty)
+        && search_rows(ty, weights, row_len, importance, out).is_ok()
+        && quant::validate(ty, out).is_ok();
+    if found { Ok(()) } else { quant::quantize_rows(ty, weights, row_len, importance, out) }
+}
+
+/// Importance that a rounding can use: an input that was always zero weighs all columns the same.
+fn usable_importance(importance: &[f32]) -> Vec<f32> {
+    if importance.iter().any(|value| *value > 0.0) { importance.to_vec() } else { vec![1.0; importance.len()] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::feedback::{Factor, SecondMoment};
+    use crate::gguf::testing::RawGguf;
+
+    const N: usize = 64;
+    const ROWS: usize = 24;
+
+    /// Values without a pattern in [-1, 1).
+    fn noise(len: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        };
+        (0..len).map(|_| next()).collect()
+    }
+
+    /// A moment of inputs whose neighbouring columns are alike.
+    fn moment(seed: u64) -> SecondMoment {
+        let mut rows = noise(512 * N, seed);
+        for row in rows.chunks_exact_mut(N) {
+            for j in 1..N {
+                row[j] = 0.9 * row[j - 1] + 0.4 * row[j];
+            }
+        }
+        let mut moment = SecondMoment::new(N).unwrap();
+        moment.accumulate(&rows, None);
+        moment
+    }
+
+    fn input(gate: SecondMoment) -> Input {
+        let calibration = moment(1);
+        let matrix = InputMatrix {
+            importance: calibration.diagonal(),
+            factor: Factor::new(&calibration, 0.02).map_err(|e| Unusable::Factorization(e.to_string())),
+            tokens: 512,
+            gate,
+        };
+        Input { tensors: vec!["w.weight".to_owned()], n: N, matrices: vec![matrix], pooled: false }
+    }
+
+    fn round(input: &Input, ty: TensorType, values: &[f32]) -> Result<(Vec<u8>, Outcome), RoundingError> {
+        let gguf = RawGguf::new().f32_tensor("w.weight", &[N as u64, (values.len() / N) as u64], values).build();
+        let gguf = Gguf::from_bytes(gguf).unwrap();
+        TensorJob { gguf: &gguf, source: &gguf.tensors()[0], ty, cancel: None }.round(input)
+    }
+
+    #[test]
+    fn feedback_is_kept_where_it_helps_on_other_text() {
+        let values = noise(ROWS * N, 3);
+        let (_, outcome) = round(&input(moment(2)), TensorType::Q4_0, &values).unwrap();
+        assert_eq!((outcome.method, outcome.kept, outcome.with_feedback), (Method::Feedback, None, 1));
+        assert!(outcome.held_out_ratio.unwrap() < 0.8, "{outcome:?}");
+    }
+
+    #[test]
+    fn the_gate_keeps_search_where_its_text_says_so() {
+        // Neighbouring columns of opposite sign: what cancels on the calibration text adds up here.
+        let mut rows = noise(512 * N, 5);
+        for row in rows.chunks_exact_mut(N) {
+            for j in 1..N {
+                row[j] = -0.9 * row[j - 1] + 0.4 * row[j];
+            }
+        }
+        let mut gate = SecondMoment::new(N).unwrap();
+        gate.accumulate(&rows, None);
+        let values = noise(ROWS * N, 3);
+        let (bytes, outcome) = round(&input(gate), TensorType::Q4_0, &values).unwrap();
+        assert_eq!((outcome.method, outcome.kept), (Method::Search, Some(Kept::HeldOutError)), "{outcome:?}");
+        assert!(outcome.held_out_ratio.unwrap() > 1.0);
+        let mut expected = vec![0; bytes.len()];
+        let importance = moment(1).diagonal();
+        search_rows(TensorType::Q4_0, &values, N, Some(&importance), &mut expected).unwrap();
+        assert_eq!(bytes, expected);
+    }
+
+    #[test]
+    fn without_a_factor_search_is_kept() {
+        for (unusable, kept) in [
+            (Unusable::TooFewTokens(3), Kept::TooFewTokens),
+            (Unusable::Factorization("x".to_owned()), Kept::Factorization),
+        ] {
+            let mut input = input(moment(2));
+            input.matrices[0].factor = Err(unusable);
+            let (_, outcome) = round(&input, TensorType::Q5_0, &noise(ROWS * N, 3)).unwrap();
+            assert_eq!((outcome.method, outcome.kept, outcome.held_out_ratio), (Method::Search, Some(kept), None));
+        }
+    }
+
+    #[test]
+    fn dead_inputs_and_bad_weights_end_in_bytes_or_in_one_line() {
+        let dead = || {
+            let mut moment = SecondMoment::new(N).unwrap();
+            moment.accumulate(&vec![0.0; 64 * N], None);
+            moment
+        };
+        let mut input = input(dead());
+        input.matrices[0].importance = vec![0.0; N];
+        input.matrices[0].factor = Factor::new(&dead(), 0.02).map_err(|e| Unusable::Factorization(e.to_string()));
+        let (bytes, outcome) = round(&input, TensorType::Q4_0, &noise(ROWS * N, 3)).unwrap();
+        quant::validate(TensorType::Q4_0, &bytes).unwrap();
+        assert!(outcome.held_out_ratio.is_none_or(f64::is_finite));
+        let mut values = noise(ROWS * N, 3);
+        values[N + 3] = f32::NAN;
+        let error = round(&input, TensorType::Q4_0, &values).unwrap_err().to_string();
+        assert!(error.contains("\"w.weight\"") && error.contains(&format!("weight {} is NaN", N + 3)), "{error}");
+    }
+
+    #[test]
+    fn a_request_to_stop_is_seen() {
+        let gguf = RawGguf::new().f32_tensor("w.weight", &[N as u64, 2], &noise(2 * N, 1)).build();
+        let gguf = Gguf::from_bytes(gguf).unwrap();
+        let cancel = AtomicBool::new(true);
+        let job = TensorJob { gguf: &gguf, source: &gguf.tensors()[0], ty: TensorType::Q4_0, cancel: Some(&cancel) };
+        assert!(job.round(&input(moment(2))).unwrap_err().is_interrupt());
+    }
+}

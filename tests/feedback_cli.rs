@@ -1,0 +1,364 @@
+//! `lwq quantize --rounding` as a user runs it.
+
+mod common;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{data, doclet, error_line, files_in, lwq, run, stdout_of, tensor_digest};
+use lwq::gguf::{Gguf, Metadata, TensorType};
+use lwq::quant;
+use serde_json::Value as Json;
+
+macro_rules! args {
+    ($($argument:expr),* $(,)?) => { vec![$(OsString::from($argument)),*] };
+}
+
+fn calibration() -> PathBuf {
+    data("golden/calib-sample.txt")
+}
+
+/// A few thousand tokens of other text that judge what was rounded: the built-in text would take longer.
+fn gate() -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("gate.txt");
+    let mine = path.with_extension(format!("{:?}", std::thread::current().id()));
+    let text = std::fs::read_to_string(data("golden/eval-sample.txt")).unwrap();
+    std::fs::write(&mine, text.chars().take(8_000).collect::<String>()).unwrap();
+    std::fs::rename(mine, &path).unwrap();
+    path
+}
+
+/// Arguments of few tokens.
+fn few() -> Vec<OsString> {
+    args!["--calibration-tokens", "2048", "--gate-file", gate()]
+}
+
+/// Rounds the bundled model with few tokens.
+fn feedback(output: &Path, more: &[&str]) -> Output {
+    let mut arguments = args!["quantize", doclet(), output, "--rounding", "feedback", "-f", calibration()];
+    arguments.extend(few());
+    arguments.extend(more.iter().map(OsString::from));
+    run(arguments)
+}
+
+fn json(output: Output) -> Json {
+    serde_json::from_str(&stdout_of(output)).expect("stdout is JSON")
+}
+
+/// A copy of the bundled model with other metadata.
+fn changed_model(dir: &Path, change: impl FnOnce(&mut Metadata)) -> PathBuf {
+    use lwq::gguf::{GgufLayout, GgufWriter, NewTensor};
+    let source = Gguf::open(doclet()).unwrap();
+    let mut metadata = source.metadata().clone();
+    change(&mut metadata);
+    let path = dir.join("changed.gguf");
+    let layout = GgufLayout::new("changed", &metadata, source.tensors().iter().map(NewTensor::from)).unwrap();
+    let mut writer = GgufWriter::new(std::fs::File::create(&path).unwrap(), layout).unwrap();
+    for (index, tensor) in source.tensors().iter().enumerate() {
+        writer.write(index, source.data(tensor).unwrap()).unwrap();
+    }
+    writer.finish().unwrap();
+    path
+}
+
+fn check_blocks(path: &Path) {
+    let gguf = Gguf::open(path).unwrap();
+    for tensor in gguf.tensors() {
+        quant::validate(tensor.ty, gguf.data(tensor).unwrap()).unwrap_or_else(|e| panic!("{}: {e}", tensor.name));
+    }
+}
+
+#[test]
+fn ggml_is_the_default_and_leaves_no_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let (plain, named) = (dir.path().join("plain.gguf"), dir.path().join("named.gguf"));
+    stdout_of(run(args!["quantize", doclet(), &plain, "--target", "Q4_K_M"]));
+    stdout_of(run(args!["quantize", doclet(), &named, "--target", "Q4_K_M", "--rounding", "ggml"]));
+    assert_eq!(std::fs::read(&plain).unwrap(), std::fs::read(&named).unwrap());
+    let gguf = Gguf::open(&plain).unwrap();
+    assert!(gguf.metadata().iter().all(|(key, _)| !key.starts_with("lwq.")));
+}
+
+#[test]
+fn search_needs_no_text_and_makes_sound_blocks_of_the_same_types() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ggml, search) = (dir.path().join("ggml.gguf"), dir.path().join("search.gguf"));
+    let imatrix = data("golden/doclet.imatrix.gguf");
+    stdout_of(run(args!["quantize", doclet(), &ggml, "--target", "Q3_K_M", "--imatrix", &imatrix]));
+    let report = json(run(args![
+        "quantize",
+        doclet(),
+        &search,
+        "--target",
+        "Q3_K_M",
+        "--imatrix",
+        &imatrix,
+        "--rounding",
+        "search",
+        "--json"
+    ]));
+    assert_eq!(report["rounding"]["method"], "search");
+    check_blocks(&search);
+    let types = |path: &Path| -> Vec<_> {
+        Gguf::open(path).unwrap().tensors().iter().map(|t| (t.name.clone(), t.ty)).collect()
+    };
+    assert_eq!(types(&ggml), types(&search));
+    assert_ne!(tensor_digest(&ggml), tensor_digest(&search));
+    let gguf = Gguf::open(&search).unwrap();
+    assert_eq!(gguf.metadata().str("lwq.rounding.method").unwrap(), Some("search"));
+    assert!(gguf.metadata().get("lwq.rounding.damping").is_none());
+}
+
+#[test]
+fn feedback_rounds_every_matrix_judges_it_and_records_how() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("o.gguf");
+    let report = json(feedback(&output, &["--target", "Q4_K_M", "--damping", "0.05", "--json"]));
+    check_blocks(&output);
+    assert_eq!(files_in(dir.path()), ["o.gguf"], "nothing else is left");
+
+    let rounding = &report["rounding"];
+    assert_eq!(rounding["method"], "feedback");
+    assert_eq!(rounding["calibration"]["tokens"], 2048);
+    let tensors = report["tensors"].as_array().unwrap();
+    let rounded: Vec<&Json> = tensors.iter().filter(|tensor| tensor["rounding"].is_object()).collect();
+    // Seven matrices a layer, and the embedding, which is the output here.
+    assert_eq!(rounded.len(), 6 * 7 + 1);
+    let with_feedback = rounded.iter().filter(|tensor| tensor["rounding"]["method"] == "feedback").count();
+    assert!(with_feedback >= 36, "{rounding}");
+    for tensor in rounded {
+        let kept = tensor["rounding"]["method"] != "feedback";
+        assert_eq!(kept, tensor["rounding"]["kept"] == "held-out-error", "{tensor}");
+        let ratio = tensor["rounding"]["held_out_ratio"].as_f64().unwrap();
+        assert_eq!(kept, ratio > 1.0, "{tensor}");
+    }
+    let roles = rounding["roles"].as_array().unwrap();
+    let of_role =
+        |role: &str| roles.iter().find(|row| row["role"] == role).unwrap()["held_out_ratio"].as_f64().unwrap();
+    assert!(of_role("attn_output") < 0.9 && of_role("attn_q") < 0.95, "{roles:?}");
+
+    let gguf = Gguf::open(&output).unwrap();
+    let metadata = gguf.metadata();
+    assert_eq!(metadata.str("lwq.rounding.method").unwrap(), Some("feedback"));
+    assert_eq!(metadata.u64("lwq.rounding.tokens").unwrap(), Some(2048));
+    assert_eq!(metadata.f32("lwq.rounding.damping").unwrap(), Some(0.05));
+    assert_eq!(metadata.str("lwq.version").unwrap(), Some(env!("CARGO_PKG_VERSION")));
+    let sha256 = metadata.str("lwq.rounding.text_sha256").unwrap().unwrap();
+    assert_eq!((sha256.len(), rounding["calibration"]["text_sha256"].as_str()), (64, Some(sha256)));
+}
+
+#[test]
+fn the_table_says_what_was_kept_and_a_text_alone_means_feedback() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("o.gguf");
+    let arguments = args!["quantize", doclet(), &output, "--target", "Q8_0", "-f", calibration()];
+    let text = stdout_of(run([arguments, few()].concat()));
+    assert!(text.lines().any(|line| line.starts_with("ffn_down") && line.contains(" 6 ")), "{text}");
+    assert!(text.contains("held-out error, ratio") && text.contains("rounded: "), "{text}");
+}
+
+#[test]
+fn bytes_do_not_depend_on_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    let digest = |threads: &str| {
+        let output = dir.path().join(format!("{threads}.gguf"));
+        stdout_of(feedback(&output, &["--target", "Q4_K_S", "--threads", threads, "--quiet"]));
+        std::fs::read(output).unwrap()
+    };
+    assert!(digest("1") == digest("3"));
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_goes_on_and_ends_with_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, output) = (dir.path().join("whole.gguf"), dir.path().join("o.gguf"));
+    let options = ["--target", "Q5_K_S", "--quiet"];
+    stdout_of(feedback(&whole, &options));
+    let mut child = lwq();
+    child.args(args!["quantize", doclet(), &output, "-f", calibration()]).args(few()).args(options);
+    let mut child = child.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let folder = dir.path().join("o.gguf.partial");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !folder.join("step-0001.gguf").exists() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    // SAFETY: the child is alive or a zombie of this process.
+    unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
+    let status = child.wait().unwrap();
+    assert_eq!(status.code(), Some(130));
+    assert!(!output.exists() && folder.join("step-0001.gguf").exists());
+
+    let other = feedback(&output, &["--target", "Q4_K_S", "--quiet"]);
+    let line = error_line(&other);
+    assert!(line.contains("other settings or types") && line.contains("--force"), "{line}");
+    let again = feedback(&output, &["--target", "Q5_K_S"]);
+    assert!(String::from_utf8_lossy(&again.stderr).contains("going on after"), "{again:?}");
+    stdout_of(again);
+    assert!(std::fs::read(&output).unwrap() == std::fs::read(&whole).unwrap());
+    assert_eq!(files_in(dir.path()), ["o.gguf", "whole.gguf"]);
+}
+
+#[test]
+fn types_that_need_importance_get_it_from_the_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("o.gguf");
+    let refused = run(args!["quantize", doclet(), &output, "--target", "IQ2_XXS"]);
+    assert!(error_line(&refused).contains("add --imatrix"));
+    let one =
+        ["--target", "Q8_0", "--tensor-type", "blk\\.0\\.attn_k=iq2_xxs", "--tensor-type", "blk\\.1\\.attn_k=iq1_s"];
+    let report = json(feedback(&output, &[&one[..], &["--json"]].concat()));
+    check_blocks(&output);
+    let gguf = Gguf::open(&output).unwrap();
+    assert_eq!(gguf.tensor("blk.0.attn_k.weight").unwrap().ty, TensorType::IQ2_XXS);
+    let tensor = |name: &str| report["tensors"].as_array().unwrap().iter().find(|t| t["name"] == name).unwrap().clone();
+    assert_eq!(tensor("blk.1.attn_k.weight")["rounding"]["kept"], "type");
+}
+
+#[test]
+fn what_cannot_be_done_is_refused_in_one_line_before_any_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("o.gguf");
+    let short = dir.path().join("short.txt");
+    std::fs::write(&short, "Too short.\n").unwrap();
+    let line = error_line(&run(args!["quantize", doclet(), &output, "--target", "Q4_K_M", "-f", &short]));
+    assert!(line.contains("short.txt") && line.contains("two sequences of 256"), "{line}");
+    let line = error_line(&run(args![
+        "quantize",
+        doclet(),
+        &output,
+        "--target",
+        "Q4_K_M",
+        "-f",
+        calibration(),
+        "--gate-file",
+        &short
+    ]));
+    assert!(line.contains("short.txt"), "{line}");
+    let line = error_line(&feedback(&output, &["--target", "Q4_K_M", "--calibration-ctx", "100000", "--quiet"]));
+    assert!(line.contains("100000"), "{line}");
+    let unknown = changed_model(dir.path(), |metadata| metadata.set("general.architecture", "rwkv9"));
+    let line = error_line(&run(args!["quantize", &unknown, &output, "--target", "Q4_K_M", "--rounding", "feedback"]));
+    assert!(line.contains("\"rwkv9\"") && line.contains("--rounding search"), "{line}");
+    let blocks = ["--override-kv", "rwkv9.block_count=int:6"];
+    let search = args!["quantize", &unknown, &output, "--target", "Q4_K_M", "--rounding", "search"];
+    stdout_of(run([search, blocks.map(OsString::from).to_vec()].concat()));
+
+    for (options, part) in [
+        (&["--rounding", "search", "--damping", "0.1"][..], "--damping"),
+        (&["--rounding", "ggml", "-f", "x"], "calibration text"),
+        (&["--fast"], "--fast"),
+        (&["--rounding", "feedback", "--prune-layers", "1"], "--prune-layers"),
+        (&["--rounding", "feedback", "--damping", "1.5"], "from 0 to 1"),
+        (&["--rounding", "best"], "possible values"),
+    ] {
+        let mut arguments = args!["quantize", doclet(), dir.path().join("p.gguf"), "--target", "Q4_K_M"];
+        arguments.extend(options.iter().map(OsString::from));
+        let refused = run(arguments);
+        let stderr = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(refused.status.code() == Some(2) && stderr.contains(part), "{options:?}: {stderr}");
+    }
+    assert!(!dir.path().join("p.gguf").exists() && !dir.path().join("p.gguf.partial").exists());
+}
+
+#[test]
+fn a_dry_run_reads_the_text_and_writes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("o.gguf");
+    let report = json(feedback(&output, &["--target", "IQ2_XXS", "--dry-run", "--json"]));
+    assert_eq!(report["problems"].as_array().unwrap().len(), 0, "{}", report["problems"]);
+    assert_eq!(report["rounding"]["calibration"]["tokens"], 2048);
+    assert_eq!(report["rounding"]["methods"].as_object().unwrap().len(), 0);
+    assert!(files_in(dir.path()).is_empty());
+    let real = json(feedback(&output, &["--target", "Q4_K_M", "--dry-run", "--json"]));
+    stdout_of(feedback(&output, &["--target", "Q4_K_M", "--quiet"]));
+    assert_eq!(real["size_bytes"].as_u64().unwrap(), std::fs::metadata(&output).unwrap().len());
+}
+
+#[test]
+fn quantized_sources_and_split_outputs_work_as_without_feedback() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, output) = (dir.path().join("q8.gguf"), dir.path().join("o.gguf"));
+    stdout_of(run(args!["quantize", doclet(), &source, "--target", "Q8_0"]));
+    let few = [few(), args!["-f", calibration(), "--quiet"]].concat();
+    let base = args!["quantize", &source, &output, "--target", "Q5_K_S"];
+    let refused = run([base.clone(), few.clone()].concat());
+    assert!(error_line(&refused).contains("--allow-requantize"));
+    assert!(!dir.path().join("o.gguf.partial").exists());
+    stdout_of(run([base, few.clone(), args!["--allow-requantize", "--split-max-size", "1M"]].concat()));
+    let first = files_in(dir.path()).into_iter().find(|name| name.contains("00001-of")).unwrap();
+    check_blocks(&dir.path().join(first));
+    assert!(files_in(dir.path()).iter().all(|name| !name.contains("partial")));
+}
+
+/// Plans for the bundled model, keeping the measurement in `dir`.
+fn plan(dir: &Path, name: &str, more: &[&str]) -> (PathBuf, Output) {
+    let path = dir.join(name);
+    let mut arguments = args!["plan", doclet(), "-o", &path, "--sensitivity", dir.join("m.sens.json")];
+    arguments.extend(args!["--probe-tokens", "512", "--types", "IQ2_XXS,Q3_K,Q4_K,Q5_K,Q6_K"]);
+    arguments.extend(more.iter().map(OsString::from));
+    (path, run(arguments))
+}
+
+#[test]
+fn a_plan_for_feedback_takes_its_errors_and_quantize_follows_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let limit = ["--target-size", "2.3MB", "--quiet"];
+    let (plain, output) = plan(dir.path(), "plain.json", &limit);
+    stdout_of(output);
+    let sens = dir.path().join("m.sens.json");
+    let before: Json = serde_json::from_str(&std::fs::read_to_string(&sens).unwrap()).unwrap();
+    assert!(before.get("feedback").is_none());
+    let text = calibration();
+    let with = ["--rounding", "feedback", "--calibration", text.to_str().unwrap(), "--calibration-tokens", "2048"];
+    let gate = gate();
+    let with = [&with[..], &["--gate-file", gate.to_str().unwrap()]].concat();
+    let (path, output) = plan(dir.path(), "feedback.json", &[&limit[..], &with[..]].concat());
+    stdout_of(output);
+    let after: Json = serde_json::from_str(&std::fs::read_to_string(&sens).unwrap()).unwrap();
+    let section = &after["feedback"];
+    assert_eq!((&section["steps"], &section["steps_done"]), (&7.into(), &7.into()));
+    let down = &section["tensors"]["blk.2.attn_output.weight"];
+    let error = |kind: &str, ty: &str| down[kind][ty].as_f64().unwrap();
+    assert!(error("errors", "Q4_K") < 0.9 * error("plain", "Q4_K"), "{down}");
+    assert_eq!(before["tensors"], after["tensors"], "what was measured before stays");
+    let names: Vec<String> = files_in(dir.path());
+    assert_eq!(names, ["feedback.json", "m.sens.json", "plain.json"]);
+
+    let read = |path: &Path| -> Json { serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap() };
+    let (plain, planned) = (read(&plain), read(&path));
+    assert!(plain.get("rounding").is_none());
+    assert_eq!(planned["rounding"]["method"], "feedback");
+    let predicted = |plan: &Json| plan["predicted_kld"].as_f64().unwrap();
+    assert!(predicted(&planned) < 0.9 * predicted(&plain), "{} {}", predicted(&planned), predicted(&plain));
+
+    // The section is used again: nothing is run, nothing is written.
+    let written = std::fs::metadata(&sens).unwrap().modified().unwrap();
+    let (_, again) = plan(dir.path(), "again.json", &[&["--target-size", "2.5MB"], &with[..]].concat());
+    assert!(!String::from_utf8_lossy(&again.stderr).contains("measuring"), "{again:?}");
+    assert_eq!(std::fs::metadata(&sens).unwrap().modified().unwrap(), written);
+
+    let file = dir.path().join("o.gguf");
+    let quantized = run([args!["quantize", doclet(), &file, "--plan", &path, "-f", &text, "--json"], few()].concat());
+    assert!(!String::from_utf8_lossy(&quantized.stderr).contains("was made for"), "{quantized:?}");
+    assert_eq!(json(quantized)["rounding"]["method"], "feedback");
+    assert_eq!(std::fs::metadata(&file).unwrap().len(), planned["file_bytes"].as_u64().unwrap());
+    let other = run(args!["quantize", doclet(), &file, "--plan", &path, "--rounding", "ggml", "--force"]);
+    assert!(String::from_utf8_lossy(&other.stderr).contains("made for rounding by feedback, not ggml"), "{other:?}");
+    stdout_of(other);
+}
+
+#[test]
+fn a_limit_is_planned_and_rounded_in_one_command_without_an_imatrix() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("o.gguf");
+    let planned = ["--like", "IQ3_XXS", "--method", "error", "--types", "IQ2_XXS,Q2_K,Q4_K,Q6_K", "--json"];
+    let report = json(feedback(&output, &planned));
+    assert_eq!(report["problems"].as_array().unwrap().len(), 0);
+    check_blocks(&output);
+    let gguf = Gguf::open(&output).unwrap();
+    assert_eq!(gguf.metadata().str("lwq.rounding.method").unwrap(), Some("feedback"));
+    assert!(gguf.metadata().str("lwq.plan.sha256").unwrap().is_some());
+}
