@@ -8,15 +8,15 @@ use crate::quant::types::parts::Parts;
 pub(super) const TILE: usize = 256;
 
 /// One row of a tile. All slices have one element per column of the tile.
-pub(super) struct TileRow<'a> {
+pub(super) struct TileRow<'a, P> {
     /// The weights themselves.
     pub weights: &'a [f32],
     /// The weights with the feedback from columns before the tile; afterwards, with all feedback.
     pub targets: &'a mut [f32],
     /// Gets weight minus rounded weight.
     pub errors: &'a mut [f32],
-    /// Gets the encoded blocks.
-    pub bytes: &'a mut [u8],
+    /// Gets the blocks.
+    pub parts: &'a mut [P],
 }
 
 impl Layout {
@@ -25,11 +25,9 @@ impl Layout {
     /// row is for the tile's column `j`.
     ///
     /// Afterwards `targets[j]` minus the rounded weight is `u[j]` of the loss.
-    pub(super) fn round_tile(&self, row: TileRow<'_>, cost: &[f32], feedback: Option<(&[f32], usize)>) {
-        let TileRow { weights, targets, errors, bytes } = row;
-        let columns = weights.len();
-        let mut parts = Parts::ZERO;
-        for (block, bytes) in bytes.chunks_exact_mut(self.bytes).enumerate() {
+    pub(super) fn round_tile(&self, row: TileRow<'_, Parts>, cost: &[f32], feedback: Option<(&[f32], usize)>) {
+        let TileRow { weights, targets, errors, parts } = row;
+        for (block, parts) in parts.iter_mut().enumerate() {
             let start = block * self.len;
             let end = start + self.len;
             let scales = self.block_scales(&targets[start..end], &cost[start..end]);
@@ -38,19 +36,58 @@ impl Layout {
                 let group = first..first + self.group;
                 let choice = self.group_choice(scales, &targets[group.clone()], &cost[group.clone()]);
                 (parts.scales[index], parts.mins[index]) = (choice.scale, choice.min);
-                for j in group {
+                for j in group.clone() {
                     let (value, level) = choice.grid.round(targets[j]);
                     parts.levels[j - start] = level;
-                    let error = weights[j] - value;
-                    errors[j] = error;
+                    errors[j] = weights[j] - value;
                     if let Some((a, stride)) = feedback {
-                        for (target, a) in targets[j + 1..].iter_mut().zip(&a[j * stride..][j + 1..columns]) {
-                            *target += error * a;
+                        let rest = j + 1..group.end;
+                        for (target, a) in targets[rest.clone()].iter_mut().zip(&a[j * stride..][rest]) {
+                            *target += errors[j] * a;
                         }
                     }
                 }
+                if let Some((a, stride)) = feedback {
+                    pass_on(
+                        &errors[group.clone()],
+                        &a[group.start * stride..],
+                        stride,
+                        &mut targets[group.end..],
+                        group.end,
+                    );
+                }
             }
-            parts.write(self.ty, bytes);
         }
+    }
+}
+
+/// Adds `errors[k] * a[k * stride + first + j]` to `targets[j]`, for each `k` in order.
+pub(super) fn pass_on(errors: &[f32], a: &[f32], stride: usize, targets: &mut [f32], first: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2")]
+        fn avx2(errors: &[f32], a: &[f32], stride: usize, targets: &mut [f32], first: usize) {
+            pass_on_in_parts(errors, a, stride, targets, first);
+        }
+        if crate::cpu::Level::Avx2.is_available() {
+            // SAFETY: the CPU has AVX2, as just found.
+            return unsafe { avx2(errors, a, stride, targets, first) };
+        }
+    }
+    pass_on_in_parts(errors, a, stride, targets, first);
+}
+
+#[inline(always)]
+fn pass_on_in_parts(errors: &[f32], a: &[f32], stride: usize, targets: &mut [f32], first: usize) {
+    // Targets of a part stay in registers. Groups are 8, 16 or 32 columns, so that nothing is left over in the end.
+    const PART: usize = 8;
+    for (part, targets) in targets.as_chunks_mut::<PART>().0.iter_mut().enumerate() {
+        let mut sums = *targets;
+        for (error, a) in errors.iter().zip(a[first + part * PART..].chunks(stride)) {
+            for (sum, a) in sums.iter_mut().zip(&a[..PART]) {
+                *sum += error * a;
+            }
+        }
+        *targets = sums;
     }
 }

@@ -8,6 +8,7 @@
 
 use rayon::prelude::*;
 
+use super::columns::TILE;
 use super::error::FeedbackError;
 use super::moment::{SecondMoment, zeros};
 use crate::compute::{GemmOperand, gemm_f32};
@@ -46,6 +47,8 @@ pub struct Factor {
     /// What the damped moment has beyond `1 - damping` times the moment itself.
     excess: Vec<f32>,
     damping: f64,
+    /// Tiles on the diagonal of the damped moment, each `[columns, columns]`; none without feedback.
+    tiles: Vec<Vec<f32>>,
 }
 
 impl Factor {
@@ -81,13 +84,14 @@ impl Factor {
                     *target = if dead[i] || dead[i + j] { 0.0 } else { sum * keep };
                 }
             });
+            let tiles = (0..n).step_by(TILE).map(|start| diagonal_tile(&feedback, n, start)).collect();
             if let Some(weights) = factor_in_place(&mut feedback, n) {
                 let excess = |j: usize| f64::from(plain[j]) - (1.0 - damping) * scale * diagonal[j];
                 let excess = (0..n).map(|j| excess(j) as f32).collect();
                 if feedback.par_iter().all(|a| *a == 0.0) {
-                    feedback = Vec::new();
+                    return Ok(Factor { damping, ..Factor::diagonal(&weights) });
                 }
-                return Ok(Factor { n, feedback, weights, plain, excess, damping });
+                return Ok(Factor { n, feedback, weights, plain, excess, damping, tiles });
             }
             damping = (damping * GROWTH).max(DEFAULT_DAMPING);
         }
@@ -103,6 +107,7 @@ impl Factor {
             plain: weights.to_vec(),
             excess: vec![0.0; weights.len()],
             damping: 0.0,
+            tiles: Vec::new(),
         }
     }
 
@@ -129,6 +134,11 @@ impl Factor {
     /// A, row-major `[n, n]`, or nothing where it is zero.
     pub(super) fn feedback(&self) -> Option<&[f32]> {
         (!self.feedback.is_empty()).then_some(&self.feedback)
+    }
+
+    /// Tiles on the diagonal of the damped moment, `[columns, columns]` each.
+    pub(super) fn tiles(&self) -> &[Vec<f32>] {
+        &self.tiles
     }
 
     /// Loss of one row on the moment as it was before damping, from the row's errors and its `u`.
@@ -173,6 +183,20 @@ fn factor_in_place(matrix: &mut [f32], n: usize) -> Option<Vec<f32>> {
         });
     }
     Some(pivots)
+}
+
+/// A tile on the diagonal of a symmetric matrix of which the upper triangle is given, whole.
+fn diagonal_tile(upper: &[f32], n: usize, start: usize) -> Vec<f32> {
+    let columns = TILE.min(n - start);
+    let mut tile = vec![0.0; columns * columns];
+    for i in 0..columns {
+        for j in i..columns {
+            let value = upper[(start + i) * n + start + j];
+            tile[i * columns + j] = value;
+            tile[j * columns + i] = value;
+        }
+    }
+    tile
 }
 
 /// A factored block on the diagonal.

@@ -56,6 +56,12 @@ impl Grid {
         Grid { step, inverse: inverse(step), shift, whole }
     }
 
+    /// The value of a stored level, as the decoder gives it.
+    #[inline(always)]
+    pub(super) fn value(&self, level: u8) -> f32 {
+        self.step * level_number(level, self.whole) + self.shift
+    }
+
     /// The nearest value as the decoder gives it, and its stored level.
     #[inline(always)]
     pub(super) fn round(&self, v: f32) -> (f32, u8) {
@@ -70,6 +76,15 @@ impl Grid {
                 (self.step * f32::from(iq4::VALUES[code]) + self.shift, code as u8)
             }
         }
+    }
+}
+
+/// The number that a stored level stands for, in units of the step.
+#[inline(always)]
+pub(super) fn level_number(level: u8, whole: Option<Whole>) -> f32 {
+    match whole {
+        Some(whole) => f32::from(level) + whole.lowest,
+        None => f32::from(iq4::VALUES[usize::from(level & 15)]),
     }
 }
 

@@ -1,7 +1,8 @@
 //! The formats whose weights are rounded one by one, as a table.
 
-use super::grid::Whole;
+use super::grid::{Grid, Whole, level_number};
 use crate::gguf::TensorType;
+use crate::quant::types::parts::Parts;
 
 /// How scales are stored.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -68,5 +69,20 @@ impl Layout {
         };
         let info = ty.info()?;
         Some(Layout { ty, len: info.block_len, bytes: info.block_bytes, group, kind, whole, bounds })
+    }
+
+    /// The values of a group, from what its block stores.
+    pub(super) fn grid(&self, parts: &Parts, group: usize) -> Grid {
+        let step = parts.d * f32::from(parts.scales[group]);
+        match self.kind {
+            Kind::Step | Kind::Line => Grid::new(parts.d, parts.dmin, self.whole),
+            Kind::GroupSteps { .. } => Grid::new(step, 0.0, self.whole),
+            Kind::GroupLines { .. } => Grid::new(step, -(parts.dmin * f32::from(parts.mins[group])), self.whole),
+        }
+    }
+
+    /// The number that a stored level stands for, in units of the step.
+    pub(super) fn level(&self, level: u8) -> f32 {
+        level_number(level, self.whole)
     }
 }

@@ -11,7 +11,8 @@
 //! the group does, both from weights that already carry the feedback.
 //!
 //! - [`SecondMoment`] sums up inputs; [`Factor`] factors the sum, damped and repaired so that it never fails.
-//! - [`round_rows`] rounds with feedback. No row ends worse on the calibration moment than [`search_rows`] leaves it.
+//! - [`round_rows`] rounds with feedback, IQ2 and IQ3 eight columns at a time, and then improves levels and scales by
+//!   coordinate descent. No row ends worse on the calibration moment than [`search_rows`] leaves it.
 //! - [`search_rows`] knows importance only and searches the scales of each block on the grid that readers decode.
 //!
 //! Rows are independent and divided among the threads of rayon's current pool; sums have a fixed order. The bytes
@@ -21,10 +22,12 @@ mod columns;
 mod error;
 mod factor;
 mod grid;
+mod lattice;
 mod layout;
 mod moment;
 mod round;
 mod scales;
+mod sweep;
 #[cfg(test)]
 mod tests;
 

@@ -5,17 +5,37 @@ use rayon::prelude::*;
 use super::columns::{TILE, TileRow};
 use super::error::FeedbackError;
 use super::factor::Factor;
+use super::lattice::{self, LatticeLayout};
 use super::layout::Layout;
+use super::sweep::{Rounded, sweep};
 use crate::compute::{GemmOperand, gemm_f32};
 use crate::gguf::TensorType;
+use crate::quant::types::parts::{LatticeParts, Parts};
 use crate::quant::{self, QuantError, codec, first_non_finite};
 
 /// Rows of one task: enough to make good use of each tile of A that is read for them.
 const TASK_ROWS: usize = 64;
 
+/// Passes of coordinate descent after rounding.
+const SWEEPS: usize = 2;
+
+/// A format that this module knows how to round to.
+enum Format {
+    /// Weight by weight.
+    Columns(Layout),
+    /// Eight weights at a time.
+    Lattice(LatticeLayout),
+}
+
+impl Format {
+    fn of(ty: TensorType) -> Option<Format> {
+        Layout::of(ty).map(Format::Columns).or_else(|| LatticeLayout::of(ty).map(Format::Lattice))
+    }
+}
+
 /// Whether [`round_rows`] takes `ty`.
 pub fn supports_feedback(ty: TensorType) -> bool {
-    Layout::of(ty).is_some()
+    Format::of(ty).is_some()
 }
 
 /// Whether [`search_rows`] takes `ty`: every type with an encoder.
@@ -38,7 +58,7 @@ pub fn round_rows(
     factor: &Factor,
     out: &mut [u8],
 ) -> Result<(), FeedbackError> {
-    let layout = Layout::of(ty).ok_or(FeedbackError::NoFeedback { ty })?;
+    let format = Format::of(ty).ok_or(FeedbackError::NoFeedback { ty })?;
     if n != factor.n() {
         return Err(FeedbackError::Inputs { row_len: n, found: factor.n() });
     }
@@ -46,12 +66,23 @@ pub fn round_rows(
     let plain = column_weights(Some(factor.plain()), n);
     let tasks = rows.par_chunks(TASK_ROWS * n).zip(out.par_chunks_mut(TASK_ROWS * row_bytes));
     tasks.try_for_each(|(rows, out)| {
-        search_task(ty, Some(&layout), rows, &plain, Some(factor.plain()), out)?;
+        search_task(ty, Some(&format), rows, &plain, Some(factor.plain()), out)?;
         let Some(feedback) = factor.feedback() else { return Ok(()) };
         let mut errors = decoded_errors(ty, rows, out)?;
         let searched = losses(&errors, n, factor, feedback);
         let mut bytes = vec![0; out.len()];
-        let found = round_task(&layout, rows, n, factor, feedback, &mut errors, &mut bytes);
+        let found = match &format {
+            Format::Columns(layout) => {
+                let (parts, losses) = round_task(layout, rows, factor, feedback, &mut errors, SWEEPS);
+                write(layout, &parts, &mut bytes);
+                losses
+            }
+            Format::Lattice(layout) => {
+                let parts = lattice::round_task(layout, rows, factor, feedback, &mut errors)?;
+                write_lattice(layout, &parts, &mut bytes);
+                losses(&errors, n, factor, feedback)
+            }
+        };
         let rows = out.chunks_exact_mut(row_bytes).zip(bytes.chunks_exact(row_bytes));
         for ((out, bytes), (found, searched)) in rows.zip(found.iter().zip(&searched)) {
             if found < searched {
@@ -84,11 +115,11 @@ pub fn search_rows(
     {
         return Err(QuantError::ImportanceLength { ty, found: weights.len(), row_len: n }.into());
     }
-    let layout = Layout::of(ty);
+    let format = Format::of(ty);
     let cost = column_weights(weights, n);
     rows.par_chunks(TASK_ROWS * n)
         .zip(out.par_chunks_mut(TASK_ROWS * row_bytes))
-        .try_for_each(|(rows, out)| search_task(ty, layout.as_ref(), rows, &cost, weights, out))
+        .try_for_each(|(rows, out)| search_task(ty, format.as_ref(), rows, &cost, weights, out))
 }
 
 /// Bytes of an encoded row, after all lengths and weights have been checked.
@@ -125,56 +156,86 @@ pub(super) fn column_weights(weights: Option<&[f32]>, n: usize) -> Vec<f32> {
 /// [`search_rows`] for a few rows, with `cost` from [`column_weights`].
 fn search_task(
     ty: TensorType,
-    layout: Option<&Layout>,
+    format: Option<&Format>,
     rows: &[f32],
     cost: &[f32],
     weights: Option<&[f32]>,
     out: &mut [u8],
 ) -> Result<(), FeedbackError> {
     let n = cost.len();
-    // ggml's encoders need importance for some types; ones are as good as none.
+    let optional = codec(ty).is_none_or(|codec| !codec.needs_importance());
+    let Some(format) = format else {
+        // Where ggml needs importance, ones are as good as none.
+        quant::quantize_rows(ty, rows, n, weights.or((!optional).then_some(cost)), out)?;
+        return Ok(());
+    };
     quant::quantize_rows(ty, rows, n, Some(weights.unwrap_or(cost)), out)?;
-    let Some(layout) = layout else { return Ok(()) };
-    let mut bytes = vec![0; out.len()];
-    let row_bytes = n / layout.len * layout.bytes;
-    let mut plain = vec![0; if weights.is_none() { out.len() } else { 0 }];
-    if weights.is_none() {
+    if weights.is_none() && optional {
+        let mut plain = vec![0; out.len()];
         quant::quantize_rows(ty, rows, n, None, &mut plain)?;
-        keep_better(layout, rows, cost, &plain, out)?;
+        keep_better(ty, rows, cost, &plain, out)?;
     }
+    let mut bytes = vec![0; out.len()];
+    match format {
+        Format::Columns(layout) => search_columns(layout, rows, cost, &mut bytes),
+        Format::Lattice(layout) => write_lattice(layout, &lattice::search_task(layout, rows, cost, out), &mut bytes),
+    }
+    keep_better(ty, rows, cost, &bytes, out)?;
+    Ok(())
+}
+
+/// Rounds a few rows by search alone.
+fn search_columns(layout: &Layout, rows: &[f32], cost: &[f32], bytes: &mut [u8]) {
+    let n = cost.len();
+    let mut parts = vec![Parts::ZERO; TILE / layout.len];
     let (mut targets, mut errors) = (vec![0.0; TILE], vec![0.0; TILE]);
-    for (row, bytes) in rows.chunks_exact(n).zip(bytes.chunks_exact_mut(row_bytes)) {
+    for (row, bytes) in rows.chunks_exact(n).zip(bytes.chunks_exact_mut(n / layout.len * layout.bytes)) {
         for (start, bytes) in (0..n).step_by(TILE).zip(bytes.chunks_mut(TILE / layout.len * layout.bytes)) {
             let columns = start..n.min(start + TILE);
             let weights = &row[columns.clone()];
             let targets = &mut targets[..weights.len()];
             targets.copy_from_slice(weights);
             let errors = &mut errors[..weights.len()];
-            let row = TileRow { weights, targets, errors, bytes };
-            layout.round_tile(row, &cost[columns], None);
+            let parts = &mut parts[..weights.len() / layout.len];
+            layout.round_tile(TileRow { weights, targets, errors, parts }, &cost[columns], None);
+            write(layout, parts, bytes);
         }
     }
-    keep_better(layout, rows, cost, &bytes, out)
+}
+
+/// Writes consecutive blocks.
+pub(super) fn write(layout: &Layout, parts: &[Parts], bytes: &mut [u8]) {
+    for (parts, block) in parts.iter().zip(bytes.chunks_exact_mut(layout.bytes)) {
+        parts.write(layout.ty, block);
+    }
+}
+
+/// Writes consecutive blocks.
+fn write_lattice(layout: &LatticeLayout, parts: &[LatticeParts], bytes: &mut [u8]) {
+    for (parts, block) in parts.iter().zip(bytes.chunks_exact_mut(layout.bytes)) {
+        parts.write(layout.ty, block);
+    }
 }
 
 /// Replaces those blocks of `out` that lose more than the ones of `bytes`.
-fn keep_better(layout: &Layout, rows: &[f32], cost: &[f32], bytes: &[u8], out: &mut [u8]) -> Result<(), FeedbackError> {
+fn keep_better(ty: TensorType, rows: &[f32], cost: &[f32], bytes: &[u8], out: &mut [u8]) -> Result<(), QuantError> {
+    let Some(info) = ty.info() else { return Err(QuantError::NoCodec { ty }) };
     let n = cost.len();
     let (mut new, mut old) = (vec![0.0; n], vec![0.0; n]);
-    let row_bytes = n / layout.len * layout.bytes;
+    let row_bytes = n / info.block_len * info.block_bytes;
     let rows = rows.chunks_exact(n).zip(bytes.chunks_exact(row_bytes)).zip(out.chunks_exact_mut(row_bytes));
     for ((row, bytes), out) in rows {
-        quant::dequantize(layout.ty, bytes, &mut new)?;
-        quant::dequantize(layout.ty, out, &mut old)?;
-        for (block, start) in (0..n).step_by(layout.len).enumerate() {
-            let columns = start..start + layout.len;
+        quant::dequantize(ty, bytes, &mut new)?;
+        quant::dequantize(ty, out, &mut old)?;
+        for (block, start) in (0..n).step_by(info.block_len).enumerate() {
+            let columns = start..start + info.block_len;
             let loss = |decoded: &[f32]| -> f64 {
                 let terms = row[columns.clone()].iter().zip(&decoded[columns.clone()]).zip(&cost[columns.clone()]);
                 terms.map(|((w, q), c)| f64::from(*c) * (f64::from(*w) - f64::from(*q)).powi(2)).sum()
             };
             let old = loss(&old);
             if loss(&new) < old || !old.is_finite() {
-                let block = block * layout.bytes..(block + 1) * layout.bytes;
+                let block = block * info.block_bytes..(block + 1) * info.block_bytes;
                 out[block.clone()].copy_from_slice(&bytes[block]);
             }
         }
@@ -204,32 +265,33 @@ fn losses(errors: &[f32], n: usize, factor: &Factor, feedback: &[f32]) -> Vec<f6
     errors.chunks_exact(n).zip(u.chunks_exact(n)).map(|(errors, u)| factor.loss(errors, u)).collect()
 }
 
-/// Rounds a few rows with feedback into `bytes`, `errors` getting weights minus rounded weights; gives their losses.
+/// Rounds a few rows with feedback; `errors`, `[rows, n]`, gets weights minus rounded weights. Gives the blocks and the
+/// losses of the rows.
 pub(super) fn round_task(
     layout: &Layout,
     rows: &[f32],
-    n: usize,
     factor: &Factor,
     feedback: &[f32],
     errors: &mut [f32],
-    bytes: &mut [u8],
-) -> Vec<f64> {
+    sweeps: usize,
+) -> (Vec<Parts>, Vec<f64>) {
+    let n = factor.n();
     let count = rows.len() / n;
-    let row_bytes = n / layout.len * layout.bytes;
+    let blocks = n / layout.len;
     let cost = column_weights(Some(factor.weights()), n);
+    let mut parts = vec![Parts::ZERO; count * blocks];
     let mut u = rows.to_vec();
     for start in (0..n).step_by(TILE) {
         let columns = start..n.min(start + TILE);
         let a = GemmOperand::Plain { data: &feedback[start..], stride: n };
         gemm_f32(count, columns.len(), start, errors, n, a, &mut u[start..], n, true);
-        let tile_bytes = start / layout.len * layout.bytes..columns.end / layout.len * layout.bytes;
         for row in 0..count {
             let at = row * n + start..row * n + columns.end;
             let row = TileRow {
                 weights: &rows[at.clone()],
                 targets: &mut u[at.clone()],
                 errors: &mut errors[at],
-                bytes: &mut bytes[row * row_bytes..][tile_bytes.clone()],
+                parts: &mut parts[row * blocks..][start / layout.len..columns.end / layout.len],
             };
             layout.round_tile(row, &cost[columns.clone()], Some((&feedback[start * n + start..], n)));
         }
@@ -238,5 +300,9 @@ pub(super) fn round_task(
     for ((u, w), error) in u.iter_mut().zip(rows).zip(errors.iter()) {
         *u -= w - error;
     }
-    errors.chunks_exact(n).zip(u.chunks_exact(n)).map(|(errors, u)| factor.loss(errors, u)).collect()
+    for _ in 0..sweeps {
+        sweep(layout, Rounded { weights: rows, errors, u: &mut u, parts: &mut parts }, factor, feedback);
+    }
+    let losses = errors.chunks_exact(n).zip(u.chunks_exact(n)).map(|(errors, u)| factor.loss(errors, u)).collect();
+    (parts, losses)
 }

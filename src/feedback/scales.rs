@@ -6,7 +6,6 @@
 use super::grid::{Grid, Levels, Table, Whole, inverse, neighbour, snap};
 use super::layout::{Kind, Layout};
 use crate::quant::round::nearest_small;
-use crate::quant::search::{AffineSearch, ErrorMeasure, fit_affine};
 use crate::quant::types::parts::MAX_GROUPS;
 
 /// Groups whose largest magnitude is below this are zeros: no binary16 scale reaches down there.
@@ -95,47 +94,168 @@ fn fit_step<L: Levels>(v: &[f32], w: &[f32], levels: L, bounds: &[f32]) -> Group
         return GroupFit::default();
     }
     let (mut best, mut fit) = (0.0, GroupFit::default());
-    let mut attempt = |inverse: f32| {
+    let attempt = |inverse: f32| {
         let [level_v, level_2] = products(v, w, levels, inverse);
-        let gain = level_v * level_v / level_2;
-        let better = level_2 > 0.0 && gain > best;
-        if better {
-            best = gain;
-            fit.step = level_v / level_2;
-            fit.sums[0] = level_2;
-        }
-        (better, fit.step)
+        (
+            level_v * level_v / level_2,
+            GroupFit { step: level_v / level_2, sums: [level_2, 0.0, 0.0, 0.0, 0.0], min: 0.0 },
+        )
     };
     for bound in bounds {
-        attempt(bound / peak);
+        let (gain, found) = attempt(bound / peak);
+        // NaN, where all levels are zero, is never more.
+        if gain > best {
+            (best, fit) = (gain, found);
+        }
     }
     for _ in 0..3 {
-        let step = attempt(0.0).1;
-        if !attempt(inverse(step)).0 {
+        let (gain, found) = attempt(inverse(fit.step));
+        if gain > best {
+            (best, fit) = (gain, found);
+        } else {
             break;
         }
     }
     fit
 }
 
-/// The line of a group that loses least, with its value of level 0 at or below zero.
-fn fit_line(v: &[f32], w: &[f32], highest: f32) -> GroupFit {
-    let search = AffineSearch { max_level: highest, first: -0.9, step: 0.05, steps: 36, error: ErrorMeasure::Squared };
-    let fit = if let (Ok(v), Ok(w)) = (<&[f32; 16]>::try_from(v), <&[f32; 16]>::try_from(w)) {
-        fit_affine(v, w, &search)
-    } else if let (Ok(v), Ok(w)) = (<&[f32; 32]>::try_from(v), <&[f32; 32]>::try_from(w)) {
-        fit_affine(v, w, &search)
-    } else {
-        unreachable!("groups have 16 or 32 weights");
+/// Deviations from the highest level that a group's range is divided into, in tenths.
+const LINE_TENTHS: std::ops::RangeInclusive<i32> = -9..=9;
+
+/// The line of a group that loses least, with its value of level 0 at or below zero: the range of the group is divided
+/// into a number of steps around the highest level, and the best least-squares line is refined by rounding with it
+/// again.
+#[inline(always)]
+fn fit_line(v: &[f32], w: &[f32], whole: Whole) -> GroupFit {
+    let (mut low, mut high) = (0.0f32, v[0]);
+    for &v in v {
+        low = if v < low { v } else { low };
+        high = if v > high { v } else { high };
+    }
+    let range = high - low;
+    if range < NEGLIGIBLE || !range.is_finite() {
+        // All weights are alike and at or below zero.
+        return GroupFit { min: -low, sums: [0.0, 0.0, 1.0, 0.0, low], ..GroupFit::default() };
+    }
+    let [sum_w, sum_wv, sum_wv2] = sums(v, w, |v, w| [w, w * v, w * v * v]);
+    let (mut best, mut fit, mut base) = (f32::INFINITY, GroupFit::default(), -low);
+    let attempt = |inverse: f32, min: f32| {
+        let [level_2, level_1, level_v] = sums(v, w, |v, w| {
+            let level = whole.nearest((v + min) * inverse);
+            let weighed = w * level;
+            [weighed * level, weighed, weighed * v]
+        });
+        let determinant = level_2 * sum_w - level_1 * level_1;
+        let mut step = (level_v * sum_w - level_1 * sum_wv) / determinant;
+        let mut min = (level_1 * level_v - level_2 * sum_wv) / determinant;
+        // NaN, where all weights have the same level, takes this way too.
+        if !(determinant > 0.0 && min >= 0.0) {
+            (step, min) = (level_v / level_2, 0.0);
+        }
+        let error = if step > 0.0 { sum_wv2 - step * level_v + min * sum_wv } else { f32::INFINITY };
+        (error, GroupFit { step, min, sums: [level_2, level_1, sum_w, level_v, sum_wv] })
     };
-    let whole = Whole { lowest: 0.0, highest };
-    let inverse = inverse(fit.scale);
-    let sums = sums(v, w, |v, w| {
-        let level = whole.nearest((v + fit.min) * inverse);
-        let weighed = w * level;
-        [weighed * level, weighed, w, weighed * v, w * v]
-    });
-    GroupFit { step: fit.scale, min: fit.min, sums }
+    for tenths in LINE_TENTHS {
+        let (error, found) = attempt((whole.highest + 0.1 * tenths as f32) / (high + base), base);
+        if error < best {
+            // What follows divides the range above the better line's start.
+            (best, fit, base) = (error, found, found.min);
+        }
+    }
+    for _ in 0..3 {
+        let (error, found) = attempt(inverse(fit.step), fit.min);
+        if error < best {
+            (best, fit) = (error, found);
+        } else {
+            break;
+        }
+    }
+    fit
+}
+
+/// The best of a few whole-number scales around `middle`, with its error.
+#[inline(always)]
+fn search_step<L: Levels>(v: &[f32], w: &[f32], levels: L, d: f32, middle: i32, range: [i32; 2]) -> (f32, i32) {
+    let (mut best, mut scale) = (f32::INFINITY, middle);
+    for candidate in (middle - REACH).max(range[0])..=(middle + REACH).min(range[1]) {
+        let error = error(v, w, levels, d * candidate as f32, 0.0);
+        if error < best {
+            (best, scale) = (error, candidate);
+        }
+    }
+    (best, scale)
+}
+
+/// The best of a few whole-number scales around those of `fit`, each with the minima that suit it, with its error.
+#[inline(always)]
+fn search_line(v: &[f32], w: &[f32], whole: Whole, scales: BlockScales, fit: &GroupFit, top: i32) -> (f32, i32, i32) {
+    let [_, _, sum_w, _, sum_wv] = fit.sums;
+    let inverse_dmin = inverse(scales.dmin);
+    let middle = whole_number(fit.step * inverse(scales.d)).clamp(0, top);
+    let first_min = whole_number(fit.min * inverse_dmin).clamp(0, top);
+    let mut best = (f32::INFINITY, middle, first_min);
+    for candidate in (middle - REACH).max(0)..=(middle + REACH).min(top) {
+        let step = scales.d * candidate as f32;
+        let inverse = inverse(step);
+        let mut min = first_min;
+        // Rounds with a minimum, takes the best minimum for these levels, rounds again.
+        for _ in 0..3 {
+            let shift = -(scales.dmin * min as f32);
+            let [error, sum_wl] = sums(v, w, |v, w| {
+                let level = whole.nearest((v - shift) * inverse);
+                let difference = v - (step * level + shift);
+                [w * difference * difference, w * level]
+            });
+            if error < best.0 {
+                best = (error, candidate, min);
+            }
+            let next = whole_number((step * sum_wl - sum_wv) / sum_w * inverse_dmin).clamp(0, top);
+            if next == min {
+                break;
+            }
+            min = next;
+        }
+    }
+    best
+}
+
+/// The loops over columns, compiled for the widest vectors that are worth it. The compiler neither reorders nor
+/// contracts float operations, so the results are the same.
+mod vectorized {
+    use super::{BlockScales, GroupFit, Table, Whole};
+
+    macro_rules! vectorized {
+        ($($name:ident = $body:ident($($argument:ident: $type:ty),*) -> $result:ty;)*) => {$(
+            pub(super) fn $name($($argument: $type),*) -> $result {
+                #[cfg(target_arch = "x86_64")]
+                {
+                    #[target_feature(enable = "avx2")]
+                    fn avx2($($argument: $type),*) -> $result {
+                        super::$body($($argument),*)
+                    }
+                    if crate::cpu::Level::Avx2.is_available() {
+                        // SAFETY: the CPU has AVX2, as just found.
+                        return unsafe { avx2($($argument),*) };
+                    }
+                }
+                super::$body($($argument),*)
+            }
+        )*};
+    }
+
+    vectorized! {
+        whole_error = error(v: &[f32], w: &[f32], levels: Whole, step: f32, shift: f32) -> f32;
+        table_error = error(v: &[f32], w: &[f32], levels: Table, step: f32, shift: f32) -> f32;
+        fit_whole_step = fit_step(v: &[f32], w: &[f32], levels: Whole, bounds: &[f32]) -> GroupFit;
+        fit_table_step = fit_step(v: &[f32], w: &[f32], levels: Table, bounds: &[f32]) -> GroupFit;
+        fit_line = fit_line(v: &[f32], w: &[f32], whole: Whole) -> GroupFit;
+        search_whole_step = search_step(
+            v: &[f32], w: &[f32], levels: Whole, d: f32, middle: i32, range: [i32; 2]) -> (f32, i32);
+        search_table_step = search_step(
+            v: &[f32], w: &[f32], levels: Table, d: f32, middle: i32, range: [i32; 2]) -> (f32, i32);
+        search_line = search_line(
+            v: &[f32], w: &[f32], whole: Whole, scales: BlockScales, fit: &GroupFit, top: i32) -> (f32, i32, i32);
+    }
 }
 
 /// The candidates of a search with the least estimated errors, best first.
@@ -211,80 +331,39 @@ impl Layout {
 
     fn error(&self, v: &[f32], w: &[f32], step: f32, shift: f32) -> f32 {
         match self.whole {
-            Some(whole) => error(v, w, whole, step, shift),
-            None => error(v, w, Table, step, shift),
+            Some(whole) => vectorized::whole_error(v, w, whole, step, shift),
+            None => vectorized::table_error(v, w, Table, step, shift),
         }
     }
 
     fn fit(&self, v: &[f32], w: &[f32]) -> GroupFit {
         match (self.kind, self.whole) {
-            (Kind::Line | Kind::GroupLines { .. }, Some(whole)) => fit_line(v, w, whole.highest),
-            (_, Some(whole)) => fit_step(v, w, whole, &self.bounds),
-            (_, None) => fit_step(v, w, Table, &self.bounds),
+            (Kind::Line | Kind::GroupLines { .. }, Some(whole)) => vectorized::fit_line(v, w, whole),
+            (_, Some(whole)) => vectorized::fit_whole_step(v, w, whole, &self.bounds),
+            (_, None) => vectorized::fit_table_step(v, w, Table, &self.bounds),
         }
     }
 
     /// The best of a few whole-number scales around those of `fit`.
     fn choose(&self, scales: BlockScales, fit: &GroupFit, v: &[f32], w: &[f32]) -> GroupChoice {
-        match self.kind {
-            Kind::GroupLines { top } => self.choose_line(scales, fit, v, w, top.into()),
-            Kind::GroupSteps { lowest, highest } => self.choose_step(scales, fit, v, w, lowest.into(), highest.into()),
-            Kind::Step | Kind::Line => unreachable!("such blocks have no scales of groups"),
-        }
-    }
-
-    fn choose_step(
-        &self,
-        scales: BlockScales,
-        fit: &GroupFit,
-        v: &[f32],
-        w: &[f32],
-        lowest: i32,
-        highest: i32,
-    ) -> GroupChoice {
-        let middle = whole_number(fit.step * inverse(scales.d)).clamp(lowest, highest);
-        let (mut best, mut scale) = (f32::INFINITY, middle);
-        for candidate in (middle - REACH).max(lowest)..=(middle + REACH).min(highest) {
-            let error = self.error(v, w, scales.d * candidate as f32, 0.0);
-            if error < best {
-                (best, scale) = (error, candidate);
+        match (self.kind, self.whole) {
+            (Kind::GroupLines { top }, Some(whole)) => {
+                let (error, scale, min) = vectorized::search_line(v, w, whole, scales, fit, top.into());
+                let grid = Grid::new(scales.d * scale as f32, -(scales.dmin * min as f32), self.whole);
+                GroupChoice { grid, scale: scale as i16, min: min as u8, error }
             }
-        }
-        let grid = Grid::new(scales.d * scale as f32, 0.0, self.whole);
-        GroupChoice { grid, scale: scale as i16, min: 0, error: best }
-    }
-
-    fn choose_line(&self, scales: BlockScales, fit: &GroupFit, v: &[f32], w: &[f32], top: i32) -> GroupChoice {
-        let whole = Whole { lowest: 0.0, highest: self.whole.map_or(0.0, |whole| whole.highest) };
-        let [_, _, sum_w, _, sum_wv] = fit.sums;
-        let (inverse_d, inverse_dmin) = (inverse(scales.d), inverse(scales.dmin));
-        let middle = whole_number(fit.step * inverse_d).clamp(0, top);
-        let first_min = whole_number(fit.min * inverse_dmin).clamp(0, top);
-        let (mut best, mut scale, mut min) = (f32::INFINITY, middle, first_min);
-        for candidate in (middle - REACH).max(0)..=(middle + REACH).min(top) {
-            let step = scales.d * candidate as f32;
-            let inverse = inverse(step);
-            let mut candidate_min = first_min;
-            // Rounds with a minimum, takes the best minimum for these levels, rounds again.
-            for _ in 0..3 {
-                let shift = -(scales.dmin * candidate_min as f32);
-                let [error, sum_wl] = sums(v, w, |v, w| {
-                    let level = whole.nearest((v - shift) * inverse);
-                    let difference = v - (step * level + shift);
-                    [w * difference * difference, w * level]
-                });
-                if error < best {
-                    (best, scale, min) = (error, candidate, candidate_min);
-                }
-                let next = whole_number((step * sum_wl - sum_wv) / sum_w * inverse_dmin).clamp(0, top);
-                if next == candidate_min {
-                    break;
-                }
-                candidate_min = next;
+            (Kind::GroupSteps { lowest, highest }, _) => {
+                let range = [lowest.into(), highest.into()];
+                let middle = whole_number(fit.step * inverse(scales.d)).clamp(range[0], range[1]);
+                let (error, scale) = match self.whole {
+                    Some(whole) => vectorized::search_whole_step(v, w, whole, scales.d, middle, range),
+                    None => vectorized::search_table_step(v, w, Table, scales.d, middle, range),
+                };
+                let grid = Grid::new(scales.d * scale as f32, 0.0, self.whole);
+                GroupChoice { grid, scale: scale as i16, min: 0, error }
             }
+            _ => unreachable!("such blocks have no scales of groups"),
         }
-        let grid = Grid::new(scales.d * scale as f32, -(scales.dmin * min as f32), self.whole);
-        GroupChoice { grid, scale: scale as i16, min: min as u8, error: best }
     }
 
     /// The step of a block without groups, on the grid of binary16.
@@ -315,7 +394,7 @@ impl Layout {
         for (moved, v) in moved.iter_mut().zip(v) {
             *moved = v - base;
         }
-        let fit = fit_line(&moved[..v.len()], w, highest);
+        let fit = vectorized::fit_line(&moved[..v.len()], w, whole);
         let mut best = (f32::INFINITY, BlockScales { d: 0.0, dmin: snap(low) });
         let (mut step, mut shift) = (fit.step, base - fit.min);
         for _ in 0..3 {
@@ -327,7 +406,7 @@ impl Layout {
                     else {
                         continue;
                     };
-                    let error = error(v, w, whole, d, dmin);
+                    let error = vectorized::whole_error(v, w, whole, d, dmin);
                     if error < best.0 {
                         best = (error, BlockScales { d, dmin });
                     }

@@ -1,0 +1,563 @@
+//! Rounding by groups of eight weights: IQ2 and IQ3, whose weights are points of a lattice with signs beside them.
+//!
+//! Within eight columns `g` feedback cannot be passed on from weight to weight, as all are chosen at once. With the
+//! feedback F that has arrived, the loss is `(t - c) M (t - c)^T` for `t = w + F (I + A_g)^-1` and
+//! `M = (I + A_g) D_g (I + A_g)^T`, A_g being the part of A on the diagonal. The points that are nearest by the
+//! diagonal of M are compared with all of M, with signs that may deviate from those of t.
+
+use super::columns::{TILE, TileRow, pass_on};
+use super::factor::Factor;
+use super::round::column_weights;
+use crate::compute::{GemmOperand, gemm_f32};
+use crate::gguf::TensorType;
+use crate::quant::grid::{IQ2_S_POINTS, IQ2_XS_POINTS, IQ2_XXS_POINTS, IQ3_S_POINTS, IQ3_XXS_POINTS};
+use crate::quant::types::parts::{LatticeParts, OCTETS};
+use crate::quant::{self, QuantError};
+use std::sync::OnceLock;
+
+/// Weights of a block.
+const LEN: usize = 256;
+const _: () = assert!(OCTETS * 8 == LEN && LEN == TILE);
+
+/// Points that are compared with all of M; half of them of each kind for lattices of four dimensions.
+const SHORTLIST: usize = 12;
+
+/// Points of each half of eight weights whose pairs are compared with all of M.
+const HALF_SHORTLIST: usize = 4;
+
+/// Highest scale code.
+const TOP: i32 = 15;
+
+/// Steps to either side of the first scale code that are tried.
+const REACH: i32 = 1;
+
+/// Rounds a few rows with feedback; `errors`, `[rows, n]`, gets weights minus rounded weights. Gives the blocks.
+pub(super) fn round_task(
+    layout: &LatticeLayout,
+    rows: &[f32],
+    factor: &Factor,
+    feedback: &[f32],
+    errors: &mut [f32],
+) -> Result<Vec<LatticeParts>, QuantError> {
+    let n = factor.n();
+    let count = rows.len() / n;
+    let cost = column_weights(Some(factor.weights()), n);
+    let mut parts = vec![LatticeParts::ZERO; count * (n / LEN)];
+    let mut targets = vec![0.0; count * LEN];
+    let mut guesses = vec![0; count * layout.bytes];
+    for (tile, start) in (0..n).step_by(LEN).enumerate() {
+        for (targets, row) in targets.chunks_exact_mut(LEN).zip(rows.chunks_exact(n)) {
+            targets.copy_from_slice(&row[start..start + LEN]);
+        }
+        let a = GemmOperand::Plain { data: &feedback[start..], stride: n };
+        gemm_f32(count, LEN, start, errors, n, a, &mut targets, LEN, true);
+        let cost = &cost[start..start + LEN];
+        let feedback = Some((&feedback[start * n + start..], n));
+        let metrics: Vec<Metric> = (0..LEN).step_by(8).map(|first| Metric::new(cost, feedback, first)).collect();
+        // The first guess of all scales is what ggml would choose for the targets.
+        quant::quantize_rows(layout.ty, &targets, LEN, Some(cost), &mut guesses)?;
+        for row in 0..count {
+            let parts = &mut parts[row * (n / LEN) + tile..][..1];
+            parts[0].read_scales(layout.ty, &guesses[row * layout.bytes..][..layout.bytes]);
+            let at = row * n + start..row * n + start + LEN;
+            let targets = &mut targets[row * LEN..][..LEN];
+            let row = TileRow { weights: &rows[at.clone()], targets, errors: &mut errors[at], parts };
+            layout.round_tile(row, &metrics, feedback);
+        }
+    }
+    Ok(parts)
+}
+
+/// Rounds a few rows, `[rows, n]` with `n` elements of `cost`, without feedback. `guesses` holds ggml's bytes for them.
+/// Gives the blocks.
+pub(super) fn search_task(layout: &LatticeLayout, rows: &[f32], cost: &[f32], guesses: &[u8]) -> Vec<LatticeParts> {
+    let mut parts = vec![LatticeParts::ZERO; rows.len() / LEN];
+    let metrics: Vec<Metric> = (0..cost.len()).step_by(8).map(|first| Metric::new(cost, None, first)).collect();
+    let (mut targets, mut errors) = ([0.0; LEN], [0.0; LEN]);
+    let blocks = rows.as_chunks::<LEN>().0.iter().zip(guesses.chunks_exact(layout.bytes));
+    for (index, (parts, (weights, guess))) in parts.chunks_exact_mut(1).zip(blocks).enumerate() {
+        parts[0].read_scales(layout.ty, guess);
+        targets.copy_from_slice(weights);
+        let octet = index * OCTETS % metrics.len();
+        let row = TileRow { weights, targets: &mut targets, errors: &mut errors, parts };
+        layout.round_tile(row, &metrics[octet..octet + OCTETS], None);
+    }
+    parts
+}
+
+/// The points of a lattice: coordinate `i` of point `p` at `[i][p]`, magnitudes in their own units.
+struct Points {
+    coordinates: Vec<Vec<f32>>,
+    squares: Vec<Vec<f32>>,
+}
+
+impl Points {
+    fn new(points: impl Iterator<Item = u64> + Clone, dims: usize) -> Points {
+        let coordinate = |i: usize| points.clone().map(move |point| f32::from((point >> (8 * i)) as u8));
+        let coordinates: Vec<Vec<f32>> = (0..dims).map(|i| coordinate(i).collect()).collect();
+        let squares = coordinates.iter().map(|values| values.iter().map(|v| v * v).collect()).collect();
+        Points { coordinates, squares }
+    }
+
+    fn len(&self) -> usize {
+        self.coordinates[0].len()
+    }
+}
+
+/// One format.
+pub(super) struct LatticeLayout {
+    pub ty: TensorType,
+    /// Bytes per block.
+    pub bytes: usize,
+    /// Weights that share a scale.
+    pub group: usize,
+    points: &'static Points,
+    even: bool,
+}
+
+impl LatticeLayout {
+    /// The format of `ty`, if its weights are points of a lattice.
+    pub(super) fn of(ty: TensorType) -> Option<LatticeLayout> {
+        macro_rules! points {
+            ($table:ident, $dims:literal) => {{
+                static POINTS: OnceLock<Points> = OnceLock::new();
+                POINTS.get_or_init(|| Points::new($table.iter().map(|&point| u64::from(point)), $dims))
+            }};
+        }
+        let (group, points, even) = match ty {
+            TensorType::IQ2_XXS => (32, points!(IQ2_XXS_POINTS, 8), true),
+            TensorType::IQ2_XS => (16, points!(IQ2_XS_POINTS, 8), true),
+            TensorType::IQ2_S => (16, points!(IQ2_S_POINTS, 8), false),
+            TensorType::IQ3_XXS => (32, points!(IQ3_XXS_POINTS, 4), true),
+            TensorType::IQ3_S => (32, points!(IQ3_S_POINTS, 4), false),
+            _ => return None,
+        };
+        Some(LatticeLayout { ty, bytes: ty.info()?.block_bytes, group, points, even })
+    }
+
+    /// The number that magnitudes are multiplied with, rounded as in decoding.
+    fn scale(&self, d: f32, code: u8) -> f32 {
+        match self.ty {
+            TensorType::IQ3_S => d * f32::from(1 + 2 * code),
+            TensorType::IQ3_XXS => d * (0.5 + f32::from(code)) * 0.5,
+            _ => d * (0.5 + f32::from(code)) * 0.25,
+        }
+    }
+
+    /// Rounds a row of a tile, which is one block, see [`super::layout::Layout::round_tile`]. `parts` holds first
+    /// guesses of the scales; `metrics` one M for each eight columns.
+    pub(super) fn round_tile(
+        &self,
+        row: TileRow<'_, LatticeParts>,
+        metrics: &[Metric],
+        feedback: Option<(&[f32], usize)>,
+    ) {
+        let TileRow { weights, targets, errors, parts } = row;
+        let parts = &mut parts[0];
+        parts.d = if parts.d.is_finite() { parts.d } else { 0.0 };
+        for (group, first) in (0..LEN).step_by(self.group).enumerate() {
+            let columns = first..first + self.group;
+            let choice = self.group_choice(parts.d, parts.scales[group], weights, targets, first, metrics, feedback);
+            parts.scales[group] = choice.code;
+            for (index, octet) in (first / 8..columns.end / 8).enumerate() {
+                (parts.points[octet], parts.signs[octet]) = (choice.octets[index].points, choice.octets[index].signs);
+            }
+            errors[columns.clone()].copy_from_slice(&choice.errors[..self.group]);
+            targets[columns.clone()].copy_from_slice(&choice.targets[..self.group]);
+            if let Some((a, stride)) = feedback {
+                pass_on(
+                    &errors[columns.clone()],
+                    &a[first * stride..],
+                    stride,
+                    &mut targets[columns.end..],
+                    columns.end,
+                );
+            }
+        }
+    }
+
+    /// The best scale code of a group around `code`, and what it makes of the group, with all feedback inside it.
+    #[allow(clippy::too_many_arguments)] // a row of a tile with its surroundings
+    fn group_choice(
+        &self,
+        d: f32,
+        code: u8,
+        weights: &[f32],
+        targets: &[f32],
+        first: usize,
+        metrics: &[Metric],
+        feedback: Option<(&[f32], usize)>,
+    ) -> GroupChoice {
+        let code = i32::from(code);
+        let mut best: Option<GroupChoice> = None;
+        for code in (code - REACH).max(0)..=(code + REACH).min(TOP) {
+            let scale = self.scale(d, code as u8);
+            let mut choice = GroupChoice {
+                code: code as u8,
+                octets: [Octet::default(); 4],
+                errors: [0.0; 32],
+                targets: [0.0; 32],
+                loss: 0.0,
+            };
+            choice.targets[..self.group].copy_from_slice(&targets[first..first + self.group]);
+            for index in 0..self.group / 8 {
+                let columns = first + 8 * index..first + 8 * index + 8;
+                let metric = &metrics[columns.start / 8];
+                let wanted = metric.target(&weights[columns.clone()], &choice.targets[8 * index..8 * index + 8]);
+                let Nearest { octet, values, .. } = self.nearest(&wanted, metric, scale);
+                choice.octets[index] = octet;
+                for (k, value) in values.into_iter().enumerate() {
+                    let at = 8 * index + k;
+                    let error = weights[first + at] - value;
+                    choice.errors[at] = error;
+                    let left = choice.targets[at] - value;
+                    choice.loss += metric.cost[k] * left * left;
+                    if let Some((a, stride)) = feedback {
+                        let a = &a[(first + at) * stride..];
+                        for (target, a) in choice.targets[at + 1..self.group].iter_mut().zip(&a[first + at + 1..]) {
+                            *target += error * a;
+                        }
+                    }
+                }
+            }
+            if best.as_ref().is_none_or(|best| choice.loss < best.loss) {
+                best = Some(choice);
+            }
+        }
+        match best {
+            Some(best) => best,
+            None => unreachable!("there is always a scale code"),
+        }
+    }
+
+    /// The point and signs that lose least for target `t`, compiled for wide vectors where there are some.
+    fn nearest(&self, t: &[f32; 8], metric: &Metric, scale: f32) -> Nearest {
+        #[cfg(target_arch = "x86_64")]
+        {
+            #[target_feature(enable = "avx2")]
+            fn avx2(layout: &LatticeLayout, t: &[f32; 8], metric: &Metric, scale: f32) -> Nearest {
+                layout.find_nearest(t, metric, scale)
+            }
+            if crate::cpu::Level::Avx2.is_available() {
+                // SAFETY: the CPU has AVX2, as just found.
+                return unsafe { avx2(self, t, metric, scale) };
+            }
+        }
+        self.find_nearest(t, metric, scale)
+    }
+
+    #[inline(always)]
+    fn find_nearest(&self, t: &[f32; 8], metric: &Metric, scale: f32) -> Nearest {
+        let mut nearest = Nearest { best: f32::INFINITY, octet: Octet::default(), values: [0.0; 8] };
+        let (mut linear, mut square, mut signs) = ([0.0; 8], [0.0; 8], 0u8);
+        for i in 0..8 {
+            linear[i] = -2.0 * scale * metric.matrix[i][i] * t[i].abs();
+            square[i] = scale * scale * metric.matrix[i][i];
+            signs |= u8::from(t[i] < 0.0) << i;
+        }
+        let odd = signs.count_ones() % 2 == 1;
+        let turns = if !self.even {
+            Turns::Free
+        } else if odd {
+            Turns::One
+        } else {
+            Turns::None
+        };
+        if self.points.coordinates.len() == 8 {
+            let (list, count) = shortlist::<SHORTLIST>(self.points, &linear, &square);
+            for &point in &list[..count] {
+                let half = self.candidate(point, 0, 8, signs, t, metric, scale);
+                nearest.consider([point, 0], signs, &half, metric, turns);
+            }
+        } else {
+            let (list, count) = shortlist::<HALF_SHORTLIST>(self.points, &linear[..4], &square[..4]);
+            let (second, second_count) = shortlist::<HALF_SHORTLIST>(self.points, &linear[4..], &square[4..]);
+            let mut halves = [Candidate::ZERO; HALF_SHORTLIST];
+            for (half, &point) in halves.iter_mut().zip(&second[..second_count]) {
+                *half = self.candidate(point, 4, 4, signs, t, metric, scale);
+            }
+            for &first in &list[..count] {
+                let half = self.candidate(first, 0, 4, signs, t, metric, scale);
+                for (other, &second) in halves.iter().zip(&second[..second_count]) {
+                    nearest.consider([first, second], signs, &half.plus(other), metric, turns);
+                }
+            }
+        }
+        nearest
+    }
+
+    /// A point as the weights `first..first + dims`, the other weights being left out.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)] // what a point is compared with
+    fn candidate(
+        &self,
+        point: u16,
+        first: usize,
+        dims: usize,
+        signs: u8,
+        t: &[f32; 8],
+        metric: &Metric,
+        scale: f32,
+    ) -> Candidate {
+        let mut candidate = Candidate::ZERO;
+        for (i, &t) in t.iter().enumerate().skip(first).take(dims) {
+            let magnitude = scale * self.points.coordinates[i - first][usize::from(point)];
+            let value = if signs >> i & 1 == 1 { -magnitude } else { magnitude };
+            let difference = t - value;
+            (candidate.values[i], candidate.difference[i]) = (value, difference);
+            for (pull, m) in candidate.pull.iter_mut().zip(&metric.matrix[i]) {
+                *pull += difference * m;
+            }
+        }
+        candidate
+    }
+}
+
+/// Whether signs may deviate from those of the target.
+#[derive(Clone, Copy, PartialEq)]
+enum Turns {
+    None,
+    /// One has to.
+    One,
+    /// One may.
+    Free,
+}
+
+/// A point in units of weights, with `difference = t - values` and `pull = M difference`.
+#[derive(Clone, Copy)]
+struct Candidate {
+    values: [f32; 8],
+    difference: [f32; 8],
+    pull: [f32; 8],
+}
+
+impl Candidate {
+    const ZERO: Candidate = Candidate { values: [0.0; 8], difference: [0.0; 8], pull: [0.0; 8] };
+
+    /// Two halves of eight weights together.
+    #[inline(always)]
+    fn plus(&self, other: &Candidate) -> Candidate {
+        let mut sum = *self;
+        for i in 0..8 {
+            sum.values[i] += other.values[i];
+            sum.difference[i] += other.difference[i];
+            sum.pull[i] += other.pull[i];
+        }
+        sum
+    }
+}
+
+impl Nearest {
+    /// Compares a point, with the signs of the target or one of them turned, with the best so far.
+    #[inline(always)]
+    fn consider(&mut self, points: [u16; 2], signs: u8, candidate: &Candidate, metric: &Metric, turns: Turns) {
+        let Candidate { values, difference, pull } = candidate;
+        let mut terms = [0.0f32; 8];
+        for i in 0..8 {
+            terms[i] = difference[i] * pull[i];
+        }
+        let loss = ((terms[0] + terms[4]) + (terms[2] + terms[6])) + ((terms[1] + terms[5]) + (terms[3] + terms[7]));
+        let (mut best, mut turn) = if turns == Turns::One { (f32::INFINITY, Some(0)) } else { (loss, None) };
+        if turns != Turns::None {
+            // Turning sign i adds 2 values[i] to the difference.
+            for i in 0..8 {
+                terms[i] = loss + 4.0 * values[i] * (pull[i] + values[i] * metric.diagonal[i]);
+            }
+            for (i, &loss) in terms.iter().enumerate() {
+                if loss < best {
+                    (best, turn) = (loss, Some(i));
+                }
+            }
+        }
+        if best < self.best {
+            self.best = best;
+            self.values = *values;
+            self.octet = Octet { points, signs };
+            if let Some(i) = turn {
+                self.values[i] = -self.values[i];
+                self.octet.signs ^= 1 << i;
+            }
+        }
+    }
+}
+
+/// What eight weights store.
+#[derive(Clone, Copy, Debug, Default)]
+struct Octet {
+    points: [u16; 2],
+    signs: u8,
+}
+
+/// A search among points.
+struct Nearest {
+    best: f32,
+    octet: Octet,
+    values: [f32; 8],
+}
+
+/// What a scale code makes of a group.
+struct GroupChoice {
+    code: u8,
+    octets: [Octet; 4],
+    errors: [f32; 32],
+    /// Targets with all feedback up to each column.
+    targets: [f32; 32],
+    loss: f32,
+}
+
+/// M of eight columns, with what is needed to get there.
+pub(super) struct Metric {
+    /// M, symmetric.
+    matrix: [[f32; 8]; 8],
+    diagonal: [f32; 8],
+    /// I + A_g.
+    unit: [[f32; 8]; 8],
+    cost: [f32; 8],
+}
+
+impl Metric {
+    /// M of the tile's columns `first..first + 8`; see [`LatticeLayout::round_tile`] for `feedback`.
+    pub(super) fn new(cost: &[f32], feedback: Option<(&[f32], usize)>, first: usize) -> Metric {
+        let mut unit = [[0.0; 8]; 8];
+        for i in 0..8 {
+            unit[i][i] = 1.0;
+            if let Some((a, stride)) = feedback {
+                for j in i + 1..8 {
+                    unit[i][j] = a[(first + i) * stride + first + j];
+                }
+            }
+        }
+        let cost: [f32; 8] = std::array::from_fn(|i| cost[first + i]);
+        let element = |i: usize, j: usize| (i.max(j)..8).fold(0.0, |sum, k| sum + unit[i][k] * cost[k] * unit[j][k]);
+        let matrix = std::array::from_fn(|i| std::array::from_fn(|j| element(i, j)));
+        Metric { matrix, diagonal: std::array::from_fn(|i| element(i, i)), unit, cost }
+    }
+
+    /// `w + F (I + A_g)^-1` for `targets = w + F`.
+    fn target(&self, weights: &[f32], targets: &[f32]) -> [f32; 8] {
+        let mut x = [0.0f32; 8];
+        for j in 0..8 {
+            x[j] = (0..j).fold(targets[j] - weights[j], |sum, k| sum - x[k] * self.unit[k][j]);
+        }
+        std::array::from_fn(|j| weights[j] + x[j])
+    }
+}
+
+/// The `K` points with the least `sum of linear * coordinate + square * coordinate^2`, best first, and how many of the
+/// list are filled.
+fn shortlist<const K: usize>(points: &Points, linear: &[f32], square: &[f32]) -> ([u16; K], usize) {
+    let mut costs = [0.0f32; 1024];
+    let costs = &mut costs[..points.len()];
+    point_costs(points, linear, square, costs);
+    let (mut best, mut list) = ([f32::INFINITY; K], [0u16; K]);
+    let mut count = 0;
+    for (point, &cost) in costs.iter().enumerate() {
+        if cost < best[K - 1] {
+            let place = best.iter().position(|&known| cost < known).unwrap_or(K - 1);
+            for i in (place + 1..K).rev() {
+                (best[i], list[i]) = (best[i - 1], list[i - 1]);
+            }
+            (best[place], list[place]) = (cost, point as u16);
+            count = (count + 1).min(K);
+        }
+    }
+    // Costs that are not finite leave the list empty: then any point does.
+    (list, count.max(1))
+}
+
+/// Costs of all points, compiled for wide vectors where there are some.
+fn point_costs(points: &Points, linear: &[f32], square: &[f32], costs: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2")]
+        fn avx2(points: &Points, linear: &[f32], square: &[f32], costs: &mut [f32]) {
+            add_costs(points, linear, square, costs);
+        }
+        if crate::cpu::Level::Avx2.is_available() {
+            // SAFETY: the CPU has AVX2, as just found.
+            return unsafe { avx2(points, linear, square, costs) };
+        }
+    }
+    add_costs(points, linear, square, costs);
+}
+
+#[inline(always)]
+fn add_costs(points: &Points, linear: &[f32], square: &[f32], costs: &mut [f32]) {
+    for i in 0..linear.len() {
+        let (l, s) = (linear[i], square[i]);
+        for ((cost, v), v2) in costs.iter_mut().zip(&points.coordinates[i]).zip(&points.squares[i]) {
+            *cost += l * v + s * v2;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::noise;
+    use super::*;
+
+    #[test]
+    fn the_nearest_point_is_found_when_columns_are_independent() {
+        let costs: Vec<f32> = noise(8, 1).iter().map(|x| x * x + 0.1).collect();
+        for ty in [TensorType::IQ2_XXS, TensorType::IQ2_XS, TensorType::IQ2_S, TensorType::IQ3_XXS, TensorType::IQ3_S] {
+            let layout = LatticeLayout::of(ty).unwrap();
+            let dims = layout.points.coordinates.len();
+            let metric = Metric::new(&costs, None, 0);
+            let (mut sum, mut sum_expected) = (0.0, 0.0);
+            for seed in 0..20 {
+                let t: [f32; 8] = noise(8, seed + 2).try_into().unwrap();
+                let scale = 0.9 / layout.points.coordinates[0].iter().fold(0.0f32, |max, v| max.max(*v));
+                let found = layout.nearest(&t, &metric, scale);
+                let loss = |values: &[f32; 8]| (0..8).map(|i| costs[i] * (t[i] - values[i]).powi(2)).sum::<f32>();
+                assert!((loss(&found.values) - found.best).abs() <= 1e-4 * found.best);
+                assert!(!layout.even || found.octet.signs.count_ones().is_multiple_of(2), "{ty}");
+                // Every point, with the best legal signs of one turn at most.
+                let mut expected = f32::INFINITY;
+                for point in 0..layout.points.len() {
+                    let others = if dims == 4 { layout.points.len() } else { 1 };
+                    for other in 0..others {
+                        let magnitude = |i: usize| {
+                            scale * layout.points.coordinates[i % dims][if i < dims { point } else { other }]
+                        };
+                        let values: [f32; 8] = std::array::from_fn(|i| magnitude(i).copysign(t[i]));
+                        let odd = t.iter().filter(|t| **t < 0.0).count() % 2 == 1;
+                        if !(layout.even && odd) {
+                            expected = expected.min(loss(&values));
+                            continue;
+                        }
+                        let least = (0..8).map(|i| 4.0 * costs[i] * (t[i] * values[i])).fold(f32::INFINITY, f32::min);
+                        expected = expected.min(loss(&values) + least);
+                    }
+                }
+                sum += found.best;
+                sum_expected += expected;
+                if !layout.even {
+                    assert!(found.best <= expected * 1.0001, "{ty}: {} for {expected}", found.best);
+                }
+            }
+            // The list is made without regard to parity.
+            assert!(sum <= 1.02 * sum_expected, "{ty}: {sum} for {sum_expected}");
+        }
+    }
+
+    #[test]
+    fn rounding_reckons_with_the_values_that_readers_decode() {
+        let n = 512;
+        let factor = Factor::new(&super::super::tests::moment(700, n, 3), 0.02).unwrap();
+        let rows = noise(3 * n, 4);
+        for ty in [TensorType::IQ2_XXS, TensorType::IQ2_XS, TensorType::IQ2_S, TensorType::IQ3_XXS, TensorType::IQ3_S] {
+            let layout = LatticeLayout::of(ty).unwrap();
+            let mut errors = vec![0.0; rows.len()];
+            let parts = round_task(&layout, &rows, &factor, factor.feedback().unwrap(), &mut errors).unwrap();
+            let mut bytes = vec![0; parts.len() * layout.bytes];
+            for (parts, block) in parts.iter().zip(bytes.chunks_exact_mut(layout.bytes)) {
+                parts.write(ty, block);
+            }
+            let mut decoded = vec![0.0; rows.len()];
+            quant::dequantize(ty, &bytes, &mut decoded).unwrap();
+            for ((w, q), error) in rows.iter().zip(&decoded).zip(&errors) {
+                assert_eq!(w - q, *error, "{ty}");
+            }
+        }
+    }
+}
