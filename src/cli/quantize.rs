@@ -5,6 +5,7 @@ mod kv;
 mod plan;
 mod planned;
 mod report;
+mod rounding_plan;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -22,11 +23,12 @@ use crate::recipe::Target;
 use crate::rounding::Method;
 
 use feedback::Rounded;
+use plan::Plan;
 pub(super) use plan::open_source;
-use plan::{Plan, RoundingPlan};
 use planned::Planned;
 pub(super) use planned::standard_file_bytes;
 use report::Report;
+use rounding_plan::RoundingPlan;
 
 /// Quantize a GGUF: one type per tensor, chosen by the rules of a target, by a plan, or for a size
 #[derive(Args, Debug, Default)]

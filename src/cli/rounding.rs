@@ -29,7 +29,7 @@ const DEFAULT_CONTEXT: usize = 512;
 const DEFAULT_TOKENS: u32 = 65_536;
 
 /// Tokens that judge the result.
-const GATE_TOKENS: usize = 8192;
+const GATE_TOKENS: usize = 4096;
 
 /// Methods as flags name them.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]

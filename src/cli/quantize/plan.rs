@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use super::planned::Planned;
+use super::rounding_plan::RoundingPlan;
 use super::{QuantizeArgs, kv};
 use crate::atomic_file::{AtomicFile, check_target, folder_of};
-use crate::cli::rounding::Calibration;
 use crate::cli::{Common, count, decimal_size, printable};
 use crate::gguf::{Array, Gguf, GgufLayout, Metadata, NewTensor, TensorInfo, TensorType, Value, split};
 use crate::imatrix::{EntryFilter, Imatrix, MatchReport, ModelTensor, Need, match_to_model};
@@ -19,7 +19,7 @@ use crate::recipe::{
     Choice, FallbackCost, ModelFacts, Options, PrunePlan, Recipe, Target, TensorDesc, choose_types, guess_file_type,
     output_order,
 };
-use crate::rounding::{Method, RoundingRecord, has_input, output_tensor};
+use crate::rounding::{Method, has_input};
 
 /// `general.quantization_version` of all block formats (`GGML_QNT_VERSION`).
 const QUANTIZATION_VERSION: u32 = 2;
@@ -66,40 +66,6 @@ impl PlannedTensor<'_> {
     /// True if importance data weigh its rounding.
     pub fn is_weighted(&self) -> bool {
         self.importance.is_some()
-    }
-}
-
-/// How the run rounds.
-#[derive(Clone)]
-pub(super) struct RoundingPlan {
-    pub method: Method,
-    /// What the output records.
-    record: Option<RoundingRecord>,
-    /// Bytes of the hidden states that lie on the disk meanwhile.
-    states_bytes: u64,
-}
-
-impl RoundingPlan {
-    /// A run with these texts, if it has any.
-    pub fn new(method: Method, calibration: Option<&Calibration>) -> RoundingPlan {
-        let record = calibration.map_or(RoundingRecord { method, calibration: None }, Calibration::record);
-        let states_bytes = calibration.map_or(0, Calibration::states_bytes);
-        RoundingPlan { method, record: Some(record), states_bytes }
-    }
-
-    /// What the output records.
-    pub fn record(&self) -> Option<&RoundingRecord> {
-        self.record.as_ref()
-    }
-
-    /// A run that leaves no record.
-    pub fn unrecorded(method: Method) -> RoundingPlan {
-        RoundingPlan { method, record: None, states_bytes: 0 }
-    }
-
-    /// True if the run finds out by itself how important the inputs of this tensor are.
-    fn knows_input(&self, gguf: &Gguf, tensor: &TensorInfo) -> bool {
-        self.method == Method::Feedback && has_input(&tensor.name, output_tensor(gguf))
     }
 }
 

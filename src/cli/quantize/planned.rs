@@ -5,7 +5,8 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::QuantizeArgs;
-use super::plan::{Plan, RoundingPlan};
+use super::plan::Plan;
+use super::rounding_plan::RoundingPlan;
 use crate::cli::measure::MeasureFlags;
 use crate::cli::plan::{ByHand, Made, Request, make_plan, summary};
 use crate::cli::rounding::Calibration;
@@ -69,7 +70,7 @@ impl QuantizeArgs {
             sensitivity: self.choice.sensitivity(&self.input),
             measure: &measure,
             second_round: self.choice.second_round(),
-            rounding: rounding.record().cloned().unwrap_or_default(),
+            rounding: rounding.record.clone().unwrap_or_default(),
             feedback,
         };
         let Made { plan, notes } = make_plan(&request, gguf, common)?;

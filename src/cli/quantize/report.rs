@@ -227,7 +227,7 @@ impl TensorRounding {
 
 impl RoundingReport {
     fn new(plan: &Plan<'_>, outcomes: &[Outcome]) -> Option<RoundingReport> {
-        let record = plan.rounding.record().filter(|record| record.method != Method::Ggml)?.clone();
+        let record = plan.rounding.record.as_ref().filter(|record| record.method != Method::Ggml)?.clone();
         let mut methods = BTreeMap::new();
         outcomes.iter().for_each(|outcome| *methods.entry(outcome.method).or_insert(0) += 1);
         let judged = record.method == Method::Feedback;
