@@ -1,5 +1,6 @@
 """Files rounded with feedback: llama.cpp loads them and computes what lwq computes."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 from llama_reference import Reference, kl_divergence
+from tiny_models import MODELS
 
 LWQ = os.environ.get("LWQ_BIN", "target/release/lwq")
 DATA = Path(__file__).parent.parent / "data"
@@ -47,3 +49,26 @@ def test_logits_of_a_file_rounded_with_feedback_agree_with_llama_cpp(target, tmp
     between = kl_divergence(want, lwq_logits(path, sequences, tmp_path)).mean()
     damage = kl_divergence(base, want).mean()
     assert between < 0.15 * damage, f"{between:.3g} between both, {damage:.3g} from the original"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_architecture_is_rounded_with_feedback(name, tmp_path):
+    source = MODELS[name]().write(tmp_path / "model.gguf")
+    gate = tmp_path / "gate.txt"
+    gate.write_text((DATA / "golden/eval-sample.txt").read_text()[:6000])
+    out = tmp_path / "out.gguf"
+    options = ["--rounding", "feedback", "--calibration-tokens", 1024, "--gate-file", gate, "--json", "--quiet"]
+    report = json.loads(lwq("quantize", source, out, "--target", "Q4_0", *options))
+    ratios = {}
+    for tensor in report["tensors"]:
+        rounding = tensor.get("rounding", {})
+        if rounding.get("method") == "feedback":
+            ratios[tensor["name"]] = rounding["held_out_ratio"]
+        else:
+            assert rounding.get("kept") != "factorization", tensor
+    blocks = [t for t in report["tensors"] if t["name"].startswith("blk.") and "rounding" in t]
+    assert len([t for t in blocks if t["name"] in ratios]) >= 0.9 * len(blocks)
+    assert np.mean(list(ratios.values())) < 0.9
+    reference = Reference(out)
+    assert np.isfinite(reference.logits([np.arange(1, 65)], 64, as_run=True)).all()
+    reference.close()
