@@ -62,6 +62,61 @@ pub fn write_all_at(file: &File, data: &[u8], offset: u64) -> io::Result<()> {
     }
 }
 
+/// Fills `out` with the bytes at `offset` without moving a shared file position.
+///
+/// # Errors
+/// Those of the file system; [`io::ErrorKind::UnexpectedEof`] when the file ends before.
+pub fn read_exact_at(file: &File, out: &mut [u8], offset: u64) -> io::Result<()> {
+    #[cfg(unix)]
+    return std::os::unix::fs::FileExt::read_exact_at(file, out, offset);
+    #[cfg(windows)]
+    {
+        use std::os::windows::fs::FileExt;
+        let mut done = 0;
+        while done < out.len() {
+            match file.seek_read(&mut out[done..], offset + done as u64)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                n => done += n,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Asks the system to start bringing what was written to the disk, without waiting for it. No effect where the system
+/// cannot be asked.
+pub fn start_writeback(file: &File) {
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::fd::AsRawFd;
+        // SAFETY: the descriptor is open; a length of zero means up to the end. The outcome does not matter: errors of
+        // the disk are reported by the sync at the end.
+        unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = file;
+}
+
+/// True if the page of a file mapping that holds `byte` is in memory, as far as the system tells.
+pub(crate) fn is_resident(byte: &u8) -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        // SAFETY: sysconf(3) has no requirements.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        let Some(page) = usize::try_from(page).ok().filter(|page| page.is_power_of_two()) else { return false };
+        let address = std::ptr::from_ref(byte).addr() & !(page - 1);
+        let mut resident = 0u8;
+        // SAFETY: mincore(2) reads no memory at the address, which lies in a page of this process, and writes one byte.
+        let status = unsafe { libc::mincore(std::ptr::without_provenance_mut(address), 1, &mut resident) };
+        status == 0 && resident & 1 == 1
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = byte;
+        false
+    }
+}
+
 /// Peak resident memory of this process in bytes, file mappings included; `None` where the system does not tell.
 pub fn peak_memory() -> Option<u64> {
     #[cfg(target_os = "linux")]

@@ -27,7 +27,7 @@ use plan::Plan;
 pub(super) use plan::open_source;
 use planned::Planned;
 pub(super) use planned::standard_file_bytes;
-use report::Report;
+use report::{Report, Times};
 use rounding_plan::RoundingPlan;
 
 /// Quantize a GGUF: one type per tensor, chosen by the rules of a target, by a plan, or for a size
@@ -166,15 +166,18 @@ impl QuantizeArgs {
         let work = plan.work(&done);
         let left = work.iter().filter_map(|work| work.source.bytes).sum();
         let progress = Progress::new(common, "quantizing", left, Unit::Bytes);
-        pipeline::run(&gguf, &work, &files, common.thread_count(), &mut |index, bytes| {
+        let stages = pipeline::run(&gguf, &work, &files, common.thread_count(), &mut |index, bytes| {
             progress.advance(bytes, &work[index].source.name);
         })?;
         progress.finish();
         if let Some(rounded) = &rounded {
             rounded.write(&plan, &files)?;
         }
+        let written = Instant::now();
         commit(files).context("the tensors are done, but the file is not complete")?;
-        let report = Report::new(&plan, rounded.as_ref().map_or(&[], Rounded::outcomes), Some(started.elapsed()));
+        let times = Times { threads: common.thread_count(), stages, syncing: written.elapsed().as_secs_f64() };
+        let outcomes = rounded.as_ref().map_or(&[][..], Rounded::outcomes);
+        let report = Report::new(&plan, outcomes, Some((started.elapsed(), times)));
         if let Some(rounded) = rounded {
             rounded.finish()?;
         }

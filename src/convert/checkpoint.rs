@@ -152,7 +152,7 @@ impl Checkpoint {
         let SourceTensor { shard, offset, bytes, .. } = &self.tensors[tensor];
         debug_assert!(at + buffer.len() as u64 <= *bytes);
         let shard = &self.shards[*shard];
-        read_exact_at(&shard.file, buffer, offset + at)
+        crate::os::read_exact_at(&shard.file, buffer, offset + at)
             .map_err(|source| ConvertError::Read { file: shard.path.clone(), source })
     }
 
@@ -335,21 +335,4 @@ fn damaged_entry(json: &[u8]) -> Option<String> {
         expected = end;
     }
     None
-}
-
-fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
-    #[cfg(unix)]
-    return std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset);
-    #[cfg(windows)]
-    {
-        use std::os::windows::fs::FileExt;
-        let mut done = 0;
-        while done < buffer.len() {
-            match file.seek_read(&mut buffer[done..], offset + done as u64)? {
-                0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-                n => done += n,
-            }
-        }
-        Ok(())
-    }
 }

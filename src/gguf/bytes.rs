@@ -1,6 +1,8 @@
 //! Bytes that live in a mapped file or in memory, shared without copying.
 
 use std::fmt;
+use std::fs::File;
+use std::io;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
@@ -8,8 +10,8 @@ use memmap2::Mmap;
 
 /// Where the bytes of one GGUF file are.
 pub(crate) enum Source {
-    /// A read-only map of the whole file.
-    Map(Mmap),
+    /// A read-only map of the whole file, and the file.
+    Map(Mmap, File),
     /// The whole file, or a value built by a program.
     Memory(Vec<u8>),
 }
@@ -17,7 +19,7 @@ pub(crate) enum Source {
 impl Source {
     pub(crate) fn as_slice(&self) -> &[u8] {
         match self {
-            Source::Map(map) => map,
+            Source::Map(map, _) => map,
             Source::Memory(bytes) => bytes,
         }
     }
@@ -27,7 +29,7 @@ impl Source {
     /// at every seam. No effect on bytes in memory or where unsupported.
     pub(crate) fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
-        if let Source::Map(map) = self
+        if let Source::Map(map, _) = self
             && range.start < range.end
             && range.end <= map.len()
         {
@@ -42,18 +44,31 @@ impl Source {
         let _ = range;
     }
 
-    /// Asks the system to start reading a range of the file in the background.
+    /// Asks the system to start reading a range of the file in the background, unless it is in memory already.
     pub(crate) fn prefetch(&self, range: Range<usize>) {
         #[cfg(unix)]
-        if let Source::Map(map) = self
+        if let Source::Map(map, _) = self
             && range.start < range.end
             && range.end <= map.len()
+            // Looking at two pages costs less than having the system look for all of them.
+            && !(crate::os::is_resident(&map[range.start]) && crate::os::is_resident(&map[range.end - 1]))
         {
             // Advice only, as above.
             drop(map.advise_range(memmap2::Advice::WillNeed, range.start, range.len()));
         }
         #[cfg(not(unix))]
         let _ = range;
+    }
+
+    /// Fills `buffer` with the bytes of a range: large runs that are looked at once cost less when
+    /// they are copied than as pages of the map, and leave nothing mapped.
+    pub(crate) fn load(&self, range: Range<usize>, buffer: &mut Vec<u8>) -> io::Result<()> {
+        buffer.resize(range.len(), 0);
+        match self {
+            Source::Map(_, file) => crate::os::read_exact_at(file, buffer, range.start as u64)?,
+            Source::Memory(bytes) => buffer.copy_from_slice(&bytes[range]),
+        }
+        Ok(())
     }
 }
 

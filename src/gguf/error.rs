@@ -20,6 +20,12 @@ pub enum GgufError {
         /// What to do.
         advice: &'static str,
     },
+    /// The file became shorter while it was open.
+    #[error("{file}: was cut short while in use; restore it and run again")]
+    CutInUse {
+        /// The file.
+        file: String,
+    },
     /// A path that names no regular file.
     #[error("{file}: is {found}, not a regular file; give the path of a GGUF file")]
     NotAFile {

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -224,6 +225,34 @@ impl Gguf {
         self.swapped(tensor, Some((first_row, n_rows)))
     }
 
+    /// Reads the bytes of `n_rows` rows starting at `first_row` into `buffer`, little-endian, and returns them: the way
+    /// to go through large tensors once, without page faults and without leaving pages mapped.
+    ///
+    /// # Errors
+    /// As [`Gguf::read_rows`], or if the file cannot be read.
+    pub fn load_rows<'a>(
+        &self,
+        tensor: &TensorInfo,
+        first_row: u64,
+        n_rows: u64,
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<&'a [u8], GgufError> {
+        let (shard, range) = self.place(tensor, Some((first_row, n_rows)))?;
+        shard.source.load(range, buffer).map_err(|source| match source.kind() {
+            io::ErrorKind::UnexpectedEof => GgufError::CutInUse { file: shard.label.clone() },
+            _ => GgufError::Io {
+                file: shard.label.clone(),
+                action: "read the tensor data",
+                source,
+                advice: "check the disk and run again",
+            },
+        })?;
+        if shard.big_endian && !byte_order::is_order_free(tensor.ty) && !byte_order::swap_bytes(tensor.ty, buffer) {
+            return Err(self.unknown_type(tensor));
+        }
+        Ok(buffer)
+    }
+
     /// Lets the system drop the mapped pages of these rows, which count as resident memory of the process until
     /// then. They are read from the file again if touched later.
     pub fn release_rows(&self, tensor: &TensorInfo, first_row: u64, n_rows: u64) {
@@ -336,7 +365,7 @@ fn open_shard(path: &Path, number: usize) -> Result<(Shard, ParsedFile), GgufErr
         // SAFETY: the map is read-only and private to this process, and all reads of it are plain byte reads. Another
         // process that changes the file can change the bytes or, by truncating it, end this process; `Gguf::open`
         // documents that the file must be left alone.
-        Source::Map(unsafe { Mmap::map(&file) }.map_err(io("map the file"))?)
+        Source::Map(unsafe { Mmap::map(&file) }.map_err(io("map the file"))?, file)
     };
     parse_shard(source, Some(path.to_owned()), label, number)
 }

@@ -1,40 +1,41 @@
 //! The run: tensors of a mapped GGUF through the codecs into the output files.
 //!
 //! All tensors, and all matrices of stacked expert tensors, are cut into pieces of whole rows that stand in one
-//! queue. Worker threads take a piece, decode it, check it, encode it; one thread writes. Reading ahead is left to
-//! the system, which is told what comes next. A piece's bytes depend on nothing but its rows, so the output is the
-//! same for any number of threads.
+//! queue. Worker threads take a piece, read it, decode it, check it, encode it and write it, in buffers that they keep.
+//! Nobody else is woken for that: on a busy machine each wake-up would cost the worker its place. A piece's bytes depend
+//! on nothing but its rows, so the output is the same for any number of threads.
 
-use std::borrow::Cow;
-use std::io;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+mod error;
+mod pieces;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
-use thiserror::Error;
+use serde::Serialize;
 
 use crate::atomic_file::AtomicFile;
-use crate::gguf::{Gguf, GgufError, TensorInfo, TensorType};
-use crate::quant::{self, QuantError};
-use crate::rounding::round_by_search;
+use crate::gguf::{Gguf, TensorInfo, TensorType};
 
-/// Weights per piece: large enough that a piece's overhead vanishes, small enough that a few pieces per thread
-/// stay in the cache hierarchy and the memory peak is a few megabytes per thread.
-const PIECE_WEIGHTS: u64 = 1 << 18;
-
-/// Finished pieces that may wait for the writer, per thread.
-const WAITING_PIECES_PER_THREAD: usize = 4;
+pub use error::PipelineError;
+use pieces::Queue;
+use worker::Worker;
 
 /// Pieces whose source is read ahead of the one that is handed out, per thread.
 const PREFETCHED_PIECES_PER_THREAD: usize = 8;
+
+/// Written bytes after which the system is asked to bring them to the disk, so that little is left for the end.
+const WRITEBACK_BYTES: u64 = 32 << 20;
 
 /// How a row becomes codes without knowing more than it and its importance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rounding {
     /// As ggml does, the same bytes.
     Ggml,
-    /// [`round_by_search`].
+    /// [`round_by_search`](crate::rounding::round_by_search).
     Search,
 }
 
@@ -55,86 +56,58 @@ pub struct TensorWork<'a> {
     pub offset: u64,
 }
 
-/// Why a run stopped.
-#[derive(Debug, Error)]
-pub enum PipelineError {
-    /// The source file could not be read.
-    #[error(transparent)]
-    Read(#[from] GgufError),
-    /// A source weight is NaN or infinite.
-    #[error(
-        "{file}: tensor {tensor}: weight {index} is {value}; such a model cannot be quantized, make the source file again"
-    )]
-    NonFinite {
-        /// The source file.
-        file: String,
-        /// The tensor's name.
-        tensor: String,
-        /// Index of the weight in the tensor, row-major.
-        index: u64,
-        /// The weight.
-        value: f32,
-    },
-    /// The codec refused.
-    #[error("{file}: tensor {tensor}: {source}")]
-    Codec {
-        /// The source file.
-        file: String,
-        /// The tensor's name.
-        tensor: String,
-        /// The codec's answer.
-        source: QuantError,
-    },
-    /// Encoding gave block scales that are not finite: the weights are too large for the type.
-    #[error(
-        "{file}: tensor {tensor}: rows from {row} on are too large for {target} ({source}); give it another type with \
-         --tensor-type"
-    )]
-    Overflow {
-        /// The source file.
-        file: String,
-        /// The tensor's name.
-        tensor: String,
-        /// First row of the piece.
-        row: u64,
-        /// The wanted type.
-        target: TensorType,
-        /// Which block is wrong.
-        source: QuantError,
-    },
-    /// The output could not be written.
-    #[error("{}: cannot write: {source}", .file.display())]
-    Write {
-        /// The output file.
-        file: PathBuf,
-        /// The system's answer.
-        source: io::Error,
-    },
-    /// A worker thread panicked; a bug of this program.
-    #[error("a worker thread failed; this is a bug, please report it")]
-    Panicked,
+/// What the worker threads did with their time, in seconds, summed over all of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Stages {
+    /// Waiting for the source's bytes and copying them.
+    pub reading: f64,
+    /// Widening them to floats and looking for NaN and infinity.
+    pub decoding: f64,
+    /// In the encoders.
+    pub encoding: f64,
+    /// Looking for scales that are not finite in what was encoded or is copied.
+    pub checking: f64,
+    /// Handing the result to the system.
+    pub writing: f64,
+    /// Waiting for the threads that still have work, at the end.
+    pub idle: f64,
 }
 
-/// Rows of one matrix of one tensor.
-#[derive(Debug, Clone, Copy)]
-struct Piece {
-    work: usize,
-    /// First row, counted over all matrices of the tensor.
-    first_row: u64,
-    rows: u64,
-    matrix: u64,
+impl Stages {
+    fn add(&mut self, other: &Stages) {
+        self.reading += other.reading;
+        self.decoding += other.decoding;
+        self.encoding += other.encoding;
+        self.checking += other.checking;
+        self.writing += other.writing;
+        self.idle += other.idle;
+    }
 }
 
-/// A piece that is ready to be written.
-struct Finished {
+/// A piece that a worker has written.
+struct Written {
     work: usize,
-    offset: u64,
     source_bytes: u64,
-    data: Vec<u8>,
+    bytes: u64,
 }
 
 /// Called after every written piece with the tensor's index in the work list and the source bytes it stood for.
 pub type OnWritten<'a> = &'a mut (dyn FnMut(usize, u64) + Send);
+
+/// What the workers share.
+struct Run<'a> {
+    gguf: &'a Gguf,
+    work: &'a [TensorWork<'a>],
+    files: &'a [AtomicFile],
+    queue: Queue,
+    /// Pieces between the one that is handed out and the one that is read ahead.
+    ahead: usize,
+    on_written: Mutex<OnWritten<'a>>,
+    /// Bytes written to each file since the system was last asked to bring them to the disk.
+    waiting: Vec<AtomicU64>,
+    /// The earliest failure in the order of the queue.
+    failure: Mutex<Option<(usize, PipelineError)>>,
+}
 
 /// Converts all tensors of `work` into `files`, with `threads` workers.
 ///
@@ -146,179 +119,68 @@ pub fn run(
     files: &[AtomicFile],
     threads: usize,
     on_written: OnWritten<'_>,
-) -> Result<(), PipelineError> {
+) -> Result<Stages, PipelineError> {
     let threads = threads.max(1);
-    let pieces = cut(work);
-    let next = AtomicUsize::new(0);
-    let stop = AtomicBool::new(false);
-    let failure: Mutex<Option<(usize, PipelineError)>> = Mutex::new(None);
-    let fail = |index: usize, error: PipelineError| {
-        stop.store(true, Ordering::SeqCst);
-        let mut slot = failure.lock().unwrap_or_else(PoisonError::into_inner);
+    let run = Run {
+        gguf,
+        work,
+        files,
+        queue: Queue::new(work),
+        ahead: threads * PREFETCHED_PIECES_PER_THREAD,
+        on_written: Mutex::new(on_written),
+        waiting: files.iter().map(|_| AtomicU64::new(0)).collect(),
+        failure: Mutex::new(None),
+    };
+    let finished: Vec<_> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| run.work_off())).collect();
+        workers.into_iter().map(|worker| worker.join()).collect()
+    });
+    if let Some((_, error)) = run.failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(error);
+    }
+    let finished = finished.into_iter().collect::<Result<Vec<_>, _>>().map_err(|_| PipelineError::Panicked)?;
+    let mut stages = Stages::default();
+    let last = finished.iter().map(|(_, end)| *end).max();
+    for (times, end) in &finished {
+        stages.add(times);
+        stages.idle += last.map_or(0.0, |last| (last - *end).as_secs_f64());
+    }
+    Ok(stages)
+}
+
+impl Run<'_> {
+    /// Takes pieces until none is left or one failed. Returns what the time went into, and when it ended.
+    fn work_off(&self) -> (Stages, Instant) {
+        let mut worker = Worker::new(self.gguf, self.files);
+        while let Some((index, piece)) = self.queue.take() {
+            if let Some(later) = self.queue.at(index + self.ahead) {
+                self.gguf.prefetch_rows(self.work[later.work].source, later.first_row, later.rows);
+            }
+            match worker.convert(&self.work[piece.work], piece) {
+                Ok(written) => self.report(&written),
+                Err(error) => self.fail(index, error),
+            }
+        }
+        worker.finish()
+    }
+
+    fn fail(&self, index: usize, error: PipelineError) {
+        self.queue.stop();
+        let mut slot = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         // Pieces are handed out in order, so the smallest failing index is the same in every run.
         if slot.as_ref().is_none_or(|(earlier, _)| index < *earlier) {
             *slot = Some((index, error));
         }
-    };
+    }
 
-    let (sender, receiver) = sync_channel(threads * WAITING_PIECES_PER_THREAD);
-    let panicked = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads)
-            .map(|_| {
-                let sender: SyncSender<Finished> = sender.clone();
-                let (pieces, next, stop, fail) = (&pieces, &next, &stop, &fail);
-                scope.spawn(move || {
-                    let mut floats = Vec::new();
-                    while !stop.load(Ordering::Relaxed) {
-                        let index = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(piece) = pieces.get(index) else { break };
-                        if let Some(later) = pieces.get(index + threads * PREFETCHED_PIECES_PER_THREAD) {
-                            gguf.prefetch_rows(work[later.work].source, later.first_row, later.rows);
-                        }
-                        match convert(gguf, &work[piece.work], piece, &mut floats) {
-                            Ok(finished) => {
-                                if sender.send(finished).is_err() {
-                                    break;
-                                }
-                            }
-                            Err(error) => fail(index, error),
-                        }
-                    }
-                })
-            })
-            .collect();
-        drop(sender);
-        if let Err(error) = write_all(receiver, work, files, on_written) {
-            fail(usize::MAX, error);
+    /// Reports a written piece, and lets the disk write while the threads compute.
+    fn report(&self, written: &Written) {
+        let file = self.work[written.work].file;
+        let waiting = self.waiting[file].fetch_add(written.bytes, Ordering::Relaxed) + written.bytes;
+        if waiting >= WRITEBACK_BYTES {
+            self.waiting[file].store(0, Ordering::Relaxed);
+            crate::os::start_writeback(self.files[file].file());
         }
-        workers.into_iter().map(|worker| worker.join()).filter(Result::is_err).count() > 0
-    });
-    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        Some((_, error)) => Err(error),
-        None if panicked => Err(PipelineError::Panicked),
-        None => Ok(()),
+        self.on_written.lock().unwrap_or_else(PoisonError::into_inner)(written.work, written.source_bytes);
     }
-}
-
-fn cut(work: &[TensorWork<'_>]) -> Vec<Piece> {
-    let mut pieces = Vec::new();
-    for (index, item) in work.iter().enumerate() {
-        let row_len = item.source.row_len();
-        let rows_per_matrix = item.source.rows_per_matrix();
-        if row_len == 0 || rows_per_matrix == 0 {
-            continue;
-        }
-        let rows_per_piece = (PIECE_WEIGHTS / row_len).max(1);
-        for matrix in 0..item.source.matrices() {
-            let mut row = 0;
-            while row < rows_per_matrix {
-                let rows = rows_per_piece.min(rows_per_matrix - row);
-                pieces.push(Piece { work: index, first_row: matrix * rows_per_matrix + row, rows, matrix });
-                row += rows;
-            }
-        }
-    }
-    pieces
-}
-
-fn convert(
-    gguf: &Gguf,
-    work: &TensorWork<'_>,
-    piece: &Piece,
-    floats: &mut Vec<f32>,
-) -> Result<Finished, PipelineError> {
-    let tensor = work.source;
-    let source = gguf.read_rows(tensor, piece.first_row, piece.rows)?;
-    let source_bytes = source.len() as u64;
-    let data = if work.target == tensor.ty {
-        check_copied(gguf, tensor, piece, &source)?;
-        source.to_vec()
-    } else {
-        encode(gguf, work, piece, &source, floats)?
-    };
-    if matches!(source, Cow::Borrowed(_)) {
-        gguf.release_rows(tensor, piece.first_row, piece.rows);
-    }
-    // Rows of one tensor have one size, so the piece's place follows from its own length.
-    let offset = work.offset + piece.first_row * (data.len() as u64 / piece.rows);
-    Ok(Finished { work: piece.work, offset, source_bytes, data })
-}
-
-/// A copied tensor is checked as far as its type allows: scales of block types, values of floats.
-fn check_copied(gguf: &Gguf, tensor: &TensorInfo, piece: &Piece, source: &[u8]) -> Result<(), PipelineError> {
-    if quant::codec(tensor.ty).is_none() {
-        return Ok(());
-    }
-    quant::validate(tensor.ty, source).map_err(|mut source| {
-        if let (QuantError::NonFinite { block, .. }, Some(info)) = (&mut source, tensor.ty.info()) {
-            *block += (piece.first_row * (tensor.row_len() / info.block_len as u64)) as usize;
-        }
-        PipelineError::Codec { file: label(gguf, tensor), tensor: shown(tensor), source }
-    })
-}
-
-fn label(gguf: &Gguf, tensor: &TensorInfo) -> String {
-    gguf.shards().get(tensor.shard).map_or_else(|| gguf.label(), |shard| shard.label()).to_owned()
-}
-
-fn shown(tensor: &TensorInfo) -> String {
-    tensor.shown_name()
-}
-
-fn encode(
-    gguf: &Gguf,
-    work: &TensorWork<'_>,
-    piece: &Piece,
-    source: &[u8],
-    floats: &mut Vec<f32>,
-) -> Result<Vec<u8>, PipelineError> {
-    let tensor = work.source;
-    let file = || label(gguf, tensor);
-    let codec_error = |source| PipelineError::Codec { file: file(), tensor: shown(tensor), source };
-    let row_len = tensor.row_len() as usize;
-    floats.resize(piece.rows as usize * row_len, 0.0);
-    quant::dequantize(tensor.ty, source, floats).map_err(codec_error)?;
-    if let Some(index) = quant::first_non_finite(floats) {
-        return Err(PipelineError::NonFinite {
-            file: file(),
-            tensor: shown(tensor),
-            index: piece.first_row * tensor.row_len() + index as u64,
-            value: floats[index],
-        });
-    }
-    let importance = work.importance.map(|all| {
-        let first = piece.matrix as usize * row_len;
-        &all[first..first + row_len]
-    });
-    let row_bytes = work.target.info().and_then(|info| info.row_bytes(row_len as u64));
-    let row_bytes = row_bytes.ok_or(QuantError::NoCodec { ty: work.target }).map_err(codec_error)?;
-    let mut data = vec![0; row_bytes as usize * piece.rows as usize];
-    let round = match work.rounding {
-        Rounding::Ggml => quant::quantize_rows,
-        Rounding::Search => round_by_search,
-    };
-    round(work.target, floats, row_len, importance, &mut data).map_err(codec_error)?;
-    quant::validate(work.target, &data).map_err(|source| PipelineError::Overflow {
-        file: file(),
-        tensor: shown(tensor),
-        row: piece.first_row,
-        target: work.target,
-        source,
-    })?;
-    Ok(data)
-}
-
-fn write_all(
-    receiver: Receiver<Finished>,
-    work: &[TensorWork<'_>],
-    files: &[AtomicFile],
-    on_written: OnWritten<'_>,
-) -> Result<(), PipelineError> {
-    for finished in receiver {
-        let file = &files[work[finished.work].file];
-        crate::os::write_all_at(file.file(), &finished.data, finished.offset)
-            .map_err(|source| PipelineError::Write { file: file.target().to_path_buf(), source })?;
-        on_written(finished.work, finished.source_bytes);
-    }
-    Ok(())
 }

@@ -11,6 +11,7 @@ use crate::cli::inspect::{TypeRow, rows_by_type, type_table};
 use crate::cli::{Common, binary_size, count, decimal_size, printable};
 use crate::feedback::supports_search;
 use crate::os;
+use crate::pipeline::Stages;
 use crate::rounding::{Kept, Method, Outcome, RoleRow, RoundingRecord, by_role, reasons};
 
 /// The closing facts, as printed with `--json`.
@@ -43,6 +44,20 @@ pub(super) struct Report {
     seconds: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     peak_memory_bytes: Option<u64>,
+    /// What the seconds went into.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    times: Option<Times>,
+}
+
+/// What the time of a run went into, in seconds.
+#[derive(Clone, Copy, Serialize)]
+pub(super) struct Times {
+    /// Worker threads; the stages are sums over them.
+    pub threads: usize,
+    #[serde(flatten)]
+    pub stages: Stages,
+    /// Waiting for the disk after the last piece.
+    pub syncing: f64,
 }
 
 #[derive(Serialize)]
@@ -92,9 +107,10 @@ struct RoundingReport {
 }
 
 impl Report {
-    /// Sums a plan up; `elapsed` is `None` for a dry run.
+    /// Sums a plan up; `run` is `None` for a dry run.
     /// `outcomes` are those of the tensors that were rounded with the model's inputs.
-    pub fn new(plan: &Plan<'_>, outcomes: &[Outcome], elapsed: Option<Duration>) -> Report {
+    pub fn new(plan: &Plan<'_>, outcomes: &[Outcome], run: Option<(Duration, Times)>) -> Report {
+        let (elapsed, times) = run.unzip();
         let tensors = &plan.tensors;
         let outcomes = all_outcomes(plan, outcomes, elapsed.is_some());
         let of_tensor: HashMap<&str, &Outcome> = outcomes.iter().map(|o| (o.tensor.as_str(), o)).collect();
@@ -131,6 +147,7 @@ impl Report {
             problems: plan.problems.clone(),
             seconds: elapsed.map(|elapsed| elapsed.as_secs_f64()),
             peak_memory_bytes: elapsed.and_then(|_| os::peak_memory()),
+            times,
         }
     }
 

@@ -1,0 +1,69 @@
+//! Why a run stopped.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::gguf::{GgufError, TensorType};
+use crate::quant::QuantError;
+
+/// Why a run stopped.
+#[derive(Debug, Error)]
+pub enum PipelineError {
+    /// The source file could not be read.
+    #[error(transparent)]
+    Read(#[from] GgufError),
+    /// A source weight is NaN or infinite.
+    #[error(
+        "{file}: tensor {tensor}: weight {index} is {value}; such a model cannot be quantized, make the source file again"
+    )]
+    NonFinite {
+        /// The source file.
+        file: String,
+        /// The tensor's name.
+        tensor: String,
+        /// Index of the weight in the tensor, row-major.
+        index: u64,
+        /// The weight.
+        value: f32,
+    },
+    /// The codec refused.
+    #[error("{file}: tensor {tensor}: {source}")]
+    Codec {
+        /// The source file.
+        file: String,
+        /// The tensor's name.
+        tensor: String,
+        /// The codec's answer.
+        source: QuantError,
+    },
+    /// Encoding gave block scales that are not finite: the weights are too large for the type.
+    #[error(
+        "{file}: tensor {tensor}: rows from {row} on are too large for {target} ({source}); give it another type with \
+         --tensor-type"
+    )]
+    Overflow {
+        /// The source file.
+        file: String,
+        /// The tensor's name.
+        tensor: String,
+        /// First row of the piece.
+        row: u64,
+        /// The wanted type.
+        target: TensorType,
+        /// Which block is wrong.
+        source: QuantError,
+    },
+    /// The output could not be written.
+    #[error("{}: cannot write: {source}", .file.display())]
+    Write {
+        /// The output file.
+        file: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A worker thread panicked; a bug of this program.
+    #[error("a worker thread failed; this is a bug, please report it")]
+    Panicked,
+}

@@ -1,0 +1,179 @@
+//! How tensors are cut into pieces of work.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::TensorWork;
+
+/// Weights per piece: large enough that a piece's overhead vanishes, small enough that the threads finish together.
+pub(super) const PIECE_WEIGHTS: u64 = 1 << 18;
+
+/// Weights that are decoded and encoded at a time: their floats stay in a core's own cache.
+pub(super) const CHUNK_WEIGHTS: u64 = 1 << 16;
+
+/// The encoders put sixteen blocks of up to 256 weights side by side; other counts leave lanes empty.
+const BATCH_WEIGHTS: u64 = 16 * 256;
+
+/// Rows of one matrix of one tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Piece {
+    /// Index of the tensor in the work list.
+    pub work: usize,
+    /// First row, counted over all matrices of the tensor.
+    pub first_row: u64,
+    pub rows: u64,
+    pub matrix: u64,
+}
+
+/// The largest number of rows with at most `weights` weights, at least one; a multiple of what fills the lanes of the
+/// encoders, if that is not more.
+pub(super) fn rows_within(weights: u64, row_len: u64) -> u64 {
+    let rows = (weights / row_len).max(1);
+    let batch = BATCH_WEIGHTS / gcd(BATCH_WEIGHTS, row_len);
+    if rows >= batch { rows / batch * batch } else { rows }
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// The pieces of all tensors, handed out in order.
+#[derive(Debug)]
+pub(super) struct Queue {
+    pieces: Vec<Piece>,
+    next: AtomicUsize,
+    stopped: AtomicBool,
+}
+
+impl Queue {
+    pub fn new(work: &[TensorWork<'_>]) -> Self {
+        Self { pieces: cut(work), next: AtomicUsize::new(0), stopped: AtomicBool::new(false) }
+    }
+
+    /// The next piece and its place in the order; `None` if there is none or the queue was stopped.
+    pub fn take(&self) -> Option<(usize, &Piece)> {
+        if self.stopped.load(Ordering::Relaxed) {
+            return None;
+        }
+        let index = self.next.fetch_add(1, Ordering::Relaxed);
+        self.pieces.get(index).map(|piece| (index, piece))
+    }
+
+    /// The piece at this place.
+    pub fn at(&self, index: usize) -> Option<&Piece> {
+        self.pieces.get(index)
+    }
+
+    /// Hands out no further piece.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+    }
+}
+
+/// The pieces of all tensors, in the order of the work list.
+fn cut(work: &[TensorWork<'_>]) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    for (index, item) in work.iter().enumerate() {
+        let row_len = item.source.row_len();
+        let rows_per_matrix = item.source.rows_per_matrix();
+        if row_len == 0 || rows_per_matrix == 0 {
+            continue;
+        }
+        let rows_per_piece = rows_within(PIECE_WEIGHTS, row_len);
+        for matrix in 0..item.source.matrices() {
+            let mut row = 0;
+            while row < rows_per_matrix {
+                let rows = rows_per_piece.min(rows_per_matrix - row);
+                pieces.push(Piece { work: index, first_row: matrix * rows_per_matrix + row, rows, matrix });
+                row += rows;
+            }
+        }
+    }
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Barrier, Mutex};
+
+    use super::super::Rounding;
+    use super::*;
+    use crate::gguf::{TensorInfo, TensorType};
+
+    fn tensor(shape: &[u64]) -> TensorInfo {
+        let bytes = Some(2 * shape.iter().product::<u64>());
+        TensorInfo { name: "t".to_owned(), shape: shape.to_vec(), ty: TensorType::F16, offset: 0, bytes, shard: 0 }
+    }
+
+    fn work(source: &TensorInfo) -> TensorWork<'_> {
+        TensorWork { source, target: TensorType::Q4_K, rounding: Rounding::Ggml, importance: None, file: 0, offset: 0 }
+    }
+
+    #[test]
+    fn rows_fill_the_lanes_where_they_can() {
+        for (weights, row_len, rows) in [
+            (1 << 18, 4096, 64),
+            (1 << 18, 1536, 168),
+            (1 << 18, 8960, 16),
+            (1 << 16, 8960, 7),
+            (1 << 18, 1 << 20, 1),
+            (1 << 18, 1, 1 << 18),
+            (1 << 18, 33, 4096),
+        ] {
+            assert_eq!(rows_within(weights, row_len), rows, "{row_len}");
+        }
+    }
+
+    #[test]
+    fn every_row_is_in_one_piece_and_no_piece_in_two_matrices() {
+        for shape in [&[2048, 512, 512][..], &[512, 2048, 3], &[8960, 1536], &[64], &[1 << 19, 3, 2], &[40, 7, 5, 3]] {
+            let source = tensor(shape);
+            let mut row = 0;
+            for piece in cut(&[work(&source)]) {
+                assert_eq!(piece.first_row, row, "{shape:?}");
+                assert!(piece.rows > 0 && (piece.rows == 1 || piece.rows * shape[0] <= PIECE_WEIGHTS), "{shape:?}");
+                row += piece.rows;
+                let matrix = |row| row / source.rows_per_matrix();
+                assert_eq!((matrix(piece.first_row), matrix(row - 1)), (piece.matrix, piece.matrix), "{shape:?}");
+            }
+            assert_eq!(row, source.rows(), "{shape:?}");
+        }
+    }
+
+    /// All threads hold a piece at the same moment, again and again until the queue is empty: nobody would pass the
+    /// barrier otherwise. True of the experts of one tensor and of tensors that are a piece each.
+    #[test]
+    fn all_threads_always_find_work() {
+        const THREADS: usize = 8;
+        let experts = tensor(&[2048, 512, 512]);
+        let small: Vec<TensorInfo> = (0..512).map(|_| tensor(&[512, 64])).collect();
+        for (work, pieces) in
+            [(vec![work(&experts)], 512 * 2048 * 512 / PIECE_WEIGHTS), (small.iter().map(work).collect(), 512)]
+        {
+            let queue = Queue::new(&work);
+            let (barrier, taken) = (Barrier::new(THREADS), Mutex::new(Vec::new()));
+            std::thread::scope(|scope| {
+                for _ in 0..THREADS {
+                    scope.spawn(|| {
+                        while let Some((index, _)) = queue.take() {
+                            barrier.wait();
+                            taken.lock().unwrap().push(index);
+                            barrier.wait();
+                        }
+                    });
+                }
+            });
+            let mut taken = taken.into_inner().unwrap();
+            taken.sort_unstable();
+            assert_eq!(taken, (0..pieces as usize).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_stopped_queue_hands_out_nothing() {
+        let source = tensor(&[4096, 1024]);
+        let queue = Queue::new(&[work(&source)]);
+        assert!(queue.take().is_some());
+        queue.stop();
+        assert!(queue.take().is_none());
+    }
+}
