@@ -3,7 +3,7 @@
 //!     LWQ_GGML_LIB=/path/to/libggml-base.so cargo bench --bench quantize [-- TYPE...]
 //!
 //! Both programs take turns on the same rows and the best time of each counts. Both split the rows over the same
-//! threads. Without LWQ_GGML_LIB only this program's speed is printed. `Mw/s` are million weights per second,
+//! threads, one call for each share. Without LWQ_GGML_LIB only this program's speed is printed. `Mw/s` are million weights per second,
 //! `GB/s` the bytes of f32 read (quantize) or written (decode). `ratio` is ggml's time divided by ours: above 1 we
 //! are faster.
 
@@ -145,6 +145,7 @@ impl Bench<'_> {
         let importance = weighted.then_some(self.importance);
         let mut ours = vec![0u8; self.rows() * self.row_bytes()];
         let mut theirs = ours.clone();
+        let share = self.rows() / rayon::current_num_threads();
         let id = self.info.ty.0 as c_int;
         let symbol = self.ggml.map(|ggml| {
             ggml.prepare(self.info.ty);
@@ -152,21 +153,23 @@ impl Bench<'_> {
         });
         let their_run = symbol.map(|symbol| {
             let weights = self.weights;
-            let row_bytes = self.row_bytes();
+            let (rows, row_bytes) = (share, self.row_bytes());
             let theirs = &mut theirs;
             move || {
-                let rows = weights.par_chunks(ROW_LEN).zip(theirs.par_chunks_mut(row_bytes));
-                rows.for_each(|(row, out)| {
+                let shares = weights.par_chunks(rows * ROW_LEN).zip(theirs.par_chunks_mut(rows * row_bytes));
+                shares.for_each(|(share, out)| {
                     let weights = importance.map_or(std::ptr::null(), <[f32]>::as_ptr);
-                    // SAFETY: one row of ROW_LEN weights, as many importance weights, and its encoded bytes.
-                    unsafe { symbol(id, row.as_ptr(), out.as_mut_ptr().cast(), 0, 1, ROW_LEN as i64, weights) };
+                    let (src, dst) = (share.as_ptr(), out.as_mut_ptr().cast());
+                    // SAFETY: `rows` rows of ROW_LEN weights, as many importance weights, and the rows' encoded bytes.
+                    unsafe { symbol(id, src, dst, 0, rows as i64, ROW_LEN as i64, weights) };
                 });
             }
         });
         let result = race(
             || {
-                let rows = self.weights.par_chunks(ROW_LEN).zip(ours.par_chunks_mut(self.row_bytes()));
-                rows.for_each(|(row, out)| self.encode(row, importance, out));
+                let out = ours.par_chunks_mut(share * self.row_bytes());
+                let shares = self.weights.par_chunks(share * ROW_LEN).zip(out);
+                shares.for_each(|(weights, out)| self.encode(weights, importance, out));
             },
             their_run,
         );

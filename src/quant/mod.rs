@@ -12,6 +12,7 @@ pub mod float16;
 pub mod grid;
 pub mod kernels;
 mod lanes;
+pub mod levels;
 pub mod round;
 pub mod search;
 #[cfg(test)]

@@ -133,14 +133,8 @@ impl Rounding {
     const TO_ZERO: Self = Self { inverse: 0.0, min: 0.0 };
 
     #[inline(always)]
-    fn level(&self, x: f32, max_level: f32) -> i32 {
+    pub(super) fn level(&self, x: f32, max_level: f32) -> i32 {
         nearest_int(self.inverse * (x - self.min)).clamp(0, max_level as i32)
-    }
-
-    /// Levels `0..=max_level` of a group.
-    #[inline(always)]
-    pub fn levels<const N: usize>(&self, x: &[f32; N], max_level: f32) -> [u8; N] {
-        x.map(|v| self.level(v, max_level) as u8)
     }
 }
 
@@ -237,21 +231,6 @@ pub struct SymmetricFit {
 
 impl SymmetricFit {
     const NOTHING: Self = Self { scale: 0.0, inverse: f32::NAN };
-
-    /// Level of each weight, `0..2 * half`. All 0 in a negligible group.
-    #[inline(always)]
-    pub fn levels<const N: usize>(&self, x: &[f32; N], half: i32) -> [u8; N] {
-        symmetric_levels(x, self.inverse, half)
-    }
-}
-
-/// Levels `0..2 * half` of weights that are rounded after multiplying them with `inverse`; NaN gives level 0.
-#[inline(always)]
-pub fn symmetric_levels<const N: usize>(x: &[f32; N], inverse: f32, half: i32) -> [u8; N] {
-    if inverse.is_nan() {
-        return [0; N];
-    }
-    x.map(|v| (half + nearest_int(inverse * v).clamp(-half, half - 1)) as u8)
 }
 
 /// The weight of largest magnitude, the first of equals, or +0.0 if all are zero (or NaN).

@@ -7,7 +7,7 @@
 //!
 //! Every sum runs over the weights of its group in order, from zero, in single precision: the bytes depend on it.
 
-use super::{Chooser, CostTable, Lattice, repeat, spread, squared_errors};
+use super::{Chooser, CostTable, InOrder, Lattice, repeat, spread, squared_errors};
 use crate::quant::round::nearest_int;
 
 /// How a type stores the signs of eight weights.
@@ -95,56 +95,143 @@ pub struct Fit {
     pub points: [u16; 8],
 }
 
-/// Fits `group`. `reach` is the magnitude that the top level should meet, `start` the scale if no trial is better
+/// Most trials of any type, rounded up to whole vectors.
+pub const MOST_TRIALS: usize = 32;
+
+/// The lattice values of 16 weights for each trial, for as many times 16 weights as a group has.
+pub type TrialValues<const CHUNKS: usize> = [[[f32; 16]; MOST_TRIALS]; CHUNKS];
+
+/// Steps of [`fit`] that are the same for all trials.
+pub trait FitSteps: Chooser {
+    /// The tuple of nearest levels ([`Lattice::nearest_to_tuple`]) of each run of `D` weights, for each of the first
+    /// `count` trials of inverse scales. What the others get does not matter.
+    fn tuples<const N: usize, const D: usize, const RUNS: usize>(
+        self,
+        magnitudes: &[f32; N],
+        inverses: &[f32; MOST_TRIALS],
+        count: usize,
+        top: i32,
+        tuples: &mut [[u16; MOST_TRIALS]; RUNS],
+    );
+
+    /// `sum weighted q` and `sum weights q^2` of each of the first `count` trials; other entries hold anything.
+    fn sums<const N: usize, const CHUNKS: usize>(
+        self,
+        weights: &[f32; N],
+        weighted: &[f32; N],
+        values: &TrialValues<CHUNKS>,
+        count: usize,
+    ) -> [[f32; MOST_TRIALS]; 2];
+}
+
+impl FitSteps for InOrder {
+    #[inline(always)]
+    fn tuples<const N: usize, const D: usize, const RUNS: usize>(
+        self,
+        magnitudes: &[f32; N],
+        inverses: &[f32; MOST_TRIALS],
+        count: usize,
+        top: i32,
+        tuples: &mut [[u16; MOST_TRIALS]; RUNS],
+    ) {
+        for (n, inverse) in inverses[..count].iter().enumerate() {
+            let levels = nearest_levels(magnitudes, *inverse, top);
+            for (tuples, levels) in tuples.iter_mut().zip(levels.as_chunks::<D>().0) {
+                tuples[n] = Lattice::tuple(levels) as u16;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn sums<const N: usize, const CHUNKS: usize>(
+        self,
+        weights: &[f32; N],
+        weighted: &[f32; N],
+        values: &TrialValues<CHUNKS>,
+        count: usize,
+    ) -> [[f32; MOST_TRIALS]; 2] {
+        let [mut sum_qx, mut sum_q2] = [[0f32; MOST_TRIALS]; 2];
+        for n in 0..count {
+            for i in 0..N {
+                let q = values[i / 16][n][i % 16];
+                sum_qx[n] += weighted[i] * q;
+                sum_q2[n] += weights[i] * q * q;
+            }
+        }
+        [sum_qx, sum_q2]
+    }
+}
+
+/// What a level stands for.
+#[inline(always)]
+fn odd(level: u8) -> f32 {
+    (2 * i32::from(level) + 1) as f32
+}
+
+/// Fits `group`, `RUNS` runs of `D` weights. `reach` is the magnitude that the top level should meet, `start` the scale if no trial is better
 /// than none at all. A negative scale turns all signs around, including those in `group.signs`.
 #[inline(always)]
-pub fn fit<const N: usize, const D: usize>(
-    chooser: impl Chooser,
+pub fn fit<const N: usize, const D: usize, const RUNS: usize, const CHUNKS: usize>(
+    steps: impl FitSteps,
     lattice: &Lattice<D>,
     group: &mut Group<N>,
     reach: f32,
     start: f32,
     trials: &Trials,
 ) -> Fit {
-    let runs = N / D;
+    const { assert!(N == RUNS * D && N == CHUNKS * 16 && RUNS <= 8) };
     // The tables of the costs differ by the scale only.
-    let (mut targets, mut weights) = ([[0f32; 32]; 8], [[0f32; 32]; 8]);
-    for k in 0..runs {
+    let (mut targets, mut weights) = ([[0f32; 32]; RUNS], [[0f32; 32]; RUNS]);
+    for k in 0..RUNS {
         targets[k] = spread::<D>(&group.magnitudes.as_chunks().0[k]);
         weights[k] = spread::<D>(&group.roots.as_chunks().0[k]);
     }
+    let count = (2 * trials.tries + 1) as usize;
+    let mut inverses = [0f32; MOST_TRIALS];
+    for (n, inverse) in (-trials.tries..=trials.tries).zip(&mut inverses) {
+        *inverse = ((2 * trials.levels - 1) as f32 + n as f32 * trials.step) / reach;
+    }
+    let mut tuples = [[0u16; MOST_TRIALS]; RUNS];
+    steps.tuples::<N, D, RUNS>(&group.magnitudes, &inverses, count, trials.levels - 1, &mut tuples);
+    let mut found = [[0u16; RUNS]; MOST_TRIALS];
+    let mut found_off = [0u8; MOST_TRIALS];
+    let mut values = [[[0f32; 16]; MOST_TRIALS]; CHUNKS];
+    for n in 0..count {
+        let scale = 1.0 / inverses[n];
+        for k in 0..RUNS {
+            let (point, on) = place(steps, lattice, tuples[k][n].into(), scale, &targets[k], &weights[k]);
+            found[n][k] = point;
+            found_off[n] |= u8::from(!on) << k;
+            for (value, &level) in values[k * D / 16][n][k * D % 16..][..D].iter_mut().zip(lattice.levels(point)) {
+                *value = odd(level);
+            }
+        }
+    }
+    let sums_of_trials = steps.sums(&group.weights, &group.weighted, &values, count);
     let mut scale = start;
     let mut best = 0f32;
     let mut points = [0u16; 8];
-    let mut off = [trials.refine == Refine::AllIfAny; 8];
-    for n in -trials.tries..=trials.tries {
-        let inverse = ((2 * trials.levels - 1) as f32 + n as f32 * trials.step) / reach;
-        let levels = nearest_levels(&group.magnitudes, inverse, trials.levels - 1);
-        let mut found = [0u16; 8];
-        let mut found_off = [false; 8];
-        for k in 0..runs {
-            let (point, on) =
-                place(chooser, lattice, &levels.as_chunks().0[k], 1.0 / inverse, &targets[k], &weights[k]);
-            found[k] = point;
-            found_off[k] = !on;
-        }
-        let (sum_qx, sum_q2) = sums(lattice, group, &found);
+    let mut off = if trials.refine == Refine::AllIfAny { 0xff } else { 0 };
+    for n in 0..count {
+        let (sum_qx, sum_q2) = (sums_of_trials[0][n], sums_of_trials[1][n]);
         if sum_q2 > 0.0 && sum_qx * sum_qx > best * sum_q2 {
             scale = sum_qx / sum_q2;
             best = scale * sum_qx;
-            points = found;
-            off = found_off;
+            points[..RUNS].copy_from_slice(&found[n]);
+            off = found_off[n];
         }
     }
+    let off: [bool; 8] = std::array::from_fn(|k| off >> k & 1 == 1);
     let again = match trials.refine {
         Refine::Always => [true; 8],
-        Refine::AllIfAny => [off[..runs].contains(&true); 8],
+        Refine::AllIfAny => [off[..RUNS].contains(&true); 8],
         Refine::OffLattice => off,
     };
-    if scale > 0.0 && again[..runs].contains(&true) {
+    if scale > 0.0 && again[..RUNS].contains(&true) {
         let levels = nearest_levels(&group.magnitudes, 1.0 / scale, trials.levels - 1);
-        for k in (0..runs).filter(|&k| again[k]) {
-            points[k] = place(chooser, lattice, &levels.as_chunks().0[k], scale, &targets[k], &weights[k]).0;
+        for k in (0..RUNS).filter(|&k| again[k]) {
+            let tuple = Lattice::<D>::tuple(&levels.as_chunks().0[k]);
+            points[k] = place(steps, lattice, tuple, scale, &targets[k], &weights[k]).0;
         }
         let (sum_qx, sum_q2) = sums(lattice, group, &points);
         if sum_q2 > 0.0 {
@@ -168,17 +255,19 @@ fn nearest_levels<const N: usize>(magnitudes: &[f32; N], inverse_scale: f32, top
     levels
 }
 
-/// The point for the levels of a run, and whether they were that point. Targets and weights are spread over the levels.
+/// The point for a tuple of levels, and whether they were that point. Targets and weights are spread over the levels.
 #[inline(always)]
 fn place<const D: usize>(
     chooser: impl Chooser,
     lattice: &Lattice<D>,
-    levels: &[u8; D],
+    tuple: usize,
     scale: f32,
     targets: &CostTable,
     weights: &CostTable,
 ) -> (u16, bool) {
-    lattice.nearest(chooser, levels, || squared_errors(if D == 8 { &ODD_3 } else { &ODD_8 }, scale, targets, weights))
+    lattice.nearest_to_tuple(chooser, tuple, || {
+        squared_errors(if D == 8 { &ODD_3 } else { &ODD_8 }, scale, targets, weights)
+    })
 }
 
 /// What the levels stand for.
@@ -192,7 +281,7 @@ fn sums<const N: usize, const D: usize>(lattice: &Lattice<D>, group: &Group<N>, 
     let (mut sum_qx, mut sum_q2) = (0f32, 0f32);
     for ((weights, weighted), &point) in weights.iter().zip(weighted).zip(points) {
         for (i, &level) in lattice.levels(point).iter().enumerate() {
-            let q = (2 * i32::from(level) + 1) as f32;
+            let q = odd(level);
             sum_qx += weighted[i] * q;
             sum_q2 += weights[i] * q * q;
         }

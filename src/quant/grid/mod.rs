@@ -134,7 +134,7 @@ impl Chooser for InOrder {
 
 impl<const D: usize> Lattice<D> {
     /// Levels that a coordinate can take.
-    const LEVELS: usize = if D == 8 { 3 } else { 8 };
+    pub const LEVELS: usize = if D == 8 { 3 } else { 8 };
 
     /// Builds the neighbour lists (`iq2xs_init_impl`, `iq3xs_init_impl`): for every tuple of levels that is no
     /// point, all points at the `shells` smallest distances that occur.
@@ -192,7 +192,18 @@ impl<const D: usize> Lattice<D> {
     /// aborts because all costs overflow, the nearest point is returned.
     #[inline(always)]
     pub fn nearest(&self, chooser: impl Chooser, levels: &[u8; D], costs: impl FnOnce() -> CostTable) -> (u16, bool) {
-        match self.cells[Self::tuple(levels)] {
+        self.nearest_to_tuple(chooser, Self::tuple(levels), costs)
+    }
+
+    /// [`Self::nearest`] for the number of a tuple of levels: coordinate `i` counts `levels ^ i`.
+    #[inline(always)]
+    pub fn nearest_to_tuple(
+        &self,
+        chooser: impl Chooser,
+        tuple: usize,
+        costs: impl FnOnce() -> CostTable,
+    ) -> (u16, bool) {
+        match self.cells[tuple] {
             Cell::Point(point) => (point, true),
             Cell::Near { start, end } => {
                 let (start, count) = (start as usize, (end - start) as usize);

@@ -6,6 +6,7 @@
 //! top two bits of bytes `j - 4` and `j`.
 
 use super::{error_weights, get_f16, put_f16, sum_of_squares};
+use crate::quant::levels::{Scalar, ToLevels};
 use crate::quant::round::nearest_int;
 use crate::quant::search::{AffineFit, AffineSearch, ErrorMeasure, PositiveFit, Rounding, fit_affine, fit_positive};
 
@@ -47,13 +48,14 @@ impl Format {
             let spread = (sum_of_squares(x) / GROUP as f32).sqrt();
             fit_affine(x, &x.map(|v| spread + v.abs()), &self.plain)
         });
-        self.finish_plain(x, &fits, header)
+        self.finish_plain(Scalar, x, &fits, header)
     }
 
     /// [`Self::encode`] for fits of the groups.
     #[inline(always)]
     pub(in crate::quant) fn finish_plain(
         &self,
+        to_levels: impl ToLevels,
         x: &[f32; LEN],
         fits: &[AffineFit; GROUPS],
         header: &mut [u8; HEADER],
@@ -70,7 +72,7 @@ impl Format {
         let scales = rounded(fits.map(|fit| fit.scale), max_scale);
         let mins = rounded(fits.map(|fit| fit.min), max_min);
         pack_scales(&scales, &mins, header);
-        self.round_with_stored_scales(x, header, |j| fits[j].rounding)
+        self.round_with_stored_scales(to_levels, x, header, |j| fits[j].rounding)
     }
 
     /// Writes the header and gives the levels, for scales fitted with the summed weights of their groups.
@@ -90,13 +92,14 @@ impl Format {
         });
         let scales = fit_positive(&fits.map(|fit| fit.scale), &sums, TOP.into());
         let mins = fit_positive(&fits.map(|fit| fit.min), &sums, TOP.into());
-        self.finish_weighted(x, scales, mins, |j| fits[j].rounding, header)
+        self.finish_weighted(Scalar, x, scales, mins, |j| fits[j].rounding, header)
     }
 
     /// [`Self::encode_weighted`] for fitted scales and minima. `searched` is how the search of a group rounded.
     #[inline(always)]
     pub(in crate::quant) fn finish_weighted(
         &self,
+        to_levels: impl ToLevels,
         x: &[f32; LEN],
         mut scales: PositiveFit<GROUPS>,
         mut mins: PositiveFit<GROUPS>,
@@ -110,13 +113,14 @@ impl Format {
         put_f16(header, 0, scales.scale);
         put_f16(header, 2, mins.scale);
         pack_scales(&scales.levels, &mins.levels, header);
-        self.round_with_stored_scales(x, header, searched)
+        self.round_with_stored_scales(to_levels, x, header, searched)
     }
 
     /// Groups whose stored scale is zero keep the levels of the search.
     #[inline(always)]
     fn round_with_stored_scales(
         &self,
+        to_levels: impl ToLevels,
         x: &[f32; LEN],
         header: &[u8; HEADER],
         searched: impl Fn(usize) -> Rounding,
@@ -128,10 +132,9 @@ impl Format {
             let (scale, min) = unpack_scale(header, j);
             let scale = d * f32::from(scale);
             *levels = if scale != 0.0 {
-                let min = dmin * f32::from(min);
-                x.map(|v| nearest_int((v + min) / scale).clamp(0, max_level as i32) as u8)
+                to_levels.of_affine_quotients(x, scale, dmin * f32::from(min), max_level)
             } else {
-                searched(j).levels(x, max_level)
+                to_levels.of_search(x, searched(j), max_level)
             };
         }
         levels

@@ -13,8 +13,8 @@
 use super::runs::SignedRun;
 use super::superblock::{error_weights_or, lattice_encoder};
 use super::{decode_blocks, get_f16, put_f16, sum_of_squares};
-use crate::quant::grid::fit::{Group, Refine, Signs, Trials, fit, scale_code};
-use crate::quant::grid::{self, Chooser, even_signs};
+use crate::quant::grid::fit::{FitSteps, Group, Refine, Signs, Trials, fit, scale_code};
+use crate::quant::grid::{self, even_signs};
 use crate::quant::search::fit_positive;
 
 const BLOCK: usize = 256;
@@ -25,11 +25,11 @@ const TOP: i32 = 15;
 
 lattice_encoder! {
     /// Encodes IQ2_XXS. ggml has no rule for weights of equal importance and aborts; here `None` means equal.
-    quantize_iq2_xxs, quantize_iq2_xxs_with: Chooser, encode_xxs
+    quantize_iq2_xxs, quantize_iq2_xxs_with: FitSteps, encode_xxs
 }
 
 #[inline(always)]
-fn encode_xxs(steps: impl Chooser, x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 66]) {
+fn encode_xxs(steps: impl FitSteps, x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 66]) {
     const TRIALS: Trials = Trials { tries: 6, step: 0.1, levels: LEVELS, refine: Refine::Always };
     let lattice = grid::iq2_xxs();
     let variance = sum_of_squares(x) / BLOCK as f32;
@@ -50,7 +50,7 @@ fn encode_xxs(steps: impl Chooser, x: &[f32; BLOCK], importance: Option<&[f32; B
         if reach <= 0.0 {
             continue;
         }
-        let found = fit(steps, lattice, &mut group, reach, start, &TRIALS);
+        let found = fit::<32, 8, 4, 2>(steps, lattice, &mut group, reach, start, &TRIALS);
         for k in 0..4 {
             words[ib][0] |= u32::from(found.points[k]) << (8 * k);
             words[ib][1] |= u32::from(group.signs[k] & 127) << (7 * k);
@@ -116,7 +116,7 @@ impl Pairs {
     #[inline(always)]
     #[allow(clippy::too_many_arguments)]
     fn fit(
-        steps: impl Chooser,
+        steps: impl FitSteps,
         x: &[f32; BLOCK],
         importance: Option<&[f32; BLOCK]>,
         lattice: &grid::Lattice<8>,
@@ -134,7 +134,7 @@ impl Pairs {
             if max < smallest {
                 continue;
             }
-            let found = fit(steps, lattice, &mut group, max, max / (2 * LEVELS - 1) as f32, &TRIALS);
+            let found = fit::<16, 8, 2, 1>(steps, lattice, &mut group, max, max / (2 * LEVELS - 1) as f32, &TRIALS);
             pairs.groups[ib] = [found.points[0], found.points[1]];
             pairs.signs[ib] = [group.signs[0], group.signs[1]];
             pairs.scales[ib] = found.scale;
@@ -154,11 +154,11 @@ impl Pairs {
 
 lattice_encoder! {
     /// Encodes IQ2_XS. ggml has no rule for weights of equal importance and aborts; here `None` means equal.
-    quantize_iq2_xs, quantize_iq2_xs_with: Chooser, encode_xs
+    quantize_iq2_xs, quantize_iq2_xs_with: FitSteps, encode_xs
 }
 
 #[inline(always)]
-fn encode_xs(steps: impl Chooser, x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 74]) {
+fn encode_xs(steps: impl FitSteps, x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 74]) {
     let variance = sum_of_squares(x) / BLOCK as f32;
     let equal = |x: f32| (variance + x * x).sqrt();
     let pairs = Pairs::fit(steps, x, importance, grid::iq2_xs(), Signs::Even, 1e-15, variance, equal);
@@ -202,11 +202,11 @@ pub fn runs_xs(block: &[u8; 74], mut emit: impl FnMut(usize, SignedRun)) {
 
 lattice_encoder! {
     /// Encodes IQ2_S.
-    quantize_iq2_s, quantize_iq2_s_with: Chooser, encode_s
+    quantize_iq2_s, quantize_iq2_s_with: FitSteps, encode_s
 }
 
 #[inline(always)]
-fn encode_s(steps: impl Chooser, x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 82]) {
+fn encode_s(steps: impl FitSteps, x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 82]) {
     let variance = 2.0 * sum_of_squares(x) / BLOCK as f32;
     let equal = |x: f32| 0.25 * variance + x * x;
     let pairs = Pairs::fit(steps, x, importance, grid::iq2_s(), Signs::Free, 1e-8, variance, equal);

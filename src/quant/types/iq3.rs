@@ -10,8 +10,8 @@
 use super::runs::SignedRun;
 use super::superblock::{error_weights_or, lattice_encoder};
 use super::{decode_blocks, get_f16, put_f16, sum_of_squares};
-use crate::quant::grid::fit::{Group, Refine, Signs, Trials, fit, scale_code};
-use crate::quant::grid::{self, Chooser, Lattice, even_signs};
+use crate::quant::grid::fit::{FitSteps, Group, Refine, Signs, Trials, fit, scale_code};
+use crate::quant::grid::{self, Lattice, even_signs};
 
 const BLOCK: usize = 256;
 const LEVELS: i32 = 8;
@@ -31,7 +31,7 @@ impl Groups {
     /// Groups with no magnitude of at least `smallest` stay zero.
     #[inline(always)]
     fn fit(
-        steps: impl Chooser,
+        steps: impl FitSteps,
         x: &[f32; BLOCK],
         importance: Option<&[f32; BLOCK]>,
         lattice: &Lattice<4>,
@@ -49,7 +49,7 @@ impl Groups {
             if max < smallest {
                 continue;
             }
-            let found = fit(steps, lattice, &mut group, max, max / (2 * LEVELS - 1) as f32, trials);
+            let found = fit::<32, 4, 8, 2>(steps, lattice, &mut group, max, max / (2 * LEVELS - 1) as f32, trials);
             groups.points[ib] = found.points;
             groups.signs[ib] = group.signs;
             groups.fitted[ib] = true;
@@ -62,11 +62,11 @@ impl Groups {
 
 lattice_encoder! {
     /// Encodes IQ3_XXS.
-    quantize_iq3_xxs, quantize_iq3_xxs_with: Chooser, encode_xxs
+    quantize_iq3_xxs, quantize_iq3_xxs_with: FitSteps, encode_xxs
 }
 
 #[inline(always)]
-fn encode_xxs(steps: impl Chooser, x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 98]) {
+fn encode_xxs(steps: impl FitSteps, x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 98]) {
     const TRIALS: Trials = Trials { tries: 15, step: 0.2, levels: LEVELS, refine: Refine::OffLattice };
     let groups = Groups::fit(steps, x, importance, grid::iq3_xxs(), Signs::Even, 1e-8, &TRIALS);
     out.fill(0);
@@ -119,11 +119,11 @@ pub fn runs_xxs(block: &[u8; 98], mut emit: impl FnMut(usize, SignedRun)) {
 
 lattice_encoder! {
     /// Encodes IQ3_S.
-    quantize_iq3_s, quantize_iq3_s_with: Chooser, encode_s
+    quantize_iq3_s, quantize_iq3_s_with: FitSteps, encode_s
 }
 
 #[inline(always)]
-fn encode_s(steps: impl Chooser, x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 110]) {
+fn encode_s(steps: impl FitSteps, x: &[f32; BLOCK], importance: Option<&[f32; BLOCK]>, out: &mut [u8; 110]) {
     const TRIALS: Trials = Trials { tries: 9, step: 0.2, levels: LEVELS, refine: Refine::AllIfAny };
     // Only a group of zeros is skipped.
     let groups = Groups::fit(steps, x, importance, grid::iq3_s(), Signs::Free, f32::from_bits(1), &TRIALS);

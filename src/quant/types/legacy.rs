@@ -6,6 +6,7 @@
 
 use super::{decode_blocks, encode_blocks, encode_weighted_blocks, error_weights, get_f16, put_f16, sum_of_squares};
 use crate::quant::lanes::fold_halves;
+use crate::quant::levels::{Scalar, ToLevels};
 use crate::quant::round::{round_away, round_away_small, truncate, truncate_small};
 use crate::quant::search::{self, AffineSearch, ErrorMeasure, fit_affine, fit_symmetric};
 
@@ -43,7 +44,13 @@ fn put_nibbles(levels: &[u8; LEN], out: &mut [u8]) {
 
 #[inline(always)]
 fn fifth_bits(levels: &[u8; LEN]) -> u32 {
-    levels.iter().enumerate().fold(0, |bits, (j, &level)| bits | (u32::from((level >> 4) & 1) << j))
+    let mut bits = 0;
+    for (n, eight) in levels.as_chunks::<8>().0.iter().enumerate() {
+        let fifth = (u64::from_le_bytes(*eight) >> 4) & 0x0101_0101_0101_0101;
+        // The product has the bit of byte `j` at 56 + j; all others fall out above or stay below.
+        bits |= ((fifth.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u32) << (8 * n);
+    }
+    bits
 }
 
 /// Level `0..16` of weights `j` and `j + 16`, as `weight` makes of them.
@@ -147,7 +154,7 @@ pub fn quantize_q4_0(src: &[f32], row_len: usize, importance: Option<&[f32]>, ds
         Some(importance) => {
             encode_weighted_blocks(src, row_len, importance, dst, mean_square, |&sigma2, x, importance, block| {
                 let fit = fit_symmetric(x, &error_weights(x, importance, sigma2), Q4_HALF);
-                put_q4_0(fit.scale, &fit.levels(x, Q4_HALF), block);
+                put_q4_0(fit.scale, &Scalar.of_products(x, fit.inverse, Q4_HALF), block);
             });
         }
     }
@@ -185,7 +192,7 @@ pub fn quantize_q4_1(src: &[f32], row_len: usize, importance: Option<&[f32]>, ds
         Some(importance) => {
             encode_weighted_blocks(src, row_len, importance, dst, mean_square, |&sigma2, x, importance, block| {
                 let fit = fit_affine(x, &error_weights(x, importance, sigma2), &Q4_1_SEARCH);
-                put_q4_1(fit.scale, -fit.min, &fit.rounding.levels(x, Q4_1_SEARCH.max_level), block);
+                put_q4_1(fit.scale, -fit.min, &Scalar.of_search(x, fit.rounding, Q4_1_SEARCH.max_level), block);
             });
         }
     }
@@ -223,7 +230,7 @@ pub fn quantize_q5_0(src: &[f32], row_len: usize, importance: Option<&[f32]>, ds
         Some(importance) => {
             encode_weighted_blocks(src, row_len, importance, dst, mean_square, |&sigma2, x, importance, block| {
                 let fit = fit_symmetric(x, &error_weights(x, importance, sigma2), Q5_HALF);
-                put_q5_0(fit.scale, &fit.levels(x, Q5_HALF), block);
+                put_q5_0(fit.scale, &Scalar.of_products(x, fit.inverse, Q5_HALF), block);
             });
         }
     }
@@ -264,7 +271,7 @@ pub fn quantize_q5_1(src: &[f32], row_len: usize, importance: Option<&[f32]>, ds
         Some(importance) => {
             encode_weighted_blocks(src, row_len, importance, dst, mean_square, |&sigma2, x, importance, block| {
                 let fit = fit_affine(x, &error_weights(x, importance, sigma2), &Q5_1_SEARCH);
-                put_q5_1(fit.scale, -fit.min, &fit.rounding.levels(x, Q5_1_SEARCH.max_level), block);
+                put_q5_1(fit.scale, -fit.min, &Scalar.of_search(x, fit.rounding, Q5_1_SEARCH.max_level), block);
             });
         }
     }

@@ -38,19 +38,31 @@ pub fn dequantize_q1_0(src: &[u8], dst: &mut [f32]) {
 /// Encodes Q2_0 (`quantize_q2_0`): the scale is the largest magnitude, so the encoder never uses level 3.
 #[inline(always)]
 pub fn quantize_q2_0(src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
-    encode_blocks(src, dst, |x: &[f32; Q2_0_LEN], block: &mut [u8; BYTES]| {
-        let d = largest_magnitude(x);
-        let inverse = if d > 0.0 { 1.0 / d } else { 0.0 };
-        put_f16(block, 0, d);
-        let levels = if inverse.is_finite() {
-            x.map(|v| (round_away_small(v * inverse) + 1).clamp(0, 3) as u8)
-        } else {
-            x.map(|v| round_away(v * inverse).wrapping_add(1).clamp(0, 3) as u8)
-        };
-        for (out, levels) in block[2..].iter_mut().zip(levels.as_chunks::<4>().0) {
-            *out = levels[0] | (levels[1] << 2) | (levels[2] << 4) | (levels[3] << 6);
-        }
-    });
+    encode_blocks(src, dst, encode_q2_0);
+}
+
+/// One block of Q2_0.
+#[inline(always)]
+pub(in crate::quant) fn encode_q2_0(x: &[f32; Q2_0_LEN], block: &mut [u8; BYTES]) {
+    let d = largest_magnitude(x);
+    let inverse = if d > 0.0 { 1.0 / d } else { 0.0 };
+    let levels = if inverse.is_finite() {
+        x.map(|v| (round_away_small(v * inverse) + 1).clamp(0, 3) as u8)
+    } else {
+        x.map(|v| round_away(v * inverse).wrapping_add(1).clamp(0, 3) as u8)
+    };
+    put_q2_0(d, &levels, block);
+}
+
+/// Writes a block of Q2_0.
+#[inline(always)]
+pub(in crate::quant) fn put_q2_0(d: f32, levels: &[u8; Q2_0_LEN], block: &mut [u8; BYTES]) {
+    put_f16(block, 0, d);
+    for (out, levels) in block[2..].iter_mut().zip(levels.as_chunks::<4>().0) {
+        // Levels fill two bits of their byte each; shifted by six bits less, they stand side by side.
+        let four = u32::from_le_bytes(*levels);
+        *out = (four | four >> 6 | four >> 12 | four >> 18) as u8;
+    }
 }
 
 /// Decodes Q2_0 (`dequantize_row_q2_0`).

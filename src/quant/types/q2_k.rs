@@ -5,6 +5,7 @@
 
 use super::pack::pack_2bit;
 use super::{decode_blocks, encode_blocks, encode_weighted_blocks, error_weights, get_f16, put_f16, sum_of_squares};
+use crate::quant::levels::{Scalar, ToLevels};
 use crate::quant::round::nearest_int;
 use crate::quant::search::{AffineFit, AffineSearch, ErrorMeasure, PositiveFit, Rounding, fit_affine, fit_positive};
 
@@ -51,12 +52,17 @@ pub fn quantize(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &m
 /// Scales and minima rounded against their maxima.
 fn encode(x: &[f32; LEN], block: &mut [u8; BYTES]) {
     let fits = std::array::from_fn(|j| fit_affine(&groups(x)[j], &groups(x)[j].map(f32::abs), &PLAIN));
-    finish_plain(x, &fits, block);
+    finish_plain(Scalar, x, &fits, block);
 }
 
 /// Writes the block for fits of its groups, their scales and minima rounded against the largest.
 #[inline(always)]
-pub(in crate::quant) fn finish_plain(x: &[f32; LEN], fits: &[AffineFit; GROUPS], block: &mut [u8; BYTES]) {
+pub(in crate::quant) fn finish_plain(
+    to_levels: impl ToLevels,
+    x: &[f32; LEN],
+    fits: &[AffineFit; GROUPS],
+    block: &mut [u8; BYTES],
+) {
     let max_scale = fits.iter().fold(0.0, |max, fit| if fit.scale > max { fit.scale } else { max });
     let max_min = fits.iter().fold(0.0, |max, fit| if fit.min > max { fit.min } else { max });
     let mut packed = [0u8; GROUPS];
@@ -74,7 +80,7 @@ pub(in crate::quant) fn finish_plain(x: &[f32; LEN], fits: &[AffineFit; GROUPS],
         }
         dmin = max_min / TOP;
     }
-    finish(x, d, dmin, &packed, |j| fits[j].rounding, block);
+    finish(to_levels, x, d, dmin, &packed, |j| fits[j].rounding, block);
 }
 
 /// Scales and minima fitted with the summed weights of their groups.
@@ -88,12 +94,13 @@ fn encode_weighted(x: &[f32; LEN], importance: &[f32; LEN], block: &mut [u8; BYT
     });
     let scales = fit_positive(&fits.map(|fit| fit.scale), &sums, TOP as i32);
     let mins = fit_positive(&fits.map(|fit| fit.min), &sums, TOP as i32);
-    finish_weighted(x, &scales, &mins, |j| fits[j].rounding, block);
+    finish_weighted(Scalar, x, &scales, &mins, |j| fits[j].rounding, block);
 }
 
 /// Writes the block for fitted scales and minima of its groups. `searched` is how the search of a group rounded.
 #[inline(always)]
 pub(in crate::quant) fn finish_weighted(
+    to_levels: impl ToLevels,
     x: &[f32; LEN],
     scales: &PositiveFit<GROUPS>,
     mins: &PositiveFit<GROUPS>,
@@ -101,13 +108,14 @@ pub(in crate::quant) fn finish_weighted(
     block: &mut [u8; BYTES],
 ) {
     let packed = std::array::from_fn(|j| scales.levels[j] | (mins.levels[j] << 4));
-    finish(x, scales.scale, mins.scale, &packed, searched, block);
+    finish(to_levels, x, scales.scale, mins.scale, &packed, searched, block);
 }
 
 /// Rounds the weights anew with the scales as stored, and writes the block. Groups whose stored scale is zero keep
 /// the levels of the search.
 #[inline(always)]
 fn finish(
+    to_levels: impl ToLevels,
     x: &[f32; LEN],
     d: f32,
     dmin: f32,
@@ -123,10 +131,9 @@ fn finish(
     for (j, (x, levels)) in groups(x).iter().zip(levels.as_chunks_mut::<GROUP>().0).enumerate() {
         let scale = d * f32::from(scales[j] & 0x0f);
         *levels = if scale != 0.0 {
-            let min = dmin * f32::from(scales[j] >> 4);
-            x.map(|v| nearest_int((v + min) / scale).clamp(0, 3) as u8)
+            to_levels.of_affine_quotients(x, scale, dmin * f32::from(scales[j] >> 4), PLAIN.max_level)
         } else {
-            searched(j).levels(x, PLAIN.max_level)
+            to_levels.of_search(x, searched(j), PLAIN.max_level)
         };
     }
     if let Some(out) = block[LEVELS..].first_chunk_mut() {

@@ -6,8 +6,9 @@
 
 use super::pack::{pack_2bit, pack_bit_plane};
 use super::{decode_blocks, encode_blocks, encode_weighted_blocks, error_weights, get_f16, put_f16, sum_of_squares};
+use crate::quant::levels::{Scalar, ToLevels};
 use crate::quant::round::nearest_int;
-use crate::quant::search::{SymmetricFit, fit_symmetric, fit_symmetric_by_descent, symmetric_levels};
+use crate::quant::search::{SymmetricFit, fit_symmetric, fit_symmetric_by_descent};
 
 const LEN: usize = 256;
 pub(in crate::quant) const BYTES: usize = 110;
@@ -46,13 +47,14 @@ pub fn quantize(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &m
 /// Group scales by descent, rounded against the largest.
 fn encode(x: &[f32; LEN], block: &mut [u8; BYTES]) {
     let fits: [_; GROUPS] = std::array::from_fn(|j| fit_symmetric_by_descent(&groups(x)[j], HALF));
-    finish_plain(x, &fits.map(|(scale, _)| scale), |j| fits[j].1, block);
+    finish_plain(Scalar, x, &fits.map(|(scale, _)| scale), |j| fits[j].1, block);
 }
 
 /// Rounds the scales of the groups against the largest and writes the block. `searched` gives the levels that the
 /// search ended with.
 #[inline(always)]
 pub(in crate::quant) fn finish_plain(
+    to_levels: impl ToLevels,
     x: &[f32; LEN],
     scales: &[f32; GROUPS],
     searched: impl Fn(usize) -> [u8; GROUP],
@@ -69,7 +71,7 @@ pub(in crate::quant) fn finish_plain(
         }));
         d = 1.0 / inverse;
     }
-    finish(x, d, packed, searched, block);
+    finish(to_levels, x, d, packed, searched, block);
 }
 
 /// Group scales by search over candidates, fitted with the summed weights of their groups.
@@ -82,21 +84,29 @@ fn encode_weighted(x: &[f32; LEN], importance: &[f32; LEN], block: &mut [u8; BYT
         let fit = fit_symmetric(x, &weights, HALF);
         (scales[j], inverses[j]) = (fit.scale, fit.inverse);
     }
-    finish_weighted(x, &scales, &inverses, &fit_symmetric(&scales, &sums, SCALE_HALF), block);
+    finish_weighted(Scalar, x, &scales, &inverses, &fit_symmetric(&scales, &sums, SCALE_HALF), block);
 }
 
 /// Writes the block for scales of groups that `fit` puts onto their 6-bit levels. The inverses are those of the
 /// groups' searches.
 #[inline(always)]
 pub(in crate::quant) fn finish_weighted(
+    to_levels: impl ToLevels,
     x: &[f32; LEN],
     scales: &[f32; GROUPS],
     inverses: &[f32; GROUPS],
     fit: &SymmetricFit,
     block: &mut [u8; BYTES],
 ) {
-    let searched = |j: usize| symmetric_levels(&groups(x)[j], inverses[j], HALF);
-    finish(x, fit.scale, pack_scales(fit.levels(scales, SCALE_HALF)), searched, block);
+    let searched = |j: usize| to_levels.of_products(&groups(x)[j], inverses[j], HALF);
+    finish(
+        to_levels,
+        x,
+        fit.scale,
+        pack_scales(to_levels.of_products(scales, fit.inverse, SCALE_HALF)),
+        searched,
+        block,
+    );
 }
 
 #[inline(always)]
@@ -122,7 +132,14 @@ pub(in crate::quant) fn unpack_scales(packed: &[u8]) -> [i8; GROUPS] {
 /// Rounds the weights anew with the scales as stored, and writes the block. Groups whose stored scale is zero keep
 /// the levels of the search.
 #[inline(always)]
-fn finish(x: &[f32; LEN], d: f32, scales: [u8; 12], searched: impl Fn(usize) -> [u8; GROUP], block: &mut [u8; BYTES]) {
+fn finish(
+    to_levels: impl ToLevels,
+    x: &[f32; LEN],
+    d: f32,
+    scales: [u8; 12],
+    searched: impl Fn(usize) -> [u8; GROUP],
+    block: &mut [u8; BYTES],
+) {
     block[SCALES..D].copy_from_slice(&scales);
     put_f16(block, D, d);
     let d = get_f16(block, D);
@@ -130,11 +147,7 @@ fn finish(x: &[f32; LEN], d: f32, scales: [u8; 12], searched: impl Fn(usize) -> 
     let mut levels = [0; LEN];
     for (j, (x, levels)) in groups(x).iter().zip(levels.as_chunks_mut::<GROUP>().0).enumerate() {
         let scale = d * f32::from(stored[j]);
-        *levels = if scale != 0.0 {
-            x.map(|v| (nearest_int(v / scale).clamp(-HALF, HALF - 1) + HALF) as u8)
-        } else {
-            searched(j)
-        };
+        *levels = if scale != 0.0 { to_levels.of_quotients(x, scale, HALF) } else { searched(j) };
     }
     put_levels(&levels, block);
 }

@@ -5,8 +5,9 @@
 //! `l + 32` weights `l + 32` and `l + 96`; in upper byte `l` weight `l + 32 p` at bit `2 p`.
 
 use super::{decode_blocks, encode_blocks, encode_weighted_blocks, get_f16, put_f16};
+use crate::quant::levels::{Scalar, ToLevels};
 use crate::quant::round::nearest_int;
-use crate::quant::search::{NEGLIGIBLE, fit_symmetric, symmetric_levels};
+use crate::quant::search::{NEGLIGIBLE, fit_symmetric};
 
 const LEN: usize = 256;
 pub(in crate::quant) const BYTES: usize = 210;
@@ -37,13 +38,14 @@ fn encode(x: &[f32; LEN], weights: &[f32; LEN], block: &mut [u8; BYTES]) {
         let fit = fit_symmetric(x, w, HALF);
         (scales[j], inverses[j]) = (fit.scale, fit.inverse);
     }
-    finish(x, &scales, &inverses, block);
+    finish(Scalar, x, &scales, &inverses, block);
 }
 
 /// Rounds the scales of the groups against their peak and the weights anew with the scales as stored, and writes the
 /// block. Groups whose stored scale is zero keep the levels of the search, for which the inverses are.
 #[inline(always)]
 pub(in crate::quant) fn finish(
+    to_levels: impl ToLevels,
     x: &[f32; LEN],
     scales: &[f32; GROUPS],
     inverses: &[f32; GROUPS],
@@ -63,9 +65,9 @@ pub(in crate::quant) fn finish(
         block[SCALES + j] = stored as u8;
         let scale = d * f32::from(stored);
         *levels = if scale != 0.0 {
-            x.map(|v| (nearest_int(v / scale).clamp(-HALF, HALF - 1) + HALF) as u8)
+            to_levels.of_quotients(x, scale, HALF)
         } else {
-            symmetric_levels(x, inverses[j], HALF)
+            to_levels.of_products(x, inverses[j], HALF)
         };
     }
     put_levels(&levels, block);

@@ -94,6 +94,20 @@ impl Isa for Neon {
         }
         sums
     }
+
+    #[inline(always)]
+    fn cheapest_of_eight<const D: usize>(self, points: &[u16; 8], count: usize, table: &[f32; 32]) -> usize {
+        let mut padded = [0; LANES];
+        padded[..8].copy_from_slice(points);
+        let costs = self.costs::<D>(&padded, table).to_array();
+        let (mut best, mut winner) = (f32::MAX, 0);
+        for (n, &cost) in costs[..count.min(8)].iter().enumerate() {
+            if cost < best {
+                (best, winner) = (cost, n);
+            }
+        }
+        winner
+    }
 }
 
 #[inline(always)]
@@ -268,6 +282,17 @@ fn nearest_byte(value: float32x4_t) -> float32x4_t {
 }
 
 impl Mask for Mask4x4 {
+    #[inline(always)]
+    fn bits(self) -> u16 {
+        let mut bits = 0;
+        for (k, part) in self.0.into_iter().enumerate() {
+            // SAFETY: see above; four words are read.
+            let four = unsafe { vaddvq_u32(vandq_u32(part, vld1q_u32([1, 2, 4, 8].as_ptr()))) };
+            bits |= (four as u16) << (4 * k);
+        }
+        bits
+    }
+
     #[inline(always)]
     fn first(self) -> Option<usize> {
         let [a, b, c, d] = self.0;

@@ -1,8 +1,9 @@
 //! The lattice types: what costs most in them, choosing among neighbours and sorting and splitting weights, with
 //! sixteen candidates side by side. The rest is the scalar text compiled for the instruction set.
 
-use super::{Floats, Isa, LANES, Mask};
-use crate::quant::grid::{Chooser, CostTable, LOOKAHEAD};
+use super::{Floats, Isa, LANES, Mask, Wide};
+use crate::quant::grid::fit::{FitSteps, MOST_TRIALS, TrialValues};
+use crate::quant::grid::{Chooser, CostTable, LOOKAHEAD, Lattice};
 use crate::quant::types::iq1::{self, Best, DOWN, PrefixSums, SHIFTED, Split, Steps, UP};
 use crate::quant::types::{iq2, iq3};
 
@@ -11,14 +12,16 @@ const _: () = assert!(LOOKAHEAD == LANES);
 const LANE_NUMBERS: [f32; LANES] =
     [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
 
-/// Steps of the encoders with the vectors of an instruction set.
-#[derive(Clone, Copy)]
-struct Wide<I>(I);
-
 impl<I: Isa> Chooser for Wide<I> {
     #[inline(always)]
     fn cheapest<const D: usize>(self, points: &[u16], count: usize, costs: &CostTable) -> usize {
         let Wide(isa) = self;
+        if count == 1 {
+            return 0;
+        }
+        if let (2..=8, Some(points)) = (count, points.first_chunk()) {
+            return isa.cheapest_of_eight::<D>(points, count, costs);
+        }
         let lanes = isa.load(&LANE_NUMBERS);
         let highest = isa.splat(f32::MAX);
         if count <= LANES
@@ -43,6 +46,67 @@ impl<I: Isa> Chooser for Wide<I> {
     }
 }
 
+impl<I: Isa> FitSteps for Wide<I> {
+    #[inline(always)]
+    fn tuples<const N: usize, const D: usize, const RUNS: usize>(
+        self,
+        magnitudes: &[f32; N],
+        inverses: &[f32; MOST_TRIALS],
+        count: usize,
+        top: i32,
+        tuples: &mut [[u16; MOST_TRIALS]; RUNS],
+    ) {
+        /// Whole numbers added to this stand in the low bits.
+        const WHOLE: f32 = 8_388_608.0;
+        let Wide(isa) = self;
+        let (zero, half, one, top) = (isa.splat(0.0), isa.splat(0.5), isa.splat(1.0), isa.splat(top as f32));
+        for (batch, inverses) in inverses.as_chunks::<LANES>().0[..count.div_ceil(LANES)].iter().enumerate() {
+            let inverses = isa.load(inverses);
+            for (tuples, run) in tuples.iter_mut().zip(magnitudes.as_chunks::<D>().0) {
+                let mut tuple = isa.splat(WHOLE);
+                for (i, &x) in run.iter().enumerate() {
+                    let level = (half * (inverses * isa.splat(x) - one)).nearest_any().greater(zero).lesser(top);
+                    tuple = tuple + level * isa.splat(Lattice::<D>::LEVELS.pow(i as u32) as f32);
+                }
+                let tuple = tuple.to_array();
+                for (out, tuple) in tuples[batch * LANES..][..LANES].iter_mut().zip(tuple) {
+                    *out = tuple.to_bits() as u16;
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn sums<const N: usize, const CHUNKS: usize>(
+        self,
+        weights: &[f32; N],
+        weighted: &[f32; N],
+        values: &TrialValues<CHUNKS>,
+        count: usize,
+    ) -> [[f32; MOST_TRIALS]; 2] {
+        let Wide(isa) = self;
+        let mut sums = [[0.0; MOST_TRIALS]; 2];
+        for first in (0..count).step_by(LANES) {
+            let (mut sum_qx, mut sum_q2) = (isa.splat(0.0), isa.splat(0.0));
+            let chunks = weights.as_chunks::<LANES>().0.iter().zip(weighted.as_chunks::<LANES>().0);
+            for ((weights, weighted), values) in chunks.zip(values) {
+                let mut rows = [&values[0]; LANES];
+                for (lane, row) in rows.iter_mut().enumerate() {
+                    *row = &values[first + lane];
+                }
+                let q = isa.transpose(rows);
+                for i in 0..LANES {
+                    sum_qx = sum_qx + isa.splat(weighted[i]) * q[i];
+                    sum_q2 = sum_q2 + isa.splat(weights[i]) * q[i] * q[i];
+                }
+            }
+            sums[0][first..][..LANES].copy_from_slice(&sum_qx.to_array());
+            sums[1][first..][..LANES].copy_from_slice(&sum_q2.to_array());
+        }
+        sums
+    }
+}
+
 impl<I: Isa> Steps for Wide<I> {
     /// The rank of a value is the number of values that are smaller, or equal and before it.
     #[inline(always)]
@@ -54,10 +118,16 @@ impl<I: Isa> Steps for Wide<I> {
         for (chunk, sixteen) in values.as_chunks::<LANES>().0.iter().enumerate() {
             let own = isa.load(sixteen);
             let mut ranks = zero;
+            let first = chunk * LANES;
             for (j, &value) in values.iter().enumerate() {
                 let other = isa.splat(value);
-                let after = lanes.above(isa.splat(j as f32 - (chunk * LANES) as f32));
-                let before = other.below(own) | (other.equals(own) & after);
+                let before = if j < first {
+                    other.below(own) | other.equals(own)
+                } else if j < first + LANES {
+                    other.below(own) | (other.equals(own) & lanes.above(isa.splat((j - first) as f32)))
+                } else {
+                    other.below(own)
+                };
                 ranks = I::Floats::select(before, ranks + one, ranks);
             }
             for (lane, rank) in ranks.to_array().into_iter().enumerate() {
@@ -71,7 +141,6 @@ impl<I: Isa> Steps for Wide<I> {
     #[inline(always)]
     fn best_split_s(self, sums: &PrefixSums) -> Option<Split> {
         let Wide(isa) = self;
-        let lanes = isa.load(&LANE_NUMBERS);
         let zero = isa.splat(0.0);
         let (all_x, all_w) = (isa.splat(sums.x[32]), isa.splat(sums.w[32]));
         let mut best = Best::NONE;
@@ -84,7 +153,8 @@ impl<I: Isa> Steps for Wide<I> {
                 };
                 let (sum_x, sum_w) = (isa.load(sum_x), isa.load(sum_w));
                 let mut candidates = [[zero; 2]; 2];
-                let mut any = zero.below(zero);
+                let mut better = [0; 2];
+                let valid = u16::MAX >> (LANES - LANES.min(33 - first));
                 for shift in [UP, DOWN] {
                     let [v0, v1, v2] = SHIFTED[shift];
                     let (v1, v2) = (isa.splat(v1), isa.splat(v2));
@@ -93,15 +163,27 @@ impl<I: Isa> Steps for Wide<I> {
                     let sum_qx = low_qx + (sum_x - below_x) * v1 + (all_x - sum_x) * v2;
                     let sum_q2 = low_q2 + (sum_w - below_w) * v1 * v1 + (all_w - sum_w) * v2 * v2;
                     candidates[shift] = [sum_qx, sum_q2];
-                    any = any | (sum_q2.above(zero) & (sum_qx * sum_qx).above(isa.splat(best.score) * sum_q2));
+                    let above = sum_q2.above(zero) & (sum_qx * sum_qx).above(isa.splat(best.score) * sum_q2);
+                    better[shift] = above.bits() & valid;
                 }
-                // Few candidates are better than all before; among them the order decides, so they go one by one.
-                if (any & lanes.below(isa.splat((33 - first) as f32))).any() {
-                    let up = [candidates[UP][0].to_array(), candidates[UP][1].to_array()];
-                    let down = [candidates[DOWN][0].to_array(), candidates[DOWN][1].to_array()];
-                    for lane in 0..LANES.min(33 - first) {
-                        for (shift, [sum_qx, sum_q2]) in [&up, &down].into_iter().enumerate() {
-                            best.offer(low, first + lane, shift, sum_qx[lane], sum_q2[lane]);
+                // Few candidates are better than all before. The order decides among them, so they go one by one.
+                let mut pending = better[UP] | better[DOWN];
+                if pending != 0 {
+                    let sums = candidates.map(|[sum_qx, sum_q2]| [sum_qx.to_array(), sum_q2.to_array()]);
+                    while pending != 0 {
+                        let lane = pending.trailing_zeros() as usize;
+                        pending &= pending - 1;
+                        for shift in [UP, DOWN] {
+                            if better[shift] >> lane & 1 == 0 {
+                                continue;
+                            }
+                            let before = best.score;
+                            best.offer(low, first + lane, shift, sums[shift][0][lane], sums[shift][1][lane]);
+                            if best.score < before {
+                                // By rounding. Now those that were no better than the score before may be, too.
+                                better = [valid; 2];
+                                pending = valid & (u16::MAX << lane << 1);
+                            }
                         }
                     }
                 }

@@ -2,8 +2,9 @@
 
 use super::rounding;
 use super::search::{fit_affine, fit_symmetric};
-use super::{Batch, Floats, Isa, LANES, error_weights, side_by_side};
-use crate::quant::search::{AffineSearch, Rounding, symmetric_levels};
+use super::{Batch, Floats, Isa, LANES, Wide, error_weights, side_by_side};
+use crate::quant::levels::ToLevels;
+use crate::quant::search::{AffineSearch, Rounding};
 use crate::quant::types::legacy as scalar;
 
 const LEN: usize = 32;
@@ -67,7 +68,8 @@ macro_rules! symmetric {
                 let fits = fit_symmetric(isa, &x, &weights, $half);
                 let (scales, inverses) = (fits.scale.to_array(), fits.inverse.to_array());
                 for (lane, block) in out.iter_mut().enumerate() {
-                    scalar::$put(scales[lane], &symmetric_levels(batch.blocks[lane], inverses[lane], $half), block);
+                    let levels = Wide(isa).of_products(batch.blocks[lane], inverses[lane], $half);
+                    scalar::$put(scales[lane], &levels, block);
                 }
             }
         }
@@ -84,15 +86,16 @@ macro_rules! affine {
                 return rounding::$name(isa, src, dst);
             }
             let rows = mean_squares(src, row_len);
+            let mut levels = [[isa.splat(0.0); LEN]];
             for (n, out) in dst.as_chunks_mut::<$bytes>().0.chunks_mut(LANES).enumerate() {
                 let batch = Batch::new(src, row_len, importance, n * LANES);
                 let (x, weights) = load(isa, &batch, variances(isa, &rows, row_len / LEN, n * LANES));
-                let fits = fit_affine(isa, &x, &weights, &SEARCH);
+                let [fits] = fit_affine(isa, &[x], &[weights], &SEARCH, &mut levels);
                 let (scales, mins) = (fits.scale.to_array(), fits.min.to_array());
                 let (inverses, bases) = (fits.inverse.to_array(), fits.base.to_array());
                 for (lane, block) in out.iter_mut().enumerate() {
                     let rounding = Rounding { inverse: inverses[lane], min: bases[lane] };
-                    let levels = rounding.levels(batch.blocks[lane], SEARCH.max_level);
+                    let levels = Wide(isa).of_search(batch.blocks[lane], rounding, SEARCH.max_level);
                     scalar::$put(scales[lane], -mins[lane], &levels, block);
                 }
             }

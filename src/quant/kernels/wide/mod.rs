@@ -13,6 +13,7 @@ pub mod grids;
 pub mod iq4;
 pub mod k_quants;
 pub mod legacy;
+mod levels;
 pub mod rounding;
 pub mod search;
 
@@ -38,6 +39,10 @@ pub trait Isa: Copy {
     /// What each of sixteen points of `D` coordinates costs: the sum over the coordinates in order, from zero, of
     /// `table[coordinate * 32 / D + level]`. Points are packed as in [`grid`](crate::quant::grid).
     fn costs<const D: usize>(self, points: &[u16; LANES], table: &[f32; 32]) -> Self::Floats;
+
+    /// Position of the cheapest of the first `count` of eight points, see
+    /// [`Chooser::cheapest`](crate::quant::grid::Chooser::cheapest).
+    fn cheapest_of_eight<const D: usize>(self, points: &[u16; 8], count: usize, table: &[f32; 32]) -> usize;
 }
 
 /// Sixteen floats. Values come from an [`Isa`] only, so having one proves that its operations can run.
@@ -102,8 +107,15 @@ pub trait Floats: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = 
 
 /// One truth value per lane.
 pub trait Mask: Copy + BitAnd<Output = Self> + BitOr<Output = Self> {
+    /// Bit `k` for lane `k`.
+    fn bits(self) -> u16;
+
     /// The first lane that is true.
-    fn first(self) -> Option<usize>;
+    #[inline(always)]
+    fn first(self) -> Option<usize> {
+        let bits = self.bits();
+        (bits != 0).then_some(bits.trailing_zeros() as usize)
+    }
 
     /// Whether any lane is true.
     fn any(self) -> bool;
@@ -147,7 +159,7 @@ macro_rules! encoders {
             MXFP4 = mxfp4: recompiled::mxfp4;
             NVFP4 = nvfp4: recompiled::nvfp4;
             Q1_0 = q1_0: recompiled::q1_0;
-            Q2_0 = q2_0: recompiled::q2_0;
+            Q2_0 = q2_0: rounding::q2_0;
         }
     };
     ($isa:ident, $feature:literal, $($ty:ident = $name:ident: $module:ident::$encode:ident;)*) => {
@@ -195,9 +207,12 @@ pub mod recompiled {
         mxfp4: fp4::quantize_mxfp4;
         nvfp4: fp4::quantize_nvfp4;
         q1_0: low_bit::quantize_q1_0;
-        q2_0: low_bit::quantize_q2_0;
     }
 }
+
+/// Steps of the encoders with the vectors of an instruction set.
+#[derive(Clone, Copy)]
+pub struct Wide<I>(pub I);
 
 /// Up to sixteen consecutive blocks. Lanes that are left over repeat the last block.
 pub struct Batch<'a, const LEN: usize> {

@@ -1,8 +1,8 @@
-//! Q4_0 to Q5_1 and Q8_0 without a search: a block of 32 weights as two vectors. Blocks whose numbers leave the range
+//! Q4_0 to Q5_1, Q8_0 and Q2_0 without a search: a block of 32 weights as two vectors, of 64 as four. Blocks whose numbers leave the range
 //! of the rounding here go to the scalar functions.
 
 use super::{Floats, Isa, LANES, Mask};
-use crate::quant::types::legacy as scalar;
+use crate::quant::types::{legacy as scalar, low_bit};
 
 const LEN: usize = 32;
 
@@ -86,6 +86,32 @@ pub fn q8_0<I: Isa>(isa: I, src: &[f32], _row_len: usize, _importance: Option<&[
             scalar::put_q8_0(d, &levels.to_bytes(), block);
         } else {
             scalar::encode_q8_0(x, block);
+        }
+    }
+}
+
+/// [`low_bit::quantize_q2_0`].
+#[inline(always)]
+pub fn q2_0<I: Isa>(isa: I, src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
+    for (x, block) in src.as_chunks::<64>().0.iter().zip(dst.as_chunks_mut().0) {
+        let mut parts = [isa.splat(0.0); 4];
+        let mut magnitude = isa.splat(0.0);
+        for (part, x) in parts.iter_mut().zip(x.as_chunks().0) {
+            *part = isa.load(x);
+            magnitude = part.abs().greater(magnitude);
+        }
+        let d = magnitude.highest();
+        let inverse = scalar::inverse(d);
+        if inverse.is_finite() {
+            let (inverse, one) = (isa.splat(inverse), isa.splat(1.0));
+            let mut levels = [0; 64];
+            for (levels, part) in levels.as_chunks_mut().0.iter_mut().zip(parts) {
+                // At most a rounding error beyond one, so no limit is needed.
+                *levels = (round_away(isa, part * inverse) + one).to_bytes();
+            }
+            low_bit::put_q2_0(d, &levels, block);
+        } else {
+            low_bit::encode_q2_0(x, block);
         }
     }
 }

@@ -16,14 +16,14 @@ pub struct AffineFits<F> {
     pub base: F,
 }
 
-/// What all candidates of a group share.
-struct Groups<'a, F, const N: usize> {
-    x: &'a [F; N],
-    weights: &'a [F; N],
-    sum_w: F,
-    sum_x: F,
-    lowest: F,
-    highest: F,
+/// What all candidates of `GROUPS` vectors of groups share.
+struct Groups<'a, F, const N: usize, const GROUPS: usize> {
+    x: &'a [[F; N]; GROUPS],
+    weights: &'a [[F; N]; GROUPS],
+    sum_w: [F; GROUPS],
+    sum_x: [F; GROUPS],
+    lowest: [F; GROUPS],
+    highest: [F; GROUPS],
     zero: F,
     top: F,
     /// [`TAME`].
@@ -31,6 +31,7 @@ struct Groups<'a, F, const N: usize> {
 }
 
 /// One candidate in each lane, see `Lines` of the scalar search.
+#[derive(Clone, Copy)]
 struct Line<F> {
     determinant: F,
     slope: F,
@@ -38,56 +39,81 @@ struct Line<F> {
     error: F,
 }
 
-/// [`fit_affine`](crate::quant::search::fit_affine) in every lane. Each lane keeps its own minimum, so no candidate is
-/// tried twice.
+/// [`fit_affine`](crate::quant::search::fit_affine) in every lane, for `GROUPS` vectors of groups at once: a candidate
+/// begins where the one before it ended, so one vector alone would leave the CPU idle. Each lane keeps its own minimum,
+/// so no candidate is tried twice. `levels` is room for one candidate's levels.
 #[inline(always)]
-pub fn fit_affine<I: Isa, const N: usize>(
+pub fn fit_affine<I: Isa, const N: usize, const GROUPS: usize>(
     isa: I,
-    x: &[I::Floats; N],
-    weights: &[I::Floats; N],
+    x: &[[I::Floats; N]; GROUPS],
+    weights: &[[I::Floats; N]; GROUPS],
     search: &AffineSearch,
-) -> AffineFits<I::Floats> {
+    levels: &mut [[I::Floats; N]; GROUPS],
+) -> [AffineFits<I::Floats>; GROUPS] {
     let select = <I::Floats as Floats>::select;
     let zero = isa.splat(0.0);
-    let (mut lowest, mut highest) = (x[0], x[0]);
-    let mut sum_w = weights[0];
-    let mut sum_x = sum_w * x[0];
-    for i in 1..N {
-        lowest = x[i].lesser(lowest);
-        highest = x[i].greater(highest);
-        sum_w = sum_w + weights[i];
-        sum_x = sum_x + weights[i] * x[i];
+    let (mut lowest, mut highest, mut sum_w, mut sum_x) =
+        ([zero; GROUPS], [zero; GROUPS], [zero; GROUPS], [zero; GROUPS]);
+    for g in 0..GROUPS {
+        (lowest[g], highest[g]) = (x[g][0], x[g][0]);
+        sum_w[g] = weights[g][0];
+        sum_x[g] = sum_w[g] * x[g][0];
     }
-    let mut min = select(lowest.above(zero), zero, lowest);
-    // Lanes without a range compute along and are left out at the end.
-    let live = highest.above(min);
+    for i in 1..N {
+        for g in 0..GROUPS {
+            let (v, w) = (x[g][i], weights[g][i]);
+            lowest[g] = v.lesser(lowest[g]);
+            highest[g] = v.greater(highest[g]);
+            sum_w[g] = sum_w[g] + w;
+            sum_x[g] = sum_x[g] + w * v;
+        }
+    }
     let (top, tame) = (isa.splat(search.max_level), isa.splat(TAME));
+    // Lanes without a range compute along and are left out at the end.
+    let mut live = [zero.below(zero); GROUPS];
+    let (mut min, mut inverse, mut scale) = ([zero; GROUPS], [zero; GROUPS], [zero; GROUPS]);
+    for g in 0..GROUPS {
+        min[g] = select(lowest[g].above(zero), zero, lowest[g]);
+        live[g] = highest[g].above(min[g]);
+        inverse[g] = select(live[g], top / (highest[g] - min[g]), zero);
+        scale[g] = isa.splat(1.0) / inverse[g];
+    }
     let groups = Groups { x, weights, sum_w, sum_x, lowest, highest, zero, top, tame };
     let mut base = min;
-    let mut inverse = select(live, top / (highest - min), zero);
-    let mut scale = isa.splat(1.0) / inverse;
-    let mut best_error = match (search.error, groups.are_tame(inverse, min)) {
-        (ErrorMeasure::Absolute, true) => groups.error::<false, false>(inverse, min, scale),
-        (ErrorMeasure::Absolute, false) => groups.error::<false, true>(inverse, min, scale),
-        (ErrorMeasure::Squared, true) => groups.error::<true, false>(inverse, min, scale),
-        (ErrorMeasure::Squared, false) => groups.error::<true, true>(inverse, min, scale),
+    let mut best_error = match (search.error, groups.are_tame(&inverse, &min)) {
+        (ErrorMeasure::Absolute, true) => groups.errors::<false, false>(&inverse, &min, &scale),
+        (ErrorMeasure::Absolute, false) => groups.errors::<false, true>(&inverse, &min, &scale),
+        (ErrorMeasure::Squared, true) => groups.errors::<true, false>(&inverse, &min, &scale),
+        (ErrorMeasure::Squared, false) => groups.errors::<true, true>(&inverse, &min, &scale),
     };
     for candidate in 0..=search.steps {
-        let tried = select(live, isa.splat(search.divisor(candidate)) / (highest - min), zero);
-        let line = match (search.error, groups.are_tame(tried, min)) {
-            (ErrorMeasure::Absolute, true) => groups.line::<false, false>(tried, min),
-            (ErrorMeasure::Absolute, false) => groups.line::<false, true>(tried, min),
-            (ErrorMeasure::Squared, true) => groups.line::<true, false>(tried, min),
-            (ErrorMeasure::Squared, false) => groups.line::<true, true>(tried, min),
+        let divisor = isa.splat(search.divisor(candidate));
+        let mut tried = [zero; GROUPS];
+        for g in 0..GROUPS {
+            tried[g] = select(live[g], divisor / (highest[g] - min[g]), zero);
+        }
+        let lines = match (search.error, groups.are_tame(&tried, &min)) {
+            (ErrorMeasure::Absolute, true) => groups.lines::<false, false>(&tried, &min, levels),
+            (ErrorMeasure::Absolute, false) => groups.lines::<false, true>(&tried, &min, levels),
+            (ErrorMeasure::Squared, true) => groups.lines::<true, false>(&tried, &min, levels),
+            (ErrorMeasure::Squared, false) => groups.lines::<true, true>(&tried, &min, levels),
         };
-        let better = line.determinant.above(zero) & line.error.below(best_error) & live;
-        best_error = select(better, line.error, best_error);
-        inverse = select(better, tried, inverse);
-        base = select(better, min, base);
-        scale = select(better, line.slope, scale);
-        min = select(better, line.intercept, min);
+        for g in 0..GROUPS {
+            let line = lines[g];
+            let better = line.determinant.above(zero) & line.error.below(best_error[g]) & live[g];
+            best_error[g] = select(better, line.error, best_error[g]);
+            inverse[g] = select(better, tried[g], inverse[g]);
+            base[g] = select(better, min[g], base[g]);
+            scale[g] = select(better, line.slope, scale[g]);
+            min[g] = select(better, line.intercept, min[g]);
+        }
     }
-    AffineFits { scale: select(live, scale, zero), min: min.negated(), inverse, base }
+    let mut fits = [AffineFits { scale: zero, min: zero, inverse: zero, base: zero }; GROUPS];
+    for g in 0..GROUPS {
+        let scale = select(live[g], scale[g], zero);
+        fits[g] = AffineFits { scale, min: min[g].negated(), inverse: inverse[g], base: base[g] };
+    }
+    fits
 }
 
 /// Weighs one difference as [`ErrorMeasure`] says.
@@ -96,59 +122,83 @@ fn measured<F: Floats, const SQUARED: bool>(difference: F) -> F {
     if SQUARED { difference * difference } else { difference.abs() }
 }
 
-impl<F: Floats, const N: usize> Groups<'_, F, N> {
+impl<F: Floats, const N: usize, const GROUPS: usize> Groups<'_, F, N, GROUPS> {
     /// Whether [`Floats::nearest_small`] rounds all scaled weights right.
     #[inline(always)]
-    fn are_tame(&self, inverse: F, min: F) -> bool {
-        let low = (inverse * (self.lowest - min)).abs();
-        let high = (inverse * (self.highest - min)).abs();
-        (low.below(self.tame) & high.below(self.tame)).all()
+    fn are_tame(&self, inverse: &[F; GROUPS], min: &[F; GROUPS]) -> bool {
+        let mut tame = self.zero.equals(self.zero);
+        for g in 0..GROUPS {
+            let low = (inverse[g] * (self.lowest[g] - min[g])).abs();
+            let high = (inverse[g] * (self.highest[g] - min[g])).abs();
+            tame = tame & low.below(self.tame) & high.below(self.tame);
+        }
+        tame.all()
     }
 
-    /// The level of weight `i`. `EXACT` rounds numbers out of reach by the bits that they happen to have.
+    /// The level of weight `i` of group `g`. `EXACT` rounds numbers out of reach by the bits that they happen to have.
     #[inline(always)]
-    fn level<const EXACT: bool>(&self, i: usize, inverse: F, min: F) -> F {
-        let scaled = inverse * (self.x[i] - min);
+    fn level<const EXACT: bool>(&self, g: usize, i: usize, inverse: F, min: F) -> F {
+        let scaled = inverse * (self.x[g][i] - min);
         let level = if EXACT { scaled.nearest_any() } else { scaled.nearest_small() };
         level.lesser(self.top).greater(self.zero)
     }
 
-    /// Error of `scale * level + min`.
+    /// Errors of `scale * level + min`.
     #[inline(always)]
-    fn error<const SQUARED: bool, const EXACT: bool>(&self, inverse: F, min: F, scale: F) -> F {
-        let mut error = self.zero;
+    fn errors<const SQUARED: bool, const EXACT: bool>(
+        &self,
+        inverse: &[F; GROUPS],
+        min: &[F; GROUPS],
+        scale: &[F; GROUPS],
+    ) -> [F; GROUPS] {
+        let mut errors = [self.zero; GROUPS];
         for i in 0..N {
-            let difference = scale * self.level::<EXACT>(i, inverse, min) + min - self.x[i];
-            error = error + self.weights[i] * measured::<F, SQUARED>(difference);
+            for g in 0..GROUPS {
+                let level = self.level::<EXACT>(g, i, inverse[g], min[g]);
+                let difference = scale[g] * level + min[g] - self.x[g][i];
+                errors[g] = errors[g] + self.weights[g][i] * measured::<F, SQUARED>(difference);
+            }
         }
-        error
+        errors
     }
 
     #[inline(always)]
-    fn line<const SQUARED: bool, const EXACT: bool>(&self, inverse: F, min: F) -> Line<F> {
+    fn lines<const SQUARED: bool, const EXACT: bool>(
+        &self,
+        inverse: &[F; GROUPS],
+        min: &[F; GROUPS],
+        levels: &mut [[F; N]; GROUPS],
+    ) -> [Line<F>; GROUPS] {
         let &Self { x, weights, sum_w, sum_x, zero, .. } = self;
-        let mut levels = [zero; N];
-        let (mut sum_l, mut sum_l2, mut sum_xl) = (zero, zero, zero);
+        let (mut sum_l, mut sum_l2, mut sum_xl) = ([zero; GROUPS], [zero; GROUPS], [zero; GROUPS]);
         for i in 0..N {
-            let l = self.level::<EXACT>(i, inverse, min);
-            levels[i] = l;
-            let weighted = l * weights[i];
-            sum_l = sum_l + weighted;
-            sum_l2 = sum_l2 + weighted * l;
-            sum_xl = sum_xl + weighted * x[i];
+            for g in 0..GROUPS {
+                let l = self.level::<EXACT>(g, i, inverse[g], min[g]);
+                levels[g][i] = l;
+                let weighted = l * weights[g][i];
+                sum_l[g] = sum_l[g] + weighted;
+                sum_l2[g] = sum_l2[g] + weighted * l;
+                sum_xl[g] = sum_xl[g] + weighted * x[g][i];
+            }
         }
-        let determinant = sum_l2 * sum_w - sum_l * sum_l;
-        let slope = (sum_xl * sum_w - sum_l * sum_x) / determinant;
-        let intercept = (sum_l2 * sum_x - sum_l * sum_xl) / determinant;
-        let above_zero = intercept.above(zero);
-        let slope = F::select(above_zero, sum_xl / sum_l2, slope);
-        let intercept = F::select(above_zero, zero, intercept);
-        let mut error = zero;
+        let mut lines = [Line { determinant: zero, slope: zero, intercept: zero, error: zero }; GROUPS];
+        for g in 0..GROUPS {
+            let determinant = sum_l2[g] * sum_w[g] - sum_l[g] * sum_l[g];
+            let slope = (sum_xl[g] * sum_w[g] - sum_l[g] * sum_x[g]) / determinant;
+            let intercept = (sum_l2[g] * sum_x[g] - sum_l[g] * sum_xl[g]) / determinant;
+            let above_zero = intercept.above(zero);
+            let slope = F::select(above_zero, sum_xl[g] / sum_l2[g], slope);
+            let intercept = F::select(above_zero, zero, intercept);
+            lines[g] = Line { determinant, slope, intercept, error: zero };
+        }
         for i in 0..N {
-            let difference = slope * levels[i] + intercept - x[i];
-            error = error + measured::<F, SQUARED>(difference) * weights[i];
+            for g in 0..GROUPS {
+                let line = &mut lines[g];
+                let difference = line.slope * levels[g][i] + line.intercept - x[g][i];
+                line.error = line.error + measured::<F, SQUARED>(difference) * weights[g][i];
+            }
         }
-        Line { determinant, slope, intercept, error }
+        lines
     }
 }
 
@@ -192,6 +242,28 @@ pub fn fit_symmetric<I: Isa, const N: usize>(
     }
 }
 
+/// `sum w x l` and `sum w l^2` of a candidate. `EXACT` rounds numbers out of reach, too; without `DEEP` no level is below
+/// the lowest. `limits` are zero, the lowest level and the highest.
+#[inline(always)]
+fn symmetric_sums<F: Floats, const N: usize, const EXACT: bool, const DEEP: bool>(
+    x: &[F; N],
+    weights: &[F; N],
+    weighted: &[F; N],
+    inverse: F,
+    [zero, lowest, highest]: [F; 3],
+) -> (F, F) {
+    let (mut sum_xl, mut sum_l2) = (zero, zero);
+    for i in 0..N {
+        let scaled = inverse * x[i];
+        let l = if EXACT { scaled.nearest_any() } else { scaled.nearest_small() };
+        let l = l.lesser(highest);
+        let l = if DEEP { l.greater(lowest) } else { l };
+        sum_xl = sum_xl + l * weighted[i];
+        sum_l2 = sum_l2 + l * weights[i] * l;
+    }
+    (sum_xl, sum_l2)
+}
+
 #[inline(always)]
 fn best_symmetric<I: Isa, const N: usize, const EXACT: bool>(
     isa: I,
@@ -211,14 +283,15 @@ fn best_symmetric<I: Isa, const N: usize, const EXACT: bool>(
     // The last candidate repeats the one before it.
     for (candidate, tenths) in SYMMETRIC_TENTHS[..SYMMETRIC_TENTHS.len() - 1].iter().enumerate() {
         let inverse = isa.splat(-(half as f32 + 0.1 * tenths)) / peak;
-        let (mut sum_xl, mut sum_l2) = (zero, zero);
-        for i in 0..N {
-            let scaled = inverse * x[i];
-            let l = if EXACT { scaled.nearest_any() } else { scaled.nearest_small() };
-            let l = l.lesser(highest).greater(lowest);
-            sum_xl = sum_xl + l * weighted[i];
-            sum_l2 = sum_l2 + l * weights[i] * l;
-        }
+        let limits = [zero, lowest, highest];
+        let (sum_xl, sum_l2) = if EXACT {
+            symmetric_sums::<_, N, true, true>(x, weights, &weighted, inverse, limits)
+        } else if *tenths < 4.5 {
+            // The peak goes to less than half a level beyond the lowest, so that no weight is rounded to less.
+            symmetric_sums::<_, N, false, false>(x, weights, &weighted, inverse, limits)
+        } else {
+            symmetric_sums::<_, N, false, true>(x, weights, &weighted, inverse, limits)
+        };
         let fitted = sum_xl / sum_l2;
         if candidate == 0 {
             best_inverse = inverse;

@@ -72,6 +72,29 @@ impl Isa for Avx2 {
         // SAFETY: see above.
         unsafe { F32x8x2(costs::<D>(low, table), costs::<D>(high, table)) }
     }
+
+    #[inline(always)]
+    fn cheapest_of_eight<const D: usize>(self, points: &[u16; 8], count: usize, table: &[f32; 32]) -> usize {
+        // SAFETY: see above.
+        unsafe { cheapest_of_eight::<D>(points, count, table) }
+    }
+}
+
+/// [`Isa::cheapest_of_eight`].
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn cheapest_of_eight<const D: usize>(points: &[u16; 8], count: usize, table: &[f32; 32]) -> usize {
+    let highest = _mm256_set1_ps(f32::MAX);
+    let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    let valid = _mm256_cmpgt_epi32(_mm256_set1_epi32(count as i32), lanes);
+    let cost = _mm256_blendv_ps(highest, costs::<D>(points, table), _mm256_castsi256_ps(valid));
+    // Of a NaN and a number, the second operand is taken.
+    let cost = _mm256_min_ps(cost, highest);
+    let least = _mm256_min_ps(cost, _mm256_permute2f128_ps::<1>(cost, cost));
+    let least = _mm256_min_ps(least, _mm256_shuffle_ps::<0b01_00_11_10>(least, least));
+    let least = _mm256_min_ps(least, _mm256_shuffle_ps::<0b10_11_00_01>(least, least));
+    let equal = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_EQ_OQ>(cost, least));
+    equal.trailing_zeros() as usize & 7
 }
 
 /// [`Isa::costs`] of eight points.
@@ -291,10 +314,9 @@ fn nearest_byte(value: __m256) -> __m256 {
 
 impl Mask for Mask8x2 {
     #[inline(always)]
-    fn first(self) -> Option<usize> {
+    fn bits(self) -> u16 {
         // SAFETY: see above.
-        let bits = unsafe { _mm256_movemask_ps(self.0) | _mm256_movemask_ps(self.1) << 8 };
-        (bits != 0).then_some(bits.trailing_zeros() as usize)
+        unsafe { (_mm256_movemask_ps(self.0) | _mm256_movemask_ps(self.1) << 8) as u16 }
     }
 
     #[inline(always)]

@@ -98,6 +98,12 @@ impl Isa for Avx512 {
             F32x16(sum)
         }
     }
+
+    #[inline(always)]
+    fn cheapest_of_eight<const D: usize>(self, points: &[u16; 8], count: usize, table: &[f32; 32]) -> usize {
+        // SAFETY: see above.
+        unsafe { super::avx2::cheapest_of_eight::<D>(points, count, table) }
+    }
 }
 
 macro_rules! operators {
@@ -252,8 +258,8 @@ impl BitOr for Mask16 {
 
 impl Mask for Mask16 {
     #[inline(always)]
-    fn first(self) -> Option<usize> {
-        (self.0 != 0).then_some(self.0.trailing_zeros() as usize)
+    fn bits(self) -> u16 {
+        self.0
     }
 
     #[inline(always)]

@@ -8,8 +8,7 @@ use crate::quant::kernels::wide;
 /// The encoder of `ty` for `level`, which the CPU must have; `None` where scalar code does as well.
 pub(in crate::quant::kernels) fn quantizer(ty: TensorType, level: Level) -> Option<QuantizeFn> {
     // Plain loops that the compiler makes slower code of when it may use AVX-512.
-    let better_with_avx2 =
-        matches!(ty, TensorType::TQ1_0 | TensorType::TQ2_0 | TensorType::MXFP4 | TensorType::NVFP4 | TensorType::Q2_0);
+    let better_with_avx2 = matches!(ty, TensorType::TQ1_0 | TensorType::TQ2_0 | TensorType::MXFP4 | TensorType::NVFP4);
     if level >= Level::Avx512 && Level::Avx512.is_available() && !better_with_avx2 {
         avx512::quantizer_of_level(ty)
     } else if level >= Level::Avx2 && Level::Avx2.is_available() {
