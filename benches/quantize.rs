@@ -3,7 +3,7 @@
 //!     LWQ_GGML_LIB=/path/to/libggml-base.so cargo bench --bench quantize [-- TYPE...]
 //!
 //! Both programs take turns on the same rows and the best time of each counts. Both split the rows over the same
-//! threads, one call for each share. Without LWQ_GGML_LIB only this program's speed is printed. `Mw/s` are million weights per second,
+//! threads, four rows a call. Without LWQ_GGML_LIB only this program's speed is printed. `Mw/s` are million weights per second,
 //! `GB/s` the bytes of f32 read (quantize) or written (decode). `ratio` is ggml's time divided by ours: above 1 we
 //! are faster.
 
@@ -19,6 +19,8 @@ use rayon::prelude::*;
 const ROW_LEN: usize = 4096;
 /// Most rows per pass and thread; slow encoders get fewer.
 const ROWS: usize = 32;
+/// Rows of one call.
+const CALL_ROWS: usize = 4;
 /// What a pass should take at most, so that many passes fit into the budget and the best one is undisturbed.
 const PASS: Duration = Duration::from_millis(2);
 /// Time for both sides together.
@@ -145,7 +147,6 @@ impl Bench<'_> {
         let importance = weighted.then_some(self.importance);
         let mut ours = vec![0u8; self.rows() * self.row_bytes()];
         let mut theirs = ours.clone();
-        let share = self.rows() / rayon::current_num_threads();
         let id = self.info.ty.0 as c_int;
         let symbol = self.ggml.map(|ggml| {
             ggml.prepare(self.info.ty);
@@ -153,23 +154,23 @@ impl Bench<'_> {
         });
         let their_run = symbol.map(|symbol| {
             let weights = self.weights;
-            let (rows, row_bytes) = (share, self.row_bytes());
+            let row_bytes = self.row_bytes();
             let theirs = &mut theirs;
             move || {
-                let shares = weights.par_chunks(rows * ROW_LEN).zip(theirs.par_chunks_mut(rows * row_bytes));
-                shares.for_each(|(share, out)| {
+                let out = theirs.par_chunks_mut(CALL_ROWS * row_bytes);
+                weights.par_chunks(CALL_ROWS * ROW_LEN).zip(out).for_each(|(rows, out)| {
                     let weights = importance.map_or(std::ptr::null(), <[f32]>::as_ptr);
-                    let (src, dst) = (share.as_ptr(), out.as_mut_ptr().cast());
-                    // SAFETY: `rows` rows of ROW_LEN weights, as many importance weights, and the rows' encoded bytes.
-                    unsafe { symbol(id, src, dst, 0, rows as i64, ROW_LEN as i64, weights) };
+                    let (src, dst, count) = (rows.as_ptr(), out.as_mut_ptr().cast(), rows.len() / ROW_LEN);
+                    // SAFETY: `count` rows of ROW_LEN weights, as many importance weights, and the rows' encoded bytes.
+                    unsafe { symbol(id, src, dst, 0, count as i64, ROW_LEN as i64, weights) };
                 });
             }
         });
         let result = race(
             || {
-                let out = ours.par_chunks_mut(share * self.row_bytes());
-                let shares = self.weights.par_chunks(share * ROW_LEN).zip(out);
-                shares.for_each(|(weights, out)| self.encode(weights, importance, out));
+                let out = ours.par_chunks_mut(CALL_ROWS * self.row_bytes());
+                let rows = self.weights.par_chunks(CALL_ROWS * ROW_LEN).zip(out);
+                rows.for_each(|(rows, out)| self.encode(rows, importance, out));
             },
             their_run,
         );
