@@ -284,23 +284,11 @@ fn an_interrupted_run_prints_what_it_covers() {
     use std::time::{Duration, Instant};
 
     let folder = tempfile::tempdir().unwrap();
-    // Enough windows to be in the middle of, few enough that the space reserved for their logits is small.
-    let saved = folder.path().join("out.kld");
+    let long = folder.path().join("long.txt");
+    std::fs::write(&long, std::fs::read(text()).unwrap().repeat(40)).unwrap();
+    let state = folder.path().join("run.state");
     let mut child = lwq()
-        .args(args![
-            "eval",
-            "ppl",
-            doclet(),
-            "-f",
-            text(),
-            "--json",
-            "--threads",
-            "1",
-            "--chunks",
-            "64",
-            "--save-logits",
-            &saved
-        ])
+        .args(args!["eval", "ppl", doclet(), "-f", &long, "--json", "--threads", "1", "--state", &state])
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped())
         .spawn()
@@ -325,7 +313,9 @@ fn an_interrupted_run_prints_what_it_covers() {
     let found: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(found["complete"], false);
     assert!(number(&found, "windows") >= 1.0 && number(&found, "ppl") > 1.0);
-    assert!(files_in(folder.path()).is_empty(), "no part of the logits is left");
+    assert_eq!(files_in(folder.path()), ["long.txt", "run.state"]);
+    let again = run(args!["eval", "ppl", doclet(), "-f", &long, "--chunks", "1", "--state", &state]);
+    assert!(String::from_utf8_lossy(&again.stderr).contains("1 of 1 windows were scored before"));
 }
 
 #[test]
