@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, anyhow};
 use clap::{Args, ValueEnum};
 
-use super::eval::loaded::{bos, file_names, open_tokenizer, read_text};
+use super::eval::loaded::{bos, calibration_context, file_names, open_tokenizer, read_text};
 use super::{Common, Usage, printable};
 use crate::calibration;
 use crate::compute::Precision;
@@ -20,9 +20,6 @@ const BUILT_IN_TEXT: &str = "lwq built-in calibration mix";
 
 /// What messages call the built-in text of the gate.
 const BUILT_IN_GATE: &str = "lwq built-in tuning text";
-
-/// Tokens of a sequence, or the model's context if that is shorter.
-const DEFAULT_CONTEXT: usize = 512;
 
 /// Tokens of the calibration text that are used unless another number is asked for: about eight for each column of the
 /// widest common matrices.
@@ -132,7 +129,7 @@ impl RoundingFlags {
         common: &Common,
     ) -> Result<Calibration> {
         let tokenizer = open_tokenizer(gguf, model, None, common)?;
-        let n_ctx = self.context(model, common);
+        let n_ctx = calibration_context(self.calibration_ctx, model, "sequences", common);
         let text = |files: &[PathBuf], built_in: (&str, &str), most: usize| -> Result<Text> {
             let (name, bytes) = match files {
                 [] => (built_in.0.to_owned(), built_in.1.as_bytes().to_vec()),
@@ -158,19 +155,6 @@ impl RoundingFlags {
             forward,
         };
         Ok(Calibration { text: calibration, gate, settings, n_embd: model.hparams().n_embd, fast: self.fast })
-    }
-
-    fn context(&self, model: &Model<'_>, common: &Common) -> usize {
-        let trained = model.hparams().n_ctx_train;
-        match self.calibration_ctx {
-            Some(ctx) => {
-                if ctx as usize > trained {
-                    common.warn(format!("sequences of {ctx} tokens are longer than the model's context of {trained}"));
-                }
-                ctx as usize
-            }
-            None => DEFAULT_CONTEXT.min(trained.max(8)),
-        }
     }
 }
 

@@ -62,7 +62,7 @@ pub enum EvalError {
         advice: String,
     },
     /// A file of kept windows is damaged or none.
-    #[error("{}: {found}; name another --state file or remove this one", path.display())]
+    #[error("{}: {found}; name another --state file", path.display())]
     BadState {
         /// The file.
         path: PathBuf,

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::cli::{Common, Progress, Unit, printable};
@@ -183,7 +183,10 @@ pub fn open_tokenizer(gguf: &Gguf, model: &Model<'_>, pre: Option<&str>, common:
 pub fn read_text(files: &[PathBuf]) -> Result<Vec<u8>> {
     let mut text = Vec::new();
     for path in files {
-        let bytes = std::fs::read(path).with_context(|| printable(&path.display().to_string()))?;
+        let bytes = std::fs::read(path).map_err(|error| {
+            let path = printable(&path.display().to_string());
+            anyhow!("{path}: cannot read the text: {error}; check the path and its permissions")
+        })?;
         if !text.is_empty() {
             text.push(b'\n');
         }
@@ -207,6 +210,19 @@ pub fn context(asked: Option<u32>, model: &Model<'_>, label: &str) -> Result<usi
         Some(ctx) => check_context(ctx as usize, trained, label).map(|()| ctx as usize),
         None => Ok(DEFAULT_CONTEXT.min(trained.max(4))),
     }
+}
+
+/// Tokens of a piece of calibration text, which may be longer than what the model was trained for; `what` names such
+/// pieces in the warning about that.
+pub fn calibration_context(asked: Option<u32>, model: &Model<'_>, what: &str, common: &Common) -> usize {
+    let trained = model.hparams().n_ctx_train;
+    let Some(asked) = asked.map(|ctx| ctx as usize) else {
+        return DEFAULT_CONTEXT.min(trained.max(8));
+    };
+    if asked > trained {
+        common.warn(format!("{what} of {asked} tokens are longer than the model's context of {trained}"));
+    }
+    asked
 }
 
 fn vocabulary(metadata: &Metadata) -> Result<Vec<&[u8]>> {

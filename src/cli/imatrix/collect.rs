@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::FormatArg;
 use crate::atomic_file::check_target;
 use crate::calibration;
-use crate::cli::eval::loaded::{bos, open_tokenizer};
+use crate::cli::eval::loaded::{bos, calibration_context, open_tokenizer};
 use crate::cli::{Common, Progress, Unit, count, decimal_size, printable};
 use crate::compute::Precision;
 use crate::eval::{Perplexity, score_chunks};
@@ -24,9 +24,6 @@ use crate::tokenizer::Tokenizer;
 
 /// What files made with the built-in text name as their dataset.
 const BUILT_IN_TEXT: &str = "lwq built-in calibration mix";
-
-/// Tokens per chunk where nothing else is asked for and the model's context is not shorter.
-const DEFAULT_CONTEXT: usize = 512;
 
 /// Most tokens of a group: more gain nothing, and the state is saved only between groups.
 const MOST_GROUP_TOKENS: usize = 16_384;
@@ -145,7 +142,7 @@ impl CollectArgs {
         let label = printable(gguf.label());
         let model = Model::open(&gguf).with_context(|| label.clone())?;
         let tokenizer = open_tokenizer(&gguf, &model, self.pre.as_deref(), common)?;
-        let n_ctx = self.context(&model, common);
+        let n_ctx = calibration_context(self.ctx, &model, "chunks", common);
         let text = self.text(&tokenizer, n_ctx)?;
         let total = text.tokens.len() / n_ctx;
         let fingerprint = Fingerprint::new(&gguf, &text.tokens, self.settings(n_ctx));
@@ -236,19 +233,6 @@ impl CollectArgs {
             warnings,
         };
         report.print(common)
-    }
-
-    fn context(&self, model: &Model<'_>, common: &Common) -> usize {
-        let trained = model.hparams().n_ctx_train;
-        match self.ctx {
-            Some(ctx) => {
-                if ctx as usize > trained {
-                    common.warn(format!("chunks of {ctx} tokens are longer than the model's context of {trained}"));
-                }
-                ctx as usize
-            }
-            None => DEFAULT_CONTEXT.min(trained.max(8)),
-        }
     }
 
     /// The tokens of all chunks that this run is to see.
