@@ -182,6 +182,29 @@ fn strided_windows_score_every_token_after_the_first_window() {
 }
 
 #[test]
+fn scoring_may_begin_early_and_texts_take_turns() {
+    let folder = tempfile::tempdir().unwrap();
+    let parts = std::fs::read_to_string(text()).unwrap();
+    let (start, end) = parts.split_at(parts.floor_char_boundary(parts.len() / 2));
+    let (start, end) = (write(&folder, "start.txt", start.as_bytes()), write(&folder, "end.txt", end.as_bytes()));
+    let ppl =
+        |more: Vec<OsString>| json_of(args!["eval", "ppl", doclet(), "-c", "128"].into_iter().chain(more).collect());
+
+    let one = |file: &Path, from: &str| ppl(args!["-f", file, "--chunks", "3", "--score-from", from]);
+    let both = ppl(args!["-f", &start, "-f", &end, "--chunks", "6", "--score-from", "16"]);
+    let (a, b) = (one(&start, "16"), one(&end, "16"));
+    assert_eq!(number(&both, "tokens"), 6.0 * 111.0);
+    // Windows of equal length: the mean of the logarithms.
+    within(number(&both, "ppl"), (number(&a, "ppl") * number(&b, "ppl")).sqrt(), 1e-9, "PPL of both texts");
+    assert_eq!(one(&start, "64")["ppl"], ppl(args!["-f", &start, "--chunks", "3"])["ppl"], "the default is the middle");
+
+    let refused = error_line(run(args!["eval", "ppl", doclet(), "-f", &start, "-c", "128", "--score-from", "127"]), 1);
+    assert!(refused.contains("start.txt") && refused.contains("position 127"), "{refused}");
+    let arguments = args!["eval", "ppl", doclet(), "-f", &start, "--score-from", "1", "--save-logits", "x"];
+    assert_eq!(run(arguments).status.code(), Some(2), "saved logits begin in the middle");
+}
+
+#[test]
 fn a_sequential_test_ends_when_models_differ() {
     let folder = tempfile::tempdir().unwrap();
     let (good, bad) = (quantized(&folder, "Q4_K_M"), quantized(&folder, "Q2_K"));

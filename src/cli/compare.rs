@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use super::eval::loaded::{ActivationsArg, Follow, Kept, Opened, bos, check_context, context, file_names, read_text};
+use super::eval::loaded::{ActivationsArg, Follow, Kept, Opened, check_context, context, read_windows};
 use super::eval::tasks::score;
 use super::{Common, Interrupted, Progress, Unit, Usage, decimal_size, printable};
 use crate::atomic_file::{AtomicFile, check_target};
@@ -38,9 +38,12 @@ pub struct CompareArgs {
     /// Tokens per window [default: 512, or the model's context if that is shorter]
     #[arg(long, short = 'c', value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(4..=1 << 24))]
     ctx: Option<u32>,
-    /// Score at most this many windows
+    /// Score at most this many windows; several texts take turns
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     chunks: Option<u32>,
+    /// Score the predictions of a window from this position on [default: half the window]
+    #[arg(long, value_name = "POSITION", value_parser = clap::value_parser!(u32).range(..1 << 24))]
+    score_from: Option<u32>,
     /// Rounding of the inputs of products; both makes a table for each
     #[arg(long, value_enum, default_value = "f32")]
     activations: ModesArg,
@@ -148,6 +151,7 @@ impl CompareArgs {
                 files: self.file.iter().map(|path| file_name(path)).collect(),
                 ctx: windows.n_ctx(),
                 windows: windows.len(),
+                scored_per_window: windows.scored_per_window(),
             },
             runs: Vec::new(),
             tensor_errors: Vec::new(),
@@ -185,9 +189,7 @@ impl CompareArgs {
         for (opened, model) in models.opened.iter().zip(&models.models) {
             check_context(n_ctx, model.hparams().n_ctx_train, &opened.label())?;
         }
-        let tokens = tokenizer.encode(read_text(&self.file)?, true, false);
-        let windows = Windows::chunks(tokens, n_ctx, self.chunks.map(|n| n as usize), bos(tokenizer));
-        windows.with_context(|| printable(&file_names(&self.file)))
+        read_windows(&self.file, tokenizer, n_ctx, self.chunks, self.score_from)
     }
 
     fn read_tasks(&self, tokenizer: &crate::tokenizer::Tokenizer, common: &Common) -> Result<Vec<Tasks>> {

@@ -22,4 +22,4 @@ pub use logits_file::{LOGITS_CUT, LogitsReader, LogitsWriter};
 pub use paired::{PairedDifference, SequentialTest, Verdict, compare_means};
 pub use perplexity::{Perplexity, score_chunks};
 pub use state::{EvaluationState, section_key};
-pub use windows::Windows;
+pub use windows::{Windows, texts_in_turn};

@@ -7,6 +7,24 @@ use super::EvalError;
 /// Shortest window in which two predictions can be scored.
 const SHORTEST: usize = 4;
 
+/// Windows of several texts in turn, the first of each, then the second of each, as one text: a run that ends early or
+/// has a limit has seen something of all, and no window holds the end of one and the beginning of another. What fills
+/// no window of `n_ctx` tokens is left out. A single text stays as it is.
+pub fn texts_in_turn(mut texts: Vec<Vec<u32>>, n_ctx: usize) -> Vec<u32> {
+    if texts.len() == 1 {
+        return texts.remove(0);
+    }
+    let mut cut: Vec<_> = texts.iter().map(|text| text.chunks_exact(n_ctx.max(1))).collect();
+    let mut joined = Vec::new();
+    loop {
+        let before = joined.len();
+        cut.iter_mut().filter_map(Iterator::next).for_each(|window| joined.extend(window));
+        if joined.len() == before {
+            return joined;
+        }
+    }
+}
+
 /// A text cut into windows of equal length, as llama-perplexity cuts it.
 #[derive(Clone, Debug)]
 pub struct Windows {
@@ -68,6 +86,23 @@ impl Windows {
         let count = limit.unwrap_or(usize::MAX).min((tokens.len() - n_ctx).div_ceil(stride));
         let starts = (0..count).map(|i| i * stride).collect();
         Ok(Windows { tokens, starts, n_ctx, scored: n_ctx - stride - 1..n_ctx - 1, bos: None })
+    }
+
+    /// The same windows with the predictions scored from `position` on instead of from the middle: more of them for the
+    /// same work, made from less context.
+    ///
+    /// # Errors
+    /// When `position` leaves nothing to score.
+    pub fn score_from(self, position: usize) -> Result<Windows, EvalError> {
+        let scored = position..self.n_ctx - 1;
+        if scored.is_empty() {
+            let reason = format!(
+                "windows of {} tokens have no prediction to score from position {position} on; give a smaller one",
+                self.n_ctx
+            );
+            return Err(EvalError::BadWindow { reason });
+        }
+        Ok(Windows { scored, ..self })
     }
 
     /// Number of windows.
@@ -153,6 +188,27 @@ mod tests {
         assert_eq!(windows.sequence(1), [99, 9, 10, 11, 12, 13, 14, 15]);
         assert_eq!(windows.target(1, 6), 15);
         assert_eq!(Windows::chunks(text(26), 8, Some(2), None).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn windows_of_several_texts_take_turns_and_hold_one_text_each() {
+        let texts = vec![text(9), (100..112).collect(), (200..203).collect()];
+        assert_eq!(
+            texts_in_turn(texts, 4),
+            [0, 1, 2, 3, 100, 101, 102, 103, 4, 5, 6, 7, 104, 105, 106, 107, 108, 109, 110, 111]
+        );
+        assert_eq!(texts_in_turn(vec![text(9)], 4), text(9));
+        assert!(texts_in_turn(Vec::new(), 4).is_empty());
+    }
+
+    #[test]
+    fn scoring_can_begin_at_any_position_that_leaves_a_prediction() {
+        let windows = Windows::chunks(text(26), 8, None, None).unwrap().score_from(1).unwrap();
+        assert_eq!((windows.scored(), windows.scored_per_window()), (1..7, 6));
+        assert_eq!(windows.target(1, 1), 10);
+        assert_eq!(windows.clone().score_from(6).unwrap().scored_per_window(), 1);
+        let refused = windows.score_from(7).unwrap_err().to_string();
+        assert!(refused.contains("position 7"), "{refused}");
     }
 
     #[test]

@@ -327,7 +327,7 @@ pub(super) mod tests {
             |relative_error| TensorError { name: "blk.0.attn_q.weight".into(), ty: "Q4_K".into(), relative_error };
         Comparison {
             base: facts("base & co.gguf", 16.0, "F16"),
-            text: TextFacts { files: vec!["a.txt".into()], ctx: 512, windows: 4 },
+            text: TextFacts { files: vec!["a.txt".into()], ctx: 512, windows: 4, scored_per_window: 255 },
             files: vec![facts("a\"<img src=x>.gguf", 4.5, "Q4_K"), facts("b.gguf", 3.4, "Q3_K")],
             runs: vec![Run {
                 activations: "f32".into(),

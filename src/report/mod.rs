@@ -43,6 +43,8 @@ pub struct TextFacts {
     pub ctx: usize,
     /// Windows that the text has, or that were asked for.
     pub windows: usize,
+    /// Predictions scored in a window.
+    pub scored_per_window: usize,
 }
 
 /// One pass over text and tasks.

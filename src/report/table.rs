@@ -72,9 +72,10 @@ fn task_cell(task: &TaskFigures) -> String {
 pub(super) fn notes(comparison: &Comparison, run: &Run) -> Vec<String> {
     let text = &comparison.text;
     let mut notes = vec![format!(
-        "{} windows of {} tokens of {}; {}.",
+        "{} windows of {} tokens, {} of them scored, of {}; {}.",
         run.windows,
         text.ctx,
+        text.scored_per_window,
         text.files.join(", "),
         describe_activations(&run.activations)
     )];

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde::Serialize;
 
-use super::loaded::{Follow, Kept, Opened, TextArgs, bos, check_context, context, file_names, read_text};
+use super::loaded::{Follow, Kept, Opened, TextArgs, bos, check_context, context, read_windows};
 use crate::atomic_file::check_target;
 use crate::cli::{Common, Interrupted, Usage, binary_size, count, decimal_size, printable};
 use crate::eval::{
@@ -29,7 +29,7 @@ pub struct KldArgs {
     #[arg(long, value_name = "MODEL", required_unless_present = "base_logits", conflicts_with = "base_logits")]
     base: Option<PathBuf>,
     /// Distributions of the original that llama-perplexity or --save-logits saved; they hold the text too
-    #[arg(long, visible_alias = "kl-divergence-base", value_name = "FILE", conflicts_with_all = ["file", "ctx", "save_logits", "state"])]
+    #[arg(long, visible_alias = "kl-divergence-base", value_name = "FILE", conflicts_with_all = ["file", "ctx", "save_logits", "state", "score_from"])]
     base_logits: Option<PathBuf>,
     /// Text to predict; repeatable
     #[arg(long, short, required_unless_present = "base_logits", value_name = "TEXT")]
@@ -37,7 +37,7 @@ pub struct KldArgs {
     #[command(flatten)]
     text: TextArgs,
     /// Save the distributions of the original in llama-perplexity's form (16-bit, cut at 16 nats)
-    #[arg(long, visible_alias = "save-all-logits", value_name = "FILE", conflicts_with = "state")]
+    #[arg(long, visible_alias = "save-all-logits", value_name = "FILE", conflicts_with_all = ["state", "score_from"])]
     save_logits: Option<PathBuf>,
     /// Stop as soon as the best model differs significantly from every other one (a confidence sequence over windows,
     /// valid at every look)
@@ -75,6 +75,7 @@ struct RunReport {
     activations: &'static str,
     ctx: usize,
     windows: usize,
+    scored_per_window: usize,
     complete: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     sequential_test: Option<TestReport>,
@@ -191,6 +192,7 @@ impl KldArgs {
             activations: self.text.activations.name(),
             ctx: windows.n_ctx(),
             windows: result.windows,
+            scored_per_window: result.scored_per_window,
             complete: result.complete,
             sequential_test: test.and(best).map(|best| TestReport {
                 test: "asymptotic confidence sequence of the windows' paired differences of mean KLD (arXiv 2103.06476), Bonferroni over pairs",
@@ -223,9 +225,7 @@ impl KldArgs {
     ) -> Result<Windows> {
         let Some(reader) = reader else {
             let n_ctx = context(self.text.ctx, model, &main.label())?;
-            let tokens = tokenizer.encode(read_text(&self.file)?, true, false);
-            let windows = Windows::chunks(tokens, n_ctx, self.text.limit(), bos(tokenizer));
-            return windows.with_context(|| printable(&file_names(&self.file)));
+            return read_windows(&self.file, tokenizer, n_ctx, self.text.chunks, self.text.score_from);
         };
         let path = self.base_logits.as_deref().map_or_else(String::new, |p| printable(&p.display().to_string()));
         ensure!(
@@ -273,8 +273,8 @@ fn closing(run: &RunReport) -> String {
     let covered = if run.complete { "" } else { " (not the whole text)" };
     let _ = writeln!(
         text,
-        "{} windows of {} tokens{covered}, {:.1} s, {:.0} tokens/s over all models{memory}",
-        run.windows, run.ctx, run.seconds, run.tokens_per_second
+        "{} windows of {} tokens, {} of them scored{covered}, {:.1} s, {:.0} tokens/s over all models{memory}",
+        run.windows, run.ctx, run.scored_per_window, run.seconds, run.tokens_per_second
     );
     text
 }

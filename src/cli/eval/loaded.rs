@@ -10,6 +10,7 @@ use clap::{Args, ValueEnum};
 use crate::cli::{Common, Progress, Unit, printable};
 use crate::eval::{
     Evaluation, EvaluationState, ModelScores, Observer, Perplexity, SequentialTest, Verdict, Windows, section_key,
+    texts_in_turn,
 };
 use crate::gguf::{Gguf, Metadata, fingerprint};
 use crate::model::{Activations, ForwardOptions, Model};
@@ -67,9 +68,12 @@ pub struct TextArgs {
     /// Tokens per window [default: 512, or the model's context if that is shorter]
     #[arg(long, short = 'c', value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(4..=1 << 24))]
     pub ctx: Option<u32>,
-    /// Score at most this many windows
+    /// Score at most this many windows; several texts take turns
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub chunks: Option<u32>,
+    /// Score the predictions of a window from this position on [default: half the window]
+    #[arg(long, value_name = "POSITION", value_parser = clap::value_parser!(u32).range(..1 << 24))]
+    pub score_from: Option<u32>,
     /// Rounding of the inputs of products
     #[arg(long, value_enum, default_value = "f32")]
     pub activations: ActivationsArg,
@@ -193,6 +197,28 @@ pub fn read_text(files: &[PathBuf]) -> Result<Vec<u8>> {
         text.extend_from_slice(bytes.strip_suffix(b"\n").unwrap_or(&bytes));
     }
     Ok(text)
+}
+
+/// The windows of texts, in turn where there are several.
+///
+/// # Errors
+/// When a file cannot be read or there is too little text; the message names the files.
+pub fn read_windows(
+    files: &[PathBuf],
+    tokenizer: &Tokenizer,
+    n_ctx: usize,
+    limit: Option<u32>,
+    score_from: Option<u32>,
+) -> Result<Windows> {
+    let texts = files.iter().map(|file| Ok(tokenizer.encode(read_text(std::slice::from_ref(file))?, true, false)));
+    let texts = texts.collect::<Result<Vec<_>>>()?;
+    let limit = limit.map(|n| n as usize);
+    let windows = Windows::chunks(texts_in_turn(texts, n_ctx), n_ctx, limit, bos(tokenizer));
+    let windows = windows.and_then(|windows| match score_from {
+        Some(position) => windows.score_from(position as usize),
+        None => Ok(windows),
+    });
+    windows.with_context(|| printable(&file_names(files)))
 }
 
 /// Names of several files in one line.

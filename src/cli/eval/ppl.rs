@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde::Serialize;
 
-use super::loaded::{Follow, Kept, Opened, TextArgs, bos, check_context, context, file_names, read_text};
+use super::loaded::{Follow, Kept, Opened, TextArgs, check_context, context, file_names, read_text, read_windows};
 use crate::atomic_file::check_target;
 use crate::cli::{Common, Interrupted, decimal_size, printable};
 use crate::eval::{LogitsWriter, Reference, Windows, evaluate};
@@ -25,10 +25,10 @@ pub struct PplArgs {
     #[command(flatten)]
     text: TextArgs,
     /// Move the window by this many tokens and score as many predictions each time
-    #[arg(long, value_name = "TOKENS", conflicts_with = "save_logits", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    #[arg(long, value_name = "TOKENS", conflicts_with_all = ["save_logits", "score_from"], value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     ppl_stride: Option<u32>,
     /// Save all distributions in llama-perplexity's form (16-bit, cut at 16 nats)
-    #[arg(long, visible_alias = "save-all-logits", value_name = "FILE", conflicts_with = "state")]
+    #[arg(long, visible_alias = "save-all-logits", value_name = "FILE", conflicts_with_all = ["state", "score_from"])]
     save_logits: Option<PathBuf>,
 }
 
@@ -66,12 +66,14 @@ impl PplArgs {
         let model = opened.model()?;
         let tokenizer = opened.tokenizer(&model, self.text.pre.as_deref(), common)?;
         let n_ctx = context(self.text.ctx, &model, &opened.label())?;
-        let tokens = tokenizer.encode(read_text(&self.file)?, true, false);
         let windows = match self.ppl_stride {
-            Some(stride) => Windows::strided(tokens, n_ctx, stride as usize, self.text.limit()),
-            None => Windows::chunks(tokens, n_ctx, self.text.limit(), bos(&tokenizer)),
+            Some(stride) => {
+                let tokens = tokenizer.encode(read_text(&self.file)?, true, false);
+                Windows::strided(tokens, n_ctx, stride as usize, self.text.limit())
+                    .with_context(|| printable(&file_names(&self.file)))?
+            }
+            None => read_windows(&self.file, &tokenizer, n_ctx, self.text.chunks, self.text.score_from)?,
         };
-        let windows = windows.with_context(|| printable(&file_names(&self.file)))?;
         check_context(windows.n_ctx(), model.hparams().n_ctx_train, &opened.label())?;
         let pass = model.pass(self.text.activations.forward(), Overrides::new())?;
         let writer =
