@@ -198,7 +198,7 @@ fn scoring_may_begin_early_and_texts_take_turns() {
     within(number(&both, "ppl"), (number(&a, "ppl") * number(&b, "ppl")).sqrt(), 1e-9, "PPL of both texts");
     assert_eq!(one(&start, "64")["ppl"], ppl(args!["-f", &start, "--chunks", "3"])["ppl"], "the default is the middle");
 
-    let refused = error_line(run(args!["eval", "ppl", doclet(), "-f", &start, "-c", "128", "--score-from", "127"]), 1);
+    let refused = error_line(&run(args!["eval", "ppl", doclet(), "-f", &start, "-c", "128", "--score-from", "127"]));
     assert!(refused.contains("start.txt") && refused.contains("position 127"), "{refused}");
     let arguments = args!["eval", "ppl", doclet(), "-f", &start, "--score-from", "1", "--save-logits", "x"];
     assert_eq!(run(arguments).status.code(), Some(2), "saved logits begin in the middle");

@@ -203,6 +203,38 @@ fn an_interrupted_run_goes_on_and_ends_with_the_same_bytes() {
     assert_eq!(files_in(dir.path()), ["o.gguf", "whole.gguf"]);
 }
 
+#[cfg(unix)]
+#[test]
+fn several_outputs_share_a_pass_and_have_the_bytes_of_single_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = |target: &str| dir.path().join(format!("doclet-4m-f16-{target}.gguf"));
+    let alone = |target: &str| {
+        let output = dir.path().join("alone.gguf");
+        stdout_of(feedback(&output, &["--target", target, "--quiet", "--force"]));
+        std::fs::read(output).unwrap()
+    };
+    let expected = [alone("Q4_K_M"), alone("Q3_K_S")];
+    // One of them has been begun by itself: what is done of it is kept, the other starts from the beginning.
+    let mut child = lwq();
+    child.args(args!["quantize", doclet(), name("Q3_K_S"), "--target", "Q3_K_S", "-f", calibration(), "--quiet"]);
+    let mut child = child.args(few()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let begun = name("Q3_K_S").with_extension("gguf.partial").join("step-0001.gguf");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !begun.exists() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    // SAFETY: the child is alive or a zombie of this process.
+    unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+
+    let report = json(feedback(dir.path(), &["--target", "q4_k_m,Q3_K_S", "--json"]));
+    let outputs = report["outputs"].as_array().unwrap();
+    assert_eq!(outputs.iter().map(|o| o["target"].as_str().unwrap()).collect::<Vec<_>>(), ["Q4_K_M", "Q3_K_S"]);
+    assert!(std::fs::read(name("Q4_K_M")).unwrap() == expected[0]);
+    assert!(std::fs::read(name("Q3_K_S")).unwrap() == expected[1]);
+    assert_eq!(files_in(dir.path()).len(), 3, "nothing else is left");
+}
+
 #[test]
 fn types_that_need_importance_get_it_from_the_text() {
     let dir = tempfile::tempdir().unwrap();

@@ -38,6 +38,37 @@ fn output_stands_beside_the_input_under_the_target_name() {
 }
 
 #[test]
+fn several_targets_and_plans_make_a_file_each() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, folder) = (model_in(dir.path()), dir.path().join("out"));
+    let usage = |arguments| {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let missing = usage(args!["quantize", &model, &folder, "--target", "Q4_K_M,Q6_K"]);
+    assert!(missing.contains("several outputs need a folder"), "{missing}");
+    std::fs::create_dir(&folder).unwrap();
+    assert!(usage(args!["quantize", &model, &folder, "--target", "Q4_K_M,q4_k"]).contains("would have this name"));
+    assert_eq!(run(args!["quantize", &model, "--target", "Q6_K", "--like", "Q6_K"]).status.code(), Some(2));
+
+    let (plan, imatrix) = (dir.path().join("plan.json"), data("golden/doclet.imatrix.gguf"));
+    let made = args!["plan", &model, "--imatrix", &imatrix, "--like", "Q4_K_M", "--method", "error", "-o", &plan];
+    stdout_of(run(made.into_iter().chain(args!["--quiet"])));
+    let several = args!["quantize", &model, &folder, "--imatrix", &imatrix, "--target", "Q4_K_M,Q6_K", "--plan", &plan];
+    let report: Json = serde_json::from_str(&stdout_of(run(several.into_iter().chain(args!["--json"])))).unwrap();
+    let outputs = report["outputs"].as_array().unwrap();
+    assert_eq!((outputs.len(), outputs[2]["target"].as_str()), (3, Some("plan: like Q4_K_M")));
+    assert_eq!(files_in(&folder).len(), 3);
+    let alone = dir.path().join("alone.gguf");
+    stdout_of(run(args!["quantize", &model, &alone, "--imatrix", &imatrix, "--plan", &plan, "--quiet"]));
+    let planned = outputs[2]["output"][0].as_str().unwrap();
+    assert!(std::fs::read(&alone).unwrap() == std::fs::read(planned).unwrap());
+    stdout_of(run(args!["quantize", &model, &alone, "--imatrix", &imatrix, "--target", "Q6_K", "--quiet", "--force"]));
+    assert!(std::fs::read(&alone).unwrap() == std::fs::read(folder.join("model-Q6_K.gguf")).unwrap());
+}
+
+#[test]
 fn dry_run_tells_the_exact_file_size_and_writes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let model = model_in(dir.path());

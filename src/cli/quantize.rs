@@ -7,6 +7,7 @@ mod planned;
 mod report;
 mod rounding_plan;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -15,7 +16,7 @@ use clap::{ArgGroup, Args};
 
 use super::plan::{BudgetArgs, ChoiceArgs};
 use super::rounding::{RoundingFlags, open_model};
-use super::{Common, Progress, Unit, Usage};
+use super::{Common, Progress, Unit, Usage, printable};
 use crate::atomic_file::AtomicFile;
 use crate::gguf::TensorType;
 use crate::pipeline;
@@ -23,8 +24,8 @@ use crate::recipe::Target;
 use crate::rounding::Method;
 
 use feedback::Rounded;
-use plan::Plan;
 pub(super) use plan::open_source;
+use plan::{Goal, Plan};
 use planned::Planned;
 pub(super) use planned::standard_file_bytes;
 use report::{Report, Times};
@@ -34,8 +35,8 @@ use rounding_plan::RoundingPlan;
 #[derive(Args, Debug, Default)]
 #[command(
     group(ArgGroup::new("planned").args(["plan", "like", "target_size", "target_bpw", "max_kld"])),
-    group(ArgGroup::new("unplanned").args(["target", "plan"])),
-    group(ArgGroup::new("goal").required(true).args([
+    group(ArgGroup::new("unplanned").args(["target", "plan"]).multiple(true)),
+    group(ArgGroup::new("goal").required(true).multiple(true).args([
         "target", "plan", "like", "target_size", "target_bpw", "max_kld"
     ])),
     after_help = "Targets, smallest first:\n  IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ2_M IQ3_XXS IQ3_XS IQ3_S IQ3_M IQ4_XS IQ4_NL\n  \
@@ -45,17 +46,18 @@ MXFP4_MOE F16 BF16 F32 COPY"
 pub struct QuantizeArgs {
     /// Model to read: a GGUF file, or the first file of a split one
     input: PathBuf,
-    /// File to write [default: INPUT's name with the target, beside it]
+    /// File to write [default: INPUT's name with the target, beside it]; of several targets the folder
     output: Option<PathBuf>,
-    /// Target name, such as Q4_K_M, IQ3_M or COPY; any letter case
-    #[arg(long, value_name = "NAME", value_parser = parse_target)]
-    target: Option<Target>,
-    /// Plan made by `lwq plan` for this model and this imatrix
+    /// Target name, such as Q4_K_M, IQ3_M or COPY; any letter case; several, as Q4_K_M,Q3_K_M, make a file each
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = parse_target, conflicts_with = "budget")]
+    target: Vec<Target>,
+    /// Plan made by `lwq plan` for this model and this imatrix; several make a file each
     #[arg(
-        long, value_name = "FILE",
-        conflicts_with_all = ["tensor_type", "tensor_type_file", "output_tensor_type", "token_embedding_type"]
+        long, value_name = "FILE", value_delimiter = ',', conflicts_with_all = [
+            "budget", "tensor_type", "tensor_type_file", "output_tensor_type", "token_embedding_type"
+        ]
     )]
-    plan: Option<PathBuf>,
+    plan: Vec<PathBuf>,
     #[command(flatten)]
     budget: BudgetArgs,
     #[command(flatten)]
@@ -130,10 +132,10 @@ impl QuantizeArgs {
     /// Anything wrong with the files or the request; no output file is left then.
     pub fn run(&self, common: &Common) -> anyhow::Result<()> {
         let started = Instant::now();
+        self.check_folder()?;
         let gguf = plan::open_source(&self.input)?;
-        let from_file = self.plan_file()?;
-        let of_plan = from_file.as_ref().and_then(Planned::rounding);
-        let method = self.rounding.method(!self.file.is_empty(), of_plan)?;
+        let plans = self.plan.iter().map(|path| Planned::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
+        let method = self.method(&plans)?;
         if method == Method::Feedback && !self.prune_layers.is_empty() {
             let advice = "remove the layers first with --target COPY, then quantize that file";
             return Err(Usage(format!("--prune-layers: --rounding feedback runs the whole model; {advice}")).into());
@@ -144,45 +146,101 @@ impl QuantizeArgs {
             None => None,
         };
         let rounding = RoundingPlan::new(method, calibration.as_ref());
-        let planned = match from_file {
-            Some(planned) => Some(planned),
-            None => self.planned(&gguf, &rounding, model.as_ref().zip(calibration.as_ref()), common)?,
-        };
-        let plan = Plan::make(self, &gguf, planned.as_ref(), &rounding)?;
-        for line in plan.notes() {
-            common.warn(line);
-        }
+        let feedback = model.as_ref().zip(calibration.as_ref());
+        let mut goals: Vec<Goal> = self.target.iter().map(|target| Goal::Target(*target)).collect();
+        goals.extend(plans.into_iter().map(Goal::Planned));
+        goals.extend(self.planned(&gguf, &rounding, feedback, common)?.map(Goal::Planned));
+        let plans =
+            goals.iter().map(|goal| Plan::make(self, &gguf, goal, &rounding)).collect::<anyhow::Result<Vec<_>>>()?;
+        check_names(&plans)?;
+        plans.iter().flat_map(Plan::notes).for_each(|line| common.warn(line));
         if self.dry_run {
-            return Report::new(&plan, &[], None).print(common);
+            return report::print(&plans.iter().map(|plan| Report::new(plan, &[], None)).collect::<Vec<_>>(), common);
         }
-        plan.refuse_what_cannot_be_done(common)?;
-
-        let files = plan.create_files(common)?;
-        let rounded = match (&model, &calibration) {
-            (Some(model), Some(calibration)) => Some(Rounded::make(&plan, model, calibration, common)?),
-            _ => None,
+        let needed: u64 = plans.iter().map(Plan::needed_bytes).sum();
+        for plan in &plans {
+            plan.refuse_what_cannot_be_done(needed - plan.needed_bytes(), common)?;
+        }
+        let rounded = match feedback {
+            Some((model, calibration)) => Rounded::make(&plans, model, calibration, common)?,
+            None => Vec::new(),
         };
-        let done = rounded.as_ref().map(Rounded::names).unwrap_or_default();
-        let work = plan.work(&done);
-        let left = work.iter().filter_map(|work| work.source.bytes).sum();
-        let progress = Progress::new(common, "quantizing", left, Unit::Bytes);
-        let stages = pipeline::run(&gguf, &work, &files, common.thread_count(), &mut |index, bytes| {
-            progress.advance(bytes, &work[index].source.name);
-        })?;
-        progress.finish();
-        if let Some(rounded) = &rounded {
-            rounded.write(&plan, &files)?;
+        let mut rounded = rounded.into_iter();
+        let mut reports = Vec::with_capacity(plans.len());
+        for plan in &plans {
+            reports.push(write(plan, rounded.next(), started, common)?);
         }
-        let written = Instant::now();
-        commit(files).context("the tensors are done, but the file is not complete")?;
-        let times = Times { threads: common.thread_count(), stages, syncing: written.elapsed().as_secs_f64() };
-        let outcomes = rounded.as_ref().map_or(&[][..], Rounded::outcomes);
-        let report = Report::new(&plan, outcomes, Some((started.elapsed(), times)));
-        if let Some(rounded) = rounded {
-            rounded.finish()?;
-        }
-        report.print(common)
+        report::print(&reports, common)
     }
+
+    /// True if the command line asks for more than one output.
+    fn makes_several(&self) -> bool {
+        self.target.len() + self.plan.len() > 1
+    }
+
+    /// Refuses an OUTPUT of several files that is no folder.
+    fn check_folder(&self) -> anyhow::Result<()> {
+        match &self.output {
+            Some(path) if self.makes_several() && !path.is_dir() => {
+                let path = printable(&path.display().to_string());
+                Err(Usage(format!("{path}: several outputs need a folder; make it, or leave OUTPUT out")).into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The rounding: what the command line says, or else what the plans were made for.
+    fn method(&self, plans: &[Planned]) -> anyhow::Result<Method> {
+        let of_plans: Vec<Option<Method>> = plans.iter().map(Planned::rounding).collect();
+        let first = of_plans.first().copied().flatten();
+        let method = self.rounding.method(!self.file.is_empty(), first)?;
+        let asked = self.rounding.is_given() || !self.file.is_empty();
+        match of_plans.iter().position(|other| *other != first) {
+            Some(at) if !asked => {
+                let (a, b) = (self.plan[0].display().to_string(), self.plan[at].display().to_string());
+                let problem = "were made for different roundings; quantize them one by one, or say --rounding";
+                Err(Usage(format!("{} and {} {problem}", printable(&a), printable(&b))).into())
+            }
+            _ => Ok(method),
+        }
+    }
+}
+
+/// Refuses outputs of one name.
+fn check_names(plans: &[Plan<'_>]) -> anyhow::Result<()> {
+    let mut seen = HashSet::new();
+    match plans.iter().flat_map(|plan| &plan.files).find(|file| !seen.insert(&file.path)) {
+        Some(file) => {
+            let path = printable(&file.path.display().to_string());
+            Err(Usage(format!("{path}: two outputs would have this name; make them one by one")).into())
+        }
+        None => Ok(()),
+    }
+}
+
+/// Makes the files of one output, with the tensors that feedback has rounded, in a run that began at `started`.
+fn write(plan: &Plan<'_>, rounded: Option<Rounded>, started: Instant, common: &Common) -> anyhow::Result<Report> {
+    let files = plan.create_files(common)?;
+    let done = rounded.as_ref().map(Rounded::names).unwrap_or_default();
+    let work = plan.work(&done);
+    let left = work.iter().filter_map(|work| work.source.bytes).sum();
+    let progress = Progress::new(common, "quantizing", left, Unit::Bytes);
+    let stages = pipeline::run(plan.gguf, &work, &files, common.thread_count(), &mut |index, bytes| {
+        progress.advance(bytes, &work[index].source.name);
+    })?;
+    progress.finish();
+    if let Some(rounded) = &rounded {
+        rounded.write(plan, &files)?;
+    }
+    let written = Instant::now();
+    commit(files).context("the tensors are done, but the file is not complete")?;
+    let times = Times { threads: common.thread_count(), stages, syncing: written.elapsed().as_secs_f64() };
+    let outcomes = rounded.as_ref().map_or(&[][..], Rounded::outcomes);
+    let report = Report::new(plan, outcomes, Some((started.elapsed(), times)));
+    if let Some(rounded) = rounded {
+        rounded.finish()?;
+    }
+    Ok(report)
 }
 
 /// Syncs all files before the first gets its name, then names them last to first: the file that a reader opens

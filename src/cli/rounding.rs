@@ -93,6 +93,11 @@ pub(super) struct Calibration {
 }
 
 impl RoundingFlags {
+    /// True if --rounding is on the command line.
+    pub fn is_given(&self) -> bool {
+        self.rounding.is_some()
+    }
+
     /// The method: as asked for, as the plan has it, or by whether there is a calibration text.
     ///
     /// # Errors

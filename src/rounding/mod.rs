@@ -36,7 +36,7 @@ pub use error::RoundingError;
 pub use inputs::{Input, InputMatrix, Unusable};
 pub use outcome::{Kept, Outcome, RoleRow, by_role, reasons};
 pub use record::{CalibrationRecord, RoundingRecord};
-pub use run::{Run, has_input, output_tensor};
+pub use run::{Run, RunOutput, has_input, output_tensor};
 pub use stream::{DEFAULT_MOMENT_MEMORY, OnWork, Stream, StreamSettings, Visitor};
 pub use tensor::round_by_search;
 pub use text::Text;

@@ -1,13 +1,15 @@
 //! The pass that rounds a model.
 
-use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::checkpoint::PartialFolder;
 use super::outcome::Outcome;
 use super::stream::{OnWork, Stream, StreamSettings, Visitor};
 use super::tensor::TensorJob;
-use super::{Input, RoundingError, Text};
+use super::{Input, RoundingError, Text, states};
 use crate::gguf::{Gguf, NewTensor, TensorInfo, TensorType};
 use crate::model::Model;
 use crate::recipe::roles;
@@ -23,7 +25,17 @@ pub fn output_tensor(gguf: &Gguf) -> &'static str {
     if gguf.tensor(roles::OUTPUT_WEIGHT).is_some() { roles::OUTPUT_WEIGHT } else { "token_embd.weight" }
 }
 
-/// A run: a model, its texts, and the type that each tensor is rounded to.
+/// One file that a run makes.
+#[derive(Clone, Copy)]
+pub struct RunOutput<'a> {
+    /// Types by name of the source tensor. Tensors whose input the pass does not show are left alone.
+    pub types: &'a HashMap<String, TensorType>,
+    /// Where finished layers are kept.
+    pub folder: &'a PartialFolder,
+}
+
+/// A run: a model, its texts, and one or several choices of types. All outputs share the forward pass, the second
+/// moments and their factors, which are most of the work; a tensor that has the same type in several is rounded once.
 pub struct Run<'a, 'm, 'g> {
     /// The unquantized model.
     pub model: &'m Model<'g>,
@@ -31,32 +43,21 @@ pub struct Run<'a, 'm, 'g> {
     pub calibration: &'a Text,
     /// The text that judges it.
     pub gate: &'a Text,
-    /// Types by name of the source tensor. Tensors whose input the pass does not show are left alone.
-    pub types: &'a HashMap<String, TensorType>,
-    /// Where finished layers are kept.
-    pub folder: &'a PartialFolder,
+    /// What is made.
+    pub outputs: &'a [RunOutput<'a>],
     /// How to run.
     pub settings: StreamSettings,
 }
 
-impl Run<'_, '_, '_> {
-    /// Rounds all tensors, layer by layer, going on behind the steps that the folder holds.
+impl<'a, 'm, 'g> Run<'a, 'm, 'g> {
+    /// Rounds all tensors, layer by layer, going on behind the steps that the folders hold.
     ///
     /// # Errors
     /// When a tensor cannot be rounded, a file cannot be written, or the run is interrupted. What is finished stays in
-    /// the folder.
+    /// the folders.
     pub fn round(&self, on_work: OnWork<'_>) -> Result<(), RoundingError> {
-        let first = self.folder.steps_done();
-        let settings = self.settings.clone();
-        let stream = Stream::new(self.model, self.calibration, self.gate, self.folder.path(), settings)?;
-        let mut rounder = Rounder {
-            gguf: self.model.gguf(),
-            types: self.types,
-            folder: self.folder,
-            cancel: self.settings.forward.cancel.as_deref(),
-            tensors: Vec::new(),
-            outcomes: Vec::new(),
-        };
+        let Some((stream, first)) = self.stream()? else { return Ok(()) };
+        let mut rounder = self.rounder(first);
         stream.run(first, &mut rounder, on_work)
     }
 
@@ -65,47 +66,103 @@ impl Run<'_, '_, '_> {
     /// # Errors
     /// As [`Stream::new`].
     pub fn work(&self) -> Result<f64, RoundingError> {
-        let settings = self.settings.clone();
-        let stream = Stream::new(self.model, self.calibration, self.gate, self.folder.path(), settings)?;
-        Ok(stream.total_work(self.folder.steps_done(), &|name| self.types.contains_key(name)))
+        let Some((stream, first)) = self.stream()? else { return Ok(0.0) };
+        Ok(stream.total_work(first, &self.rounder(first)))
     }
 
     /// Number of steps of a whole run.
     pub fn steps(&self) -> usize {
         self.model.n_layer() + 1
     }
+
+    /// Number of steps that are done for every output.
+    pub fn steps_done(&self) -> usize {
+        self.outputs.iter().map(|output| output.folder.steps_done()).min().unwrap_or(0)
+    }
+
+    /// The pass and its first step: behind the steps that all outputs have, if a folder holds the hidden states that
+    /// enter it. `None` when there is nothing to do.
+    fn stream(&self) -> Result<Option<(Stream<'a, 'm, 'g>, usize)>, RoundingError> {
+        let (Some(start), done) = (self.outputs.first(), self.steps_done()) else { return Ok(None) };
+        if done == self.steps() {
+            return Ok(None);
+        }
+        let holds_states = |output: &&RunOutput<'a>| states::path_of(output.folder.path(), done).exists();
+        let (folder, first) = match self.outputs.iter().find(holds_states) {
+            Some(output) if done > 0 => (output.folder, done),
+            _ => (start.folder, 0),
+        };
+        let settings = self.settings.clone();
+        Ok(Some((Stream::new(self.model, self.calibration, self.gate, folder.path(), settings)?, first)))
+    }
+
+    fn rounder(&self, first: usize) -> Rounder<'_> {
+        let outputs = self.outputs.iter().map(|output| RounderOutput {
+            output: *output,
+            done: output.folder.steps_done(),
+            tensors: Vec::new(),
+            outcomes: Vec::new(),
+        });
+        Rounder {
+            gguf: self.model.gguf(),
+            outputs: outputs.collect(),
+            step: first,
+            cancel: self.settings.forward.cancel.clone(),
+        }
+    }
 }
 
 /// Rounds what the pass shows.
 struct Rounder<'a> {
     gguf: &'a Gguf,
-    types: &'a HashMap<String, TensorType>,
-    folder: &'a PartialFolder,
-    cancel: Option<&'a AtomicBool>,
+    outputs: Vec<RounderOutput<'a>>,
+    /// The step at work.
+    step: usize,
+    cancel: Option<Arc<AtomicBool>>,
+}
+
+struct RounderOutput<'a> {
+    output: RunOutput<'a>,
+    /// Steps that an earlier run has done.
+    done: usize,
     /// Of the step at work.
     tensors: Vec<(NewTensor, Vec<u8>)>,
     outcomes: Vec<Outcome>,
 }
 
 impl Visitor for Rounder<'_> {
-    fn wants(&self, tensor: &str) -> bool {
-        self.types.contains_key(tensor)
+    fn roundings(&self, tensor: &str, step: usize) -> usize {
+        let unfinished = self.outputs.iter().filter(|output| step >= output.done);
+        unfinished.filter_map(|output| output.output.types.get(tensor)).collect::<HashSet<_>>().len()
     }
 
     fn input(&mut self, input: Input) -> Result<(), RoundingError> {
         for name in &input.tensors {
-            let (Some(source), Some(&ty)) = (self.gguf.tensor(name), self.types.get(name)) else { continue };
-            let (data, outcome) = TensorJob { gguf: self.gguf, source, ty, cancel: self.cancel }.round(&input)?;
-            self.tensors.push((new_tensor(source, ty), data));
-            self.outcomes.push(outcome);
+            let Some(source) = self.gguf.tensor(name) else { continue };
+            let mut rounded: HashMap<TensorType, (Vec<u8>, Outcome)> = HashMap::new();
+            for output in self.outputs.iter_mut().filter(|output| self.step >= output.done) {
+                let Some(&ty) = output.output.types.get(name) else { continue };
+                let (data, outcome) = match rounded.entry(ty) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(new) => {
+                        let job = TensorJob { gguf: self.gguf, source, ty, cancel: self.cancel.as_deref() };
+                        new.insert(job.round(&input)?)
+                    }
+                };
+                output.tensors.push((new_tensor(source, ty), data.clone()));
+                output.outcomes.push(outcome.clone());
+            }
         }
         Ok(())
     }
 
     fn done(&mut self, step: usize) -> Result<(), RoundingError> {
-        self.folder.save(step, &self.tensors, &self.outcomes)?;
-        self.tensors.clear();
-        self.outcomes.clear();
+        for output in self.outputs.iter_mut().filter(|output| step >= output.done) {
+            output.output.folder.save(step, &output.tensors, &output.outcomes)?;
+            output.tensors.clear();
+            output.outcomes.clear();
+        }
+        self.step = step + 1;
         Ok(())
     }
 }

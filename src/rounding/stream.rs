@@ -34,8 +34,8 @@ pub struct StreamSettings {
 
 /// Takes what a pass shows.
 pub trait Visitor {
-    /// Whether the inputs of a tensor are wanted.
-    fn wants(&self, tensor: &str) -> bool;
+    /// How often a tensor of a step is rounded; its inputs are wanted unless that is 0.
+    fn roundings(&self, tensor: &str, step: usize) -> usize;
 
     /// Takes an input of the current step; it is gone afterwards.
     ///
@@ -96,7 +96,7 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
             self.embed()?;
         }
         for step in first..=layers {
-            let wants = |tensor: &str| visitor.wants(tensor);
+            let wants = |tensor: &str| visitor.roundings(tensor, step) > 0;
             let shapes = self.discover(step, &wants)?;
             let what = match step {
                 step if step < layers => format!("layer {} of {layers}", step + 1),
@@ -177,7 +177,8 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
             writer.commit()?;
         }
         for ((shape, gate), calibrated) in collector.finish().zip(calibrated) {
-            let rounding: f64 = shape.tensors.iter().map(|name| self.rounding_work(name)).sum();
+            let of_tensor = |name: &String| self.rounding_work(name) * visitor.roundings(name, step) as f64;
+            let rounding: f64 = shape.tensors.iter().map(of_tensor).sum();
             visitor.input(join(shape, calibrated, gate)?)?;
             work.add(rounding);
         }
@@ -243,17 +244,20 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
     }
 
     /// About the flop of the steps from `first` on: the unit of progress. Layers that are run twice are counted once.
-    pub fn total_work(&self, first: usize, wants: &dyn Fn(&str) -> bool) -> f64 {
+    pub fn total_work(&self, first: usize, visitor: &dyn Visitor) -> f64 {
         let tokens = (self.calibration.len() + self.gate.len()) as f64;
         let of_step = |step: usize| {
-            let wanted = self.tensors_of(step).filter(|tensor| wants(&tensor.name));
             let of_tensor = |tensor: &TensorInfo| {
+                let roundings = visitor.roundings(&tensor.name, step);
+                if roundings == 0 {
+                    return 0.0;
+                }
                 let n = tensor.row_len() as usize;
                 let shared = matches!(Role::of(&tensor.name), Role::AttnK | Role::AttnV | Role::FfnUp);
                 let moment = if shared { 0.0 } else { (n * n) as f64 * tokens + factor_work(n) };
-                moment + self.rounding_work(&tensor.name)
+                moment + self.rounding_work(&tensor.name) * roundings as f64
             };
-            self.forward_work(step) * tokens + wanted.map(of_tensor).sum::<f64>()
+            self.forward_work(step) * tokens + self.tensors_of(step).map(of_tensor).sum::<f64>()
         };
         (first..self.steps()).map(of_step).sum()
     }

@@ -100,8 +100,8 @@ pub struct FeedbackMeter<'a> {
 }
 
 impl Visitor for FeedbackMeter<'_> {
-    fn wants(&self, tensor: &str) -> bool {
-        self.subjects.contains_key(tensor)
+    fn roundings(&self, tensor: &str, _step: usize) -> usize {
+        usize::from(self.subjects.contains_key(tensor))
     }
 
     fn input(&mut self, input: Input) -> Result<(), RoundingError> {
@@ -284,7 +284,7 @@ mod tests {
                 Ok(())
             },
         };
-        assert!(meter.wants("w.weight") && !meter.wants("v.weight"));
+        assert_eq!((meter.roundings("w.weight", 0), meter.roundings("v.weight", 0)), (1, 0));
         meter.input(input).unwrap();
         meter.done(1).unwrap();
         assert!(steps == 2 && errors.is_complete() && errors.problem().is_none());

@@ -72,8 +72,6 @@ impl Job<'_> {
         ));
         let units = |flop: f64| (flop / 1e6) as u64;
         let first = errors.steps_done;
-        let total = units(stream.total_work(first, &|name| subjects.contains_key(name)));
-        let progress = Progress::new(common, "rounding samples with feedback", total, Unit::Megaflop);
         let path = self.path;
         let saved = &mut *state;
         let mut on_step = |errors: &FeedbackErrors| {
@@ -82,6 +80,8 @@ impl Job<'_> {
         };
         let mut meter =
             FeedbackMeter { gguf: self.gguf, subjects: &subjects, errors: &mut errors, on_step: &mut on_step };
+        let total = units(stream.total_work(first, &meter));
+        let progress = Progress::new(common, "rounding samples with feedback", total, Unit::Megaflop);
         let result = stream.run(first, &mut meter, &mut |flop, what| progress.advance(units(flop), what));
         let stopped = os::end_on_interrupt();
         if stopped || result.as_ref().is_err_and(RoundingError::is_interrupt) {

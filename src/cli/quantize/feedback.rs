@@ -12,7 +12,7 @@ use crate::gguf::TensorType;
 use crate::model::Model;
 use crate::os;
 use crate::pipeline::PipelineError;
-use crate::rounding::{Conditions, Outcome, PartialFolder, RoundingError, Run};
+use crate::rounding::{Conditions, Outcome, PartialFolder, RoundingError, Run, RunOutput};
 
 /// Flop of a unit of progress.
 const FLOP_PER_UNIT: f64 = 1e6;
@@ -25,23 +25,29 @@ pub(super) struct Rounded {
 }
 
 impl Rounded {
-    /// Rounds what has an input in the model, going on with what an interrupted run left.
+    /// Rounds what has an input in the model, for all plans in one pass, going on with what an interrupted run left.
     ///
     /// # Errors
-    /// When a tensor cannot be rounded, the folder belongs to another run, or this one is interrupted.
-    pub fn make(plan: &Plan<'_>, model: &Model<'_>, calibration: &Calibration, common: &Common) -> Result<Rounded> {
-        let types = plan.types_for_feedback(model.output_tensor());
-        let gguf = plan.gguf;
-        let settings = format!("{}, types {}", calibration.words(), digest(&types));
-        let conditions = Conditions::new(gguf, &calibration.text, &calibration.gate, settings);
-        let output = &plan.files[0].path;
-        let folder = PartialFolder::open(output, conditions, common.force)?;
+    /// When a tensor cannot be rounded, a folder belongs to another run, or this one is interrupted.
+    pub fn make(
+        plans: &[Plan<'_>],
+        model: &Model<'_>,
+        calibration: &Calibration,
+        common: &Common,
+    ) -> Result<Vec<Rounded>> {
+        let mut folders = Vec::with_capacity(plans.len());
+        for plan in plans {
+            let types = plan.types_for_feedback(model.output_tensor());
+            let settings = format!("{}, types {}", calibration.words(), digest(&types));
+            let conditions = Conditions::new(plan.gguf, &calibration.text, &calibration.gate, settings);
+            folders.push((types, PartialFolder::open(&plan.files[0].path, conditions, common.force)?));
+        }
+        let outputs: Vec<RunOutput<'_>> = folders.iter().map(|(types, folder)| RunOutput { types, folder }).collect();
         let run = Run {
             model,
             calibration: &calibration.text,
             gate: &calibration.gate,
-            types: &types,
-            folder: &folder,
+            outputs: &outputs,
             settings: calibration.interruptible(),
         };
         common.note(format!(
@@ -51,33 +57,35 @@ impl Rounded {
             count(calibration.gate.len() as u64),
             calibration.gate.name()
         ));
-        let done = folder.steps_done();
-        if done > 0 {
-            common.note(format!("going on after {done} of {} steps of an earlier run", run.steps()));
-        }
         let steps = run.steps();
-        let result = round(&run, common).with_context(|| printable(gguf.label()));
+        let done = run.steps_done();
+        if done > 0 {
+            common.note(format!("going on after {done} of {steps} steps of an earlier run"));
+        }
+        let result = round(&run, common).with_context(|| printable(model.gguf().label()));
         let stopped = os::end_on_interrupt();
         if let Err(error) = result {
             let interrupted = error.downcast_ref::<RoundingError>().is_some_and(RoundingError::is_interrupt);
             if !(interrupted || stopped) {
                 return Err(error);
             }
-            common.warn(format!(
-                "interrupted after {} of {steps} steps: the same command goes on there",
-                folder.steps_done()
-            ));
+            let done = run.steps_done();
+            common.warn(format!("interrupted after {done} of {steps} steps: the same command goes on there"));
             return Err(Interrupted.into());
         }
         if stopped {
             common.warn("interrupted: the same command goes on there");
             return Err(Interrupted.into());
         }
-        let mut outcomes = Vec::new();
-        for step in 0..steps {
-            outcomes.extend(folder.load(step)?.1);
+        let mut all = Vec::with_capacity(folders.len());
+        for (_, folder) in folders {
+            let mut outcomes = Vec::new();
+            for step in 0..steps {
+                outcomes.extend(folder.load(step)?.1);
+            }
+            all.push(Rounded { folder, steps, outcomes });
         }
-        Ok(Rounded { folder, steps, outcomes })
+        Ok(all)
     }
 
     /// What became of each tensor.

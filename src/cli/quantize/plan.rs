@@ -24,7 +24,25 @@ use crate::rounding::{Method, has_input};
 /// `general.quantization_version` of all block formats (`GGML_QNT_VERSION`).
 const QUANTIZATION_VERSION: u32 = 2;
 
-/// The decided run.
+/// What an output is made for.
+pub(super) enum Goal {
+    /// The rules of a target.
+    Target(Target),
+    /// A plan's types.
+    Planned(Planned),
+}
+
+impl Goal {
+    /// The plan, if it is one.
+    pub fn planned(&self) -> Option<&Planned> {
+        match self {
+            Goal::Target(_) => None,
+            Goal::Planned(planned) => Some(planned),
+        }
+    }
+}
+
+/// One decided output.
 pub(super) struct Plan<'a> {
     pub gguf: &'a Gguf,
     /// The target's name, or what was planned for.
@@ -80,12 +98,8 @@ impl<'a> Plan<'a> {
     ///
     /// # Errors
     /// When the request or the files are wrong in a way that leaves nothing to plan.
-    pub fn make(
-        args: &QuantizeArgs,
-        gguf: &'a Gguf,
-        planned: Option<&Planned>,
-        rounding: &RoundingPlan,
-    ) -> Result<Plan<'a>> {
+    pub fn make(args: &QuantizeArgs, gguf: &'a Gguf, goal: &Goal, rounding: &RoundingPlan) -> Result<Plan<'a>> {
+        let planned = goal.planned();
         let input = printable(gguf.label());
         let mut metadata = gguf.metadata().clone();
         for text in &args.override_kv {
@@ -116,9 +130,9 @@ impl<'a> Plan<'a> {
         let imatrix = if planned.is_some() { imatrix.map(Imatrix::with_planning) } else { imatrix };
         // Feedback knows the importance of inputs, so the types are those of a file with an imatrix.
         let weighted = imatrix.is_some() || rounding.method == Method::Feedback;
-        let mut recipe = match planned {
-            Some(planned) => planned.recipe(gguf, &sources, imatrix.as_ref())?,
-            None => choose(args, &facts, &sources, weighted).with_context(|| input.clone())?,
+        let mut recipe = match goal {
+            Goal::Planned(planned) => planned.recipe(gguf, &sources, imatrix.as_ref())?,
+            Goal::Target(target) => choose(args, *target, &facts, &sources, weighted).with_context(|| input.clone())?,
         };
         for ((tensor, _), choice) in sources.iter().zip(&mut recipe.choices) {
             choice.requires_imatrix &= !rounding.knows_input(gguf, tensor);
@@ -169,8 +183,11 @@ impl<'a> Plan<'a> {
             ));
         }
 
-        let of_target = args.target.and_then(|target| target.info().file_type);
-        let file_type = match of_target.or_else(|| planned.map(|planned| planned.file_type())) {
+        let of_goal = match goal {
+            Goal::Target(target) => target.info().file_type,
+            Goal::Planned(planned) => Some(planned.file_type()),
+        };
+        let file_type = match of_goal {
             Some(number) => number,
             None => match metadata.u32("general.file_type")? {
                 Some(number) => number,
@@ -185,15 +202,12 @@ impl<'a> Plan<'a> {
             notes.extend(planned.and_then(|planned| planned.rounding_note(record)));
         }
         let tensors = planned_tensors(sources, recipe, importance);
-        let (target, suffix) = match (planned, args.target) {
-            (Some(planned), _) => {
+        let (target, suffix) = match goal {
+            Goal::Planned(planned) => {
                 planned.record(&mut metadata);
                 (planned.label(), planned.suffix())
             }
-            (None, target) => {
-                let name = target.map_or_else(String::new, |target| target.to_string());
-                (name.clone(), name)
-            }
+            Goal::Target(target) => (target.to_string(), target.to_string()),
         };
         let mut plan = Plan {
             gguf,
@@ -254,9 +268,9 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// OUTPUT, or the input's name with the target or the planned bits.
+    /// OUTPUT, or the input's name with the target or the planned bits; of several outputs OUTPUT is the folder.
     fn output_path(&self, args: &QuantizeArgs) -> PathBuf {
-        if let Some(output) = &args.output {
+        if let (Some(output), false) = (&args.output, args.makes_several()) {
             return output.clone();
         }
         let stem = match split::parse_shard_path(&args.input) {
@@ -265,7 +279,11 @@ impl<'a> Plan<'a> {
         };
         let mut name = stem.into_os_string();
         name.push(format!("-{}.gguf", self.suffix));
-        PathBuf::from(name)
+        let beside = PathBuf::from(name);
+        match (&args.output, beside.file_name()) {
+            (Some(folder), Some(name)) => folder.join(name),
+            _ => beside,
+        }
     }
 
     /// Lines that the user should see before the work.
@@ -273,11 +291,12 @@ impl<'a> Plan<'a> {
         &self.notes
     }
 
-    /// Checks what only the real run needs: that nothing is missing, and that the output can be written.
+    /// Checks what only the real run needs: that nothing is missing, and that the output can be written, with `others`
+    /// bytes of other outputs beside it.
     ///
     /// # Errors
     /// The first reason why the run must not start.
-    pub fn refuse_what_cannot_be_done(&self, common: &Common) -> Result<()> {
+    pub fn refuse_what_cannot_be_done(&self, others: u64, common: &Common) -> Result<()> {
         if let Some(problem) = self.problems.first() {
             bail!("{}: {problem}", printable(self.gguf.label()));
         }
@@ -289,7 +308,7 @@ impl<'a> Plan<'a> {
             }
             check_target(&file.path, common.force)?;
         }
-        let needed = self.file_bytes().saturating_add(self.unfinished_bytes());
+        let needed = self.needed_bytes().saturating_add(others);
         // All files lie in one folder.
         let Some(folder) = self.files.first().map(|file| folder_of(&file.path)) else { return Ok(()) };
         if let Some(free) = os::free_space(folder)
@@ -303,6 +322,11 @@ impl<'a> Plan<'a> {
             );
         }
         Ok(())
+    }
+
+    /// Bytes of disk space that the run takes for this output.
+    pub fn needed_bytes(&self) -> u64 {
+        self.file_bytes().saturating_add(self.unfinished_bytes())
     }
 
     /// Opens all output files under temporary names, reserves their space and writes their headers.
@@ -424,12 +448,11 @@ fn prune(
 
 fn choose(
     args: &QuantizeArgs,
+    target: Target,
     facts: &ModelFacts,
     sources: &[(&TensorInfo, String)],
     has_imatrix: bool,
 ) -> Result<Recipe> {
-    // Without a plan, the command line has a target.
-    let target = args.target.unwrap_or(Target::COPY);
     let tensor_types = args.by_hand().patterns()?;
     let options = Options {
         has_imatrix,

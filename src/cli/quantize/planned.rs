@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::QuantizeArgs;
-use super::plan::Plan;
+use super::plan::{Goal, Plan};
 use super::rounding_plan::RoundingPlan;
 use crate::cli::measure::MeasureFlags;
 use crate::cli::plan::{ByHand, Made, Request, make_plan, summary};
@@ -36,16 +36,6 @@ impl QuantizeArgs {
             output_tensor_type: self.output_tensor_type,
             token_embedding_type: self.token_embedding_type,
         }
-    }
-
-    /// The plan of `--plan`.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub(super) fn plan_file(&self) -> Result<Option<Planned>> {
-        let Some(path) = &self.plan else { return Ok(None) };
-        let (plan, sha256) = PlanFile::read(path)?;
-        Ok(Some(Planned { plan, name: path.display().to_string(), sha256 }))
     }
 
     /// A plan for the limit of the command line, if it has one. `feedback` is there when the file is to be rounded so.
@@ -82,6 +72,15 @@ impl QuantizeArgs {
 }
 
 impl Planned {
+    /// A plan of `--plan`.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn read(path: &Path) -> Result<Planned> {
+        let (plan, sha256) = PlanFile::read(path)?;
+        Ok(Planned { plan, name: path.display().to_string(), sha256 })
+    }
+
     /// The types of all tensors, after checking that the plan belongs to these files.
     ///
     /// # Errors
@@ -164,13 +163,12 @@ pub(in crate::cli) fn standard_file_bytes(
     rounding: Method,
 ) -> Result<u64> {
     let args = QuantizeArgs {
-        target: Some(target),
         imatrix: imatrix.map(Path::to_path_buf),
         allow_requantize: true,
         output: Some("standard.gguf".into()),
         ..QuantizeArgs::default()
     };
-    let plan = Plan::make(&args, gguf, None, &RoundingPlan::unrecorded(rounding))?;
+    let plan = Plan::make(&args, gguf, &Goal::Target(target), &RoundingPlan::unrecorded(rounding))?;
     if let Some(problem) = plan.problems.first() {
         anyhow::bail!("{}: the standard {target} file cannot be made: {problem}", printable(gguf.label()));
     }

@@ -151,20 +151,6 @@ impl Report {
         }
     }
 
-    /// Prints the report on stdout, as JSON or as a table.
-    ///
-    /// # Errors
-    /// When stdout cannot be written.
-    pub fn print(&self, common: &Common) -> Result<()> {
-        if common.json {
-            return common.result_json(self);
-        }
-        if common.quiet && !self.dry_run {
-            return Ok(());
-        }
-        common.result(self.text())
-    }
-
     fn text(&self) -> String {
         let mut text = String::new();
         if self.dry_run {
@@ -205,6 +191,25 @@ impl Report {
         }
         text
     }
+}
+
+/// Prints reports on stdout, as JSON or as tables. One is an object by itself, several stand under `outputs`.
+///
+/// # Errors
+/// When stdout cannot be written.
+pub(super) fn print(reports: &[Report], common: &Common) -> Result<()> {
+    match reports {
+        [report] if common.json => common.result_json(report),
+        several if common.json => common.result_json(&Several { outputs: several }),
+        _ if common.quiet && !reports.iter().any(|report| report.dry_run) => Ok(()),
+        _ => common.result(reports.iter().map(Report::text).collect::<Vec<_>>().join("\n")),
+    }
+}
+
+/// What `--json` prints for several outputs.
+#[derive(Serialize)]
+struct Several<'a> {
+    outputs: &'a [Report],
 }
 
 /// Outcomes of all tensors that are rounded otherwise than ggml does, with those whose input the model does not show.
