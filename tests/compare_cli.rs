@@ -82,6 +82,26 @@ fn a_model_does_not_differ_from_itself() {
 }
 
 #[test]
+fn the_plot_joins_files_of_one_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let (small, large) = (dir.path().join("small"), dir.path().join("large"));
+    for (folder, target) in [(&small, "Q2_K"), (&small, "Q4_K_M"), (&large, "Q6_K")] {
+        std::fs::create_dir_all(folder).unwrap();
+        std::fs::rename(quantized(dir.path(), target), folder.join(format!("{target}.gguf"))).unwrap();
+    }
+    let models = [small.join("Q2_K.gguf"), small.join("Q4_K_M.gguf"), large.join("Q6_K.gguf")];
+    let models: Vec<&Path> = models.iter().map(PathBuf::as_path).collect();
+    let plot = dir.path().join("plot.svg");
+    stdout_of(compare(&models, &["--plot", plot.to_str().unwrap(), "--score-from", "64", "--markdown"]));
+    let svg = std::fs::read_to_string(&plot).unwrap();
+    for text in ["small", "large", "Q2_K", "Q4_K_M", "Q6_K", "size, GB", "mean KLD"] {
+        assert!(svg.contains(text), "{text} in {svg}");
+    }
+    let again = error_line(&compare(&models, &["--plot", plot.to_str().unwrap()]));
+    assert!(again.contains("plot.svg") && again.contains("--force"), "{again}");
+}
+
+#[test]
 fn tables_name_size_bits_and_figures() {
     let dir = tempfile::tempdir().unwrap();
     let q4 = quantized(dir.path(), "Q4_K_M");
@@ -90,7 +110,8 @@ fn tables_name_size_bits_and_figures() {
         assert!(text.lines().next().unwrap().contains(heading), "{text}");
     }
     assert!(
-        text.contains("doclet-Q4_K_M.gguf") && text.contains("4 windows of 256 tokens of eval-sample.txt"),
+        text.contains("doclet-Q4_K_M.gguf")
+            && text.contains("4 windows of 256 tokens, 127 of them scored, of eval-sample.txt"),
         "{text}"
     );
     let card = stdout_of(compare(&[&q4], &["--markdown"]));

@@ -18,7 +18,7 @@ use crate::model::{Model, Overrides, Pass};
 use crate::os;
 use crate::report::{
     Comparison, FileFacts, FileFigures, ReportError, Run, TaskFigures, TensorError, TextFacts, html_page, markdown,
-    tensor_errors, text_tables,
+    size_plot, tensor_errors, text_tables,
 };
 
 /// Compare quantized files with their base: size, perplexity, KL divergence, tasks
@@ -65,6 +65,9 @@ pub struct CompareArgs {
     /// Write a web page with plots
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+    /// Write an SVG image of the divergence against size, of the first table; files of one folder have one colour
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
     /// Use this pre-tokenizer instead of the one in the file
     #[arg(long, value_name = "NAME")]
     pre: Option<String>,
@@ -121,13 +124,14 @@ impl CompareArgs {
         if self.markdown && common.json {
             return Err(Usage("--markdown and --json cannot be used together".into()).into());
         }
-        if let Some(path) = &self.html {
+        for (path, flag) in [(&self.html, "--html"), (&self.plot, "--plot")] {
+            let Some(path) = path else { continue };
             check_target(path, common.force)?;
             let inputs = [&self.base].into_iter().chain(&self.models).chain(&self.file);
             for input in inputs {
                 ensure!(
                     !os::same_file(path, input),
-                    "{}: --html would replace an input",
+                    "{}: {flag} would replace an input",
                     printable(&path.display().to_string())
                 );
             }
@@ -284,10 +288,12 @@ impl CompareArgs {
 
     fn print(&self, comparison: &Comparison, started: Instant, common: &Common) -> Result<()> {
         if let Some(path) = &self.html {
-            let page = html_page(comparison)?;
-            let mut file = AtomicFile::create(path, common.force)?;
-            file.write_all(page.as_bytes()).with_context(|| printable(&path.display().to_string()))?;
-            file.commit()?;
+            write_text(path, &html_page(comparison)?, common)?;
+        }
+        if let (Some(path), Some(run)) = (&self.plot, comparison.runs.first()) {
+            let folder = |model: &PathBuf| model.parent().map(file_name).unwrap_or_default();
+            let groups: Vec<String> = self.models.iter().map(folder).collect();
+            write_text(path, &size_plot(comparison, run, &groups)?, common)?;
         }
         let seconds = started.elapsed().as_secs_f64();
         if common.json {
@@ -302,6 +308,9 @@ impl CompareArgs {
         common.note(format!("{seconds:.1} s{memory}"));
         if let Some(path) = &self.html {
             common.note(format!("page written to {}", printable(&path.display().to_string())));
+        }
+        if let Some(path) = &self.plot {
+            common.note(format!("plot written to {}", printable(&path.display().to_string())));
         }
         Ok(())
     }
@@ -322,6 +331,12 @@ impl Models<'_> {
         }
         Ok(())
     }
+}
+
+fn write_text(path: &Path, text: &str, common: &Common) -> Result<()> {
+    let mut file = AtomicFile::create(path, common.force)?;
+    file.write_all(text.as_bytes()).with_context(|| printable(&path.display().to_string()))?;
+    Ok(file.commit()?)
 }
 
 /// Errors of all files' tensors against the base; `None` when interrupted.

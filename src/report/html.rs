@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::plots::{self, Cell, Point, css, heat_map, point_color, scale_color, scatter};
+use super::plots::{self, Cell, Extras, KLD_AXIS, Point, css, heat_map, point_color, scale_color, scatter};
 use super::table::{Table, notes, table};
 use super::{Comparison, LayerGrid, ReportError, Run, TensorError};
 
@@ -118,8 +118,9 @@ fn size_plots(out: &mut String, comparison: &Comparison, run: &Run) -> Result<()
     let ppl = points(&|i| (run.files[i].divergence.ppl, run.files[i].divergence.ppl_error));
     let caption = format!("Perplexity (bars: 95%; line: base, {:.4})", run.ppl_base);
     out.push_str("<div class=\"plots\">\n");
-    figure(out, "Mean KL divergence from the base (bars: 95%)", &scatter(&kld, "mean KLD, nats per token", None)?);
-    figure(out, &caption, &scatter(&ppl, "perplexity", Some(run.ppl_base))?);
+    figure(out, "Mean KL divergence from the base (bars: 95%)", &scatter(&kld, KLD_AXIS, &Extras::default())?);
+    let base = Extras { level: Some(run.ppl_base), ..Extras::default() };
+    figure(out, &caption, &scatter(&ppl, "perplexity", &base)?);
     out.push_str("</div>\n");
     Ok(())
 }

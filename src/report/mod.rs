@@ -6,12 +6,14 @@
 mod facts;
 mod html;
 mod plots;
+mod size_plot;
 mod table;
 
 use serde::Serialize;
 
 pub use facts::{FileFacts, LayerGrid, ReportError, TensorError, TensorFacts, tensor_errors};
 pub use html::html_page;
+pub use size_plot::size_plot;
 pub use table::{markdown, text_tables};
 
 use crate::eval::DivergenceSummary;

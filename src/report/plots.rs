@@ -10,7 +10,7 @@ use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::element::{Circle, EmptyElement, ErrorBar, PathElement, Rectangle, Text};
 use plotters::prelude::{
     ChartBuilder, Color, ColorMap, DrawingArea, IntoDrawingArea, IntoFont, IntoLogRange, RGBColor, SVGBackend,
-    ShapeStyle, ViridisRGB,
+    ShapeStyle, ViridisRGB, WHITE,
 };
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -35,9 +35,15 @@ const POINTS: [RGBColor; 8] = [
 
 /// Size of a scatter plot in pixels.
 const SCATTER: (u32, u32) = (560, 380);
+/// Where the legend begins, and the height of its rows.
+const LEGEND: (i32, i32) = (400, 28);
+const LEGEND_ROW: i32 = 18;
 const FONT: &str = "sans-serif";
 /// Ratio of the largest to the smallest value from which on an axis is logarithmic.
 const LOG_FROM: f64 = 8.0;
+
+/// Name of the axis of divergences.
+pub(super) const KLD_AXIS: &str = "mean KLD, nats per token";
 
 /// A value with its standard error at some size.
 #[derive(Clone, Debug)]
@@ -60,11 +66,22 @@ pub(super) fn css(color: RGBColor) -> String {
     format!("#{:02X}{:02X}{:02X}", color.0, color.1, color.2)
 }
 
-/// Values with 95% error bars against size. `level` is a horizontal line.
-pub(super) fn scatter(points: &[Point], y_name: &str, level: Option<f64>) -> Result<String, ReportError> {
+/// What a scatter plot has besides its points.
+#[derive(Default)]
+pub(super) struct Extras {
+    /// A horizontal line.
+    pub level: Option<f64>,
+    /// Points of one colour that are joined by a line, with a name in a legend.
+    pub series: Vec<(String, RGBColor)>,
+    /// A white ground, for a file of its own.
+    pub ground: bool,
+}
+
+/// Values with 95% error bars against size.
+pub(super) fn scatter(points: &[Point], y_name: &str, extras: &Extras) -> Result<String, ReportError> {
     let finite: Vec<&Point> = points.iter().filter(|p| p.size.is_finite() && p.value.is_finite()).collect();
     let ends = |p: &&Point| [p.value - 1.96 * p.error, p.value + 1.96 * p.error, p.value];
-    let values = || finite.iter().flat_map(ends).chain(level);
+    let values = || finite.iter().flat_map(ends).chain(extras.level);
     let (low, high) = extent(values());
     let log = low > 0.0 && high / low > LOG_FROM;
     let (x_low, x_high) = extent(finite.iter().map(|p| p.size));
@@ -86,7 +103,7 @@ pub(super) fn scatter(points: &[Point], y_name: &str, level: Option<f64>) -> Res
             x,
             (y.clone()).log_scale(),
             &Axis { range: y, name: y_name, digits: &digits },
-            level,
+            extras,
         )
     } else {
         let margin = ((high - low) * 0.1).max(high.abs() * 0.005).max(1e-9);
@@ -94,7 +111,7 @@ pub(super) fn scatter(points: &[Point], y_name: &str, level: Option<f64>) -> Res
         let y = bottom..high + margin;
         let digits = axis_digits(&y);
         let labels = labels(&finite, &x, |v| (v - y.start) / (y.end - y.start));
-        draw_scatter(&finite, &labels, x, y.clone(), &Axis { range: y, name: y_name, digits: &|_| digits }, level)
+        draw_scatter(&finite, &labels, x, y.clone(), &Axis { range: y, name: y_name, digits: &|_| digits }, extras)
     }
 }
 
@@ -133,7 +150,7 @@ fn draw_scatter<Y>(
     x: Range<f64>,
     y: Y,
     axis: &Axis<'_>,
-    level: Option<f64>,
+    extras: &Extras,
 ) -> Result<String, ReportError>
 where
     Y: AsRangedCoord<Value = f64>,
@@ -142,6 +159,9 @@ where
     let label = |size: u32| (FONT, size).into_font().color(&INK);
     let x_digits = axis_digits(&x);
     svg(SCATTER, |root| {
+        if extras.ground {
+            root.fill(&WHITE).map_err(plot_error)?;
+        }
         let mut chart = ChartBuilder::on(root)
             .margin(10)
             .margin_right(24)
@@ -164,7 +184,19 @@ where
             .y_label_formatter(&|v| format!("{v:.0$}", (axis.digits)(*v)))
             .draw()
             .map_err(plot_error)?;
-        if let Some(value) = level {
+        for (row, (name, color)) in extras.series.iter().enumerate() {
+            let mut of_series: Vec<&&Point> = points.iter().filter(|point| point.color == *color).collect();
+            of_series.sort_by(|a, b| a.size.total_cmp(&b.size));
+            let line = of_series.iter().map(|point| (point.size, point.value));
+            chart
+                .draw_series([PathElement::new(line.collect::<Vec<_>>(), color.stroke_width(1))])
+                .map_err(plot_error)?;
+            let y = LEGEND.1 + row as i32 * LEGEND_ROW;
+            root.draw(&Circle::new((LEGEND.0, y), 5, color.filled())).map_err(plot_error)?;
+            let style = label(13).pos(Pos::new(HPos::Left, VPos::Center));
+            root.draw(&Text::new(shortened(name), (LEGEND.0 + 12, y), style)).map_err(plot_error)?;
+        }
+        if let Some(value) = extras.level {
             let line = PathElement::new([(x.start, value), (x.end, value)], INK.stroke_width(1));
             chart.draw_series([line]).map_err(plot_error)?;
         }
@@ -298,7 +330,12 @@ mod tests {
 
     #[test]
     fn plots_hold_their_texts_escaped() {
-        let plot = scatter(&[point(1.0, 0.1), point(2.0, 0.001)], "mean <KLD>", Some(0.05)).unwrap();
+        let plot = scatter(
+            &[point(1.0, 0.1), point(2.0, 0.001)],
+            "mean <KLD>",
+            &Extras { level: Some(0.05), ..Extras::default() },
+        )
+        .unwrap();
         assert!(plot.contains("mean &lt;KLD&gt;"), "{plot}");
         assert!(plot.contains("1 &lt;b&gt;") && !plot.contains("<b>"));
         assert_eq!(plot.matches("r=\"5\" opacity=\"1\" fill=\"#").count(), 2);
@@ -308,9 +345,19 @@ mod tests {
     fn points_on_one_spot_share_a_label() {
         let mut points = [point(1.0, 0.1), point(2.0, 0.5), point(1.0, 0.1)];
         points.iter_mut().zip(["1", "2", "3"]).for_each(|(point, label)| point.label = label.into());
-        let plot = scatter(&points, "y", None).unwrap();
+        let plot = scatter(&points, "y", &Extras::default()).unwrap();
         let texts: Vec<&str> = plot.lines().map(str::trim).filter(|line| ["1, 3", "2"].contains(line)).collect();
         assert_eq!(texts, ["1, 3", "2"], "{plot}");
+    }
+
+    #[test]
+    fn series_are_joined_and_named() {
+        let points = [point(2.0, 0.1), point(1.0, 0.5), point(3.0, 0.05)];
+        let extras = Extras { series: vec![("a & b".into(), INK)], ground: true, ..Extras::default() };
+        let plot = scatter(&points, "y", &extras).unwrap();
+        assert!(plot.contains("a &amp; b"), "{plot}");
+        let joined = |line: &str| line.contains("<polyline") && line.matches(',').count() == 3;
+        assert_eq!(plot.lines().filter(|line| joined(line) && line.contains("#010101")).count(), 1, "{plot}");
     }
 
     #[test]
@@ -322,7 +369,7 @@ mod tests {
             vec![point(1.0, f64::NAN), point(1.0, f64::INFINITY), point(1.0, 3.0)],
             vec![point(0.0, -1.0), point(1e9, 1e-9)],
         ] {
-            let plot = scatter(&points, "y", None).unwrap();
+            let plot = scatter(&points, "y", &Extras::default()).unwrap();
             assert!(plot.starts_with("<svg") && plot.trim_end().ends_with("</svg>") && !plot.contains("NaN"), "{plot}");
         }
         assert!(heat_map(&[], "layer").unwrap().starts_with("<svg"));
