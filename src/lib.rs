@@ -24,3 +24,4 @@ pub mod report;
 pub mod rounding;
 pub mod sensitivity;
 pub mod tokenizer;
+mod vectorized;

@@ -40,7 +40,8 @@ pub fn matmul(x: &PackedActivations, w: &Matrix, y: &mut [f32], ldy: usize) {
         return;
     }
     let threads = rayon::current_num_threads();
-    let plan = Plan::new(w.rows().div_ceil(x.kernel().nr), x.panels(), x.kernel(), threads);
+    let nr = x.kernel().nr;
+    let plan = Plan::new(w.rows().div_ceil(nr), x.panels(), TILE_ROWS / nr, threads);
     let output = Output { start: y.as_mut_ptr(), stride: ldy };
     let run = |index: usize| {
         SCRATCH.with_borrow_mut(|scratch| {
@@ -58,7 +59,7 @@ pub fn matmul(x: &PackedActivations, w: &Matrix, y: &mut [f32], ldy: usize) {
 }
 
 /// How the output is divided: tiles of some weight panels by some token panels.
-struct Plan {
+pub(super) struct Plan {
     row_panels: usize,
     token_panels: usize,
     tile_row_panels: usize,
@@ -66,8 +67,8 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(row_panels: usize, token_panels: usize, kernel: &Kernel, threads: usize) -> Plan {
-        let largest = TILE_ROWS / kernel.nr;
+    /// Tiles of at most `largest` weight panels.
+    pub fn new(row_panels: usize, token_panels: usize, largest: usize, threads: usize) -> Plan {
         let (mut tile_row_panels, mut tile_token_panels) = (largest.min(row_panels), token_panels);
         if threads > 1 {
             let wanted = threads * TILES_PER_THREAD;
@@ -81,12 +82,12 @@ impl Plan {
         Plan { row_panels, token_panels, tile_row_panels, tile_token_panels }
     }
 
-    fn count(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.row_panels.div_ceil(self.tile_row_panels) * self.token_panels.div_ceil(self.tile_token_panels)
     }
 
     /// Weight panels and token panels of one tile.
-    fn tile(&self, index: usize) -> (Range<usize>, Range<usize>) {
+    pub fn tile(&self, index: usize) -> (Range<usize>, Range<usize>) {
         let across = self.token_panels.div_ceil(self.tile_token_panels);
         let (row, token) = (index / across * self.tile_row_panels, index % across * self.tile_token_panels);
         let rows = row..(row + self.tile_row_panels).min(self.row_panels);
@@ -96,9 +97,9 @@ impl Plan {
 
 /// Y as seen by the threads, each of which writes its own tiles.
 #[derive(Clone, Copy)]
-struct Output {
-    start: *mut f32,
-    stride: usize,
+pub(super) struct Output {
+    pub start: *mut f32,
+    pub stride: usize,
 }
 
 // SAFETY: only a pointer; `matmul` hands each thread disjoint tiles of what it points to.

@@ -1,6 +1,7 @@
 //! Weight matrices as mapped bytes.
 
 use crate::gguf::{TensorType, TypeInfo};
+use crate::quant::types::lines::{Line, MAX_LINES, read_lines};
 use crate::quant::{DequantizeFn, kernels};
 use std::ops::Range;
 
@@ -106,6 +107,22 @@ impl<'a> Matrix<'a> {
     /// Decodes `dst.len()` weights of `row` from column `start` on; both must be whole blocks.
     pub(super) fn decode_columns(&self, row: usize, start: usize, dst: &mut [f32]) {
         (self.decode)(self.columns_bytes(row, start, dst.len()), dst);
+    }
+
+    /// The lines of the groups of `columns` weights of `row` from column `start` on; both must be whole blocks, and the
+    /// type one that has lines.
+    pub(super) fn lines(&self, row: usize, start: usize, columns: usize, lines: &mut [Line; MAX_LINES]) {
+        let mut at = 0;
+        for block in self.columns_bytes(row, start, columns).chunks_exact(self.info.block_bytes) {
+            if self.info.block_len > 32 {
+                read_lines(self.info.ty, block, lines);
+                return;
+            }
+            let mut one = [Line::default(); MAX_LINES];
+            read_lines(self.info.ty, block, &mut one);
+            lines[at] = one[0];
+            at += 1;
+        }
     }
 
     /// The bytes of `columns` weights of `row` from column `start` on; both must be whole blocks.

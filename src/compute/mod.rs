@@ -22,12 +22,15 @@
 //!   zero. The error is at most `2^-7 + 2^-16` times `sum |x * w|` from the roundings, plus the accumulation's as
 //!   above. Where the CPU lacks AVX512-BF16 (or `LWQ_ISA` forbids it) fast is the same as accurate.
 //!
-//! Both are deterministic: the same machine and `LWQ_ISA` give the same bytes for any number of threads, since
+//! Products of quantized weights with activations rounded to integers are a matter of their own ([`matmul_integer`]).
+//!
+//! All are deterministic: the same machine and `LWQ_ISA` give the same bytes for any number of threads, since
 //! threads divide outputs and tokens and never the sum over columns.
 
 mod activations;
 mod aligned;
 mod gemm;
+mod integer;
 mod matmul;
 mod matrix;
 mod micro;
@@ -38,6 +41,7 @@ mod tests;
 
 pub use activations::PackedActivations;
 pub use gemm::{GemmOperand, gemm_f32};
+pub use integer::{IntegerActivations, Steps, integer_engine, matmul_integer, multiplies_as_integers, round_to_steps};
 pub use matmul::matmul;
 pub use matrix::{Matrix, MatrixError, decode_rows};
 pub use micro::Kernel;

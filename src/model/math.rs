@@ -3,7 +3,7 @@
 //! Polynomials instead of libm calls, so that loops over rows vectorize; all reductions have a fixed number of
 //! lanes, so that the result depends neither on the vector width nor on the number of threads.
 
-use super::dispatch::vectorized;
+use crate::vectorized::vectorized;
 
 const LANES: usize = 16;
 

@@ -27,7 +27,6 @@
 
 mod arch;
 mod attention;
-mod dispatch;
 mod error;
 mod feed_forward;
 mod group;

@@ -14,7 +14,9 @@ use super::rope::RopeTable;
 use super::rounding::Rounding;
 use super::taps::{Expert, Rows, TapInput, Taps};
 use super::weights::{Layer, Linear, Overrides, Projections, Weight};
-use crate::compute::{Matrix, PackedActivations, Precision, matmul};
+use crate::compute::{
+    IntegerActivations, Matrix, PackedActivations, Precision, Steps, matmul, matmul_integer, multiplies_as_integers,
+};
 
 /// Sequences are gathered into tiles of at least this many rows for attention, so that queries, keys and values of
 /// the whole group never exist at once.
@@ -72,11 +74,17 @@ pub(super) struct ProductInput<'x> {
     width: usize,
     packed: PackedActivations,
     packed_as: Option<Rounding>,
+    integers: Option<IntegerActivations>,
 }
 
 impl<'x> ProductInput<'x> {
     pub fn new(x: &'x [f32], width: usize, precision: Precision) -> Self {
-        ProductInput { x, width, packed: PackedActivations::new(precision), packed_as: None }
+        ProductInput { x, width, packed: PackedActivations::new(precision), packed_as: None, integers: None }
+    }
+
+    fn integers(&mut self, steps: Steps) -> &IntegerActivations {
+        let known = self.integers.take().filter(|known| known.steps() == steps);
+        self.integers.insert(known.unwrap_or_else(|| IntegerActivations::round(self.x, self.width, steps)))
     }
 
     fn packed(&mut self, rounding: Rounding) -> &PackedActivations {
@@ -356,7 +364,12 @@ impl<'m, 'g, 'o> Pass<'m, 'g, 'o> {
             Activations::Unrounded => Rounding::None,
             Activations::Ggml => Rounding::of_weight(matrix.ty()),
         };
-        matmul(input.packed(rounding), &matrix, out, n_out);
+        match rounding.steps() {
+            Some(steps) if multiplies_as_integers(matrix.ty()) => {
+                matmul_integer(input.integers(steps), &matrix, out, n_out);
+            }
+            _ => matmul(input.packed(rounding), &matrix, out, n_out),
+        }
         self.finish_product(linear, mat, out, 0..n_out)?;
         self.check_finite(out, n_out, linear.weight.name, place)
     }

@@ -6,8 +6,9 @@
 
 use half::{bf16, f16};
 
-use super::dispatch::vectorized;
+use crate::compute::{Steps, round_to_steps};
 use crate::gguf::TensorType;
+use crate::vectorized::vectorized;
 
 /// What happens to the input rows of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,48 +38,23 @@ impl Rounding {
         }
     }
 
+    /// The steps of roundings to integers.
+    pub fn steps(self) -> Option<Steps> {
+        match self {
+            Rounding::Q8 => Some(Steps::Of32),
+            Rounding::Q8K => Some(Steps::Of256),
+            Rounding::None | Rounding::F16 | Rounding::Bf16 => None,
+        }
+    }
+
     /// Rounds one row in place.
     pub fn apply(self, row: &mut [f32]) {
         match self {
             Rounding::None => {}
             Rounding::F16 => round_row_f16(row),
             Rounding::Bf16 => row.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32()),
-            Rounding::Q8 => round_row_q8(row),
-            Rounding::Q8K => round_row_q8_k(row),
-        }
-    }
-}
-
-vectorized! {
-    /// Q8_0 as the vector code of ggml's x86 backend has it: integers from the unrounded scale, half to even.
-    fn round_row_q8(row: &mut [f32]) {
-        for block in row.chunks_mut(32) {
-            let largest = largest_magnitude(block);
-            let scale = f16::from_f32(largest / 127.0).to_f32();
-            let inverse = if largest == 0.0 { 0.0 } else { 127.0 / largest };
-            for v in block {
-                *v = (*v * inverse).round_ties_even() * scale;
-            }
-        }
-    }
-}
-
-vectorized! {
-    /// Q8_K: the value of largest magnitude, the first of several, its sign included, becomes -127.
-    fn round_row_q8_k(row: &mut [f32]) {
-        for block in row.chunks_mut(256) {
-            let largest = largest_magnitude(block);
-            if largest == 0.0 {
-                block.fill(0.0);
-                continue;
-            }
-            let extreme = block.iter().copied().find(|v| v.abs() == largest).unwrap_or(largest);
-            let inverse = -127.0 / extreme;
-            let scale = 1.0 / inverse;
-            for v in block {
-                let rounded = (*v * inverse).round_ties_even();
-                *v = if rounded < 127.0 { rounded } else { 127.0 } * scale;
-            }
+            Rounding::Q8 => round_to_steps(row, Steps::Of32),
+            Rounding::Q8K => round_to_steps(row, Steps::Of256),
         }
     }
 }
@@ -89,19 +65,6 @@ vectorized! {
             *v = f16::from_f32(*v).to_f32();
         }
     }
-}
-
-#[inline(always)]
-fn largest_magnitude(block: &[f32]) -> f32 {
-    let mut lanes = [0.0f32; 16];
-    let (chunks, rest) = block.as_chunks::<16>();
-    for chunk in chunks {
-        for (lane, v) in lanes.iter_mut().zip(chunk) {
-            let v = v.abs();
-            *lane = if v > *lane { v } else { *lane };
-        }
-    }
-    rest.iter().chain(&lanes.clone()).fold(0.0, |a, v| v.abs().max(a))
 }
 
 #[cfg(test)]

@@ -14,7 +14,10 @@ use serde::Serialize;
 
 use super::super::Common;
 use crate::compute::peak::Peak;
-use crate::compute::{Kernel, Matrix, PackedActivations, matmul};
+use crate::compute::{
+    IntegerActivations, Kernel, Matrix, PackedActivations, Precision, Steps, integer_engine, matmul, matmul_integer,
+    multiplies_as_integers,
+};
 use crate::cpu;
 use crate::gguf::TensorType;
 use crate::quant;
@@ -140,7 +143,10 @@ pub(super) fn run(args: &KernelsArgs, common: &Common) -> anyhow::Result<()> {
             };
             let weights = Matrix::new(ty, shape.rows, shape.cols, &bytes)?;
             for kernel in &kernels {
-                report.products.extend(measure_product(kernel, &weights, tokens, args.rounds, &pools));
+                report.products.extend(measure_product(Product::Floats(kernel), &weights, tokens, args.rounds, &pools));
+            }
+            if args.kernels.is_empty() && multiplies_as_integers(ty) {
+                report.products.extend(measure_product(Product::Integers, &weights, tokens, args.rounds, &pools));
             }
         }
     }
@@ -148,7 +154,6 @@ pub(super) fn run(args: &KernelsArgs, common: &Common) -> anyhow::Result<()> {
 }
 
 fn selected_kernels(names: &[String]) -> anyhow::Result<Vec<&'static Kernel>> {
-    use crate::compute::Precision;
     if names.is_empty() {
         let mut best = vec![Kernel::best(Precision::Fast), Kernel::best(Precision::Accurate)];
         best.dedup_by_key(|kernel| kernel.name);
@@ -185,8 +190,51 @@ fn measure_peaks(rounds: u32, pools: &[ThreadPool]) -> Vec<PeakRow> {
     rows
 }
 
+/// A way to multiply.
+#[derive(Clone, Copy)]
+enum Product {
+    /// With this kernel.
+    Floats(&'static Kernel),
+    /// With activations rounded as ggml's CPU backend does; its share is that of the peak of 32-bit floats.
+    Integers,
+}
+
+impl Product {
+    fn name(self) -> &'static str {
+        match self {
+            Product::Floats(kernel) => kernel.name,
+            Product::Integers => integer_engine(),
+        }
+    }
+
+    fn peak(self) -> Option<&'static Peak> {
+        let (level, bf16) = match self {
+            Product::Floats(kernel) => (kernel.level, kernel.is_bf16()),
+            Product::Integers => (Kernel::best(Precision::Accurate).level, false),
+        };
+        Peak::all().iter().find(|peak| peak.level == level && peak.bf16 == bf16)
+    }
+
+    /// Packs `x` and multiplies; the buffer of packed floats is kept.
+    fn run(self, x: &[f32], weights: &Matrix, packed: &mut Option<PackedActivations>, y: &mut [f32]) {
+        let (rows, cols) = (weights.rows(), weights.cols());
+        match self {
+            Product::Floats(kernel) => {
+                let packed = packed.get_or_insert_with(|| PackedActivations::for_kernel(kernel));
+                packed.pack(x, x.len() / cols, cols, cols);
+                matmul(packed, weights, y, rows);
+            }
+            Product::Integers => {
+                let wide = weights.ty().info().is_some_and(|info| info.block_len == 256);
+                let steps = if wide { Steps::Of256 } else { Steps::Of32 };
+                matmul_integer(&IntegerActivations::round(x, cols, steps), weights, y, rows);
+            }
+        }
+    }
+}
+
 fn measure_product(
-    kernel: &'static Kernel,
+    product: Product,
     weights: &Matrix,
     tokens: usize,
     rounds: u32,
@@ -195,11 +243,8 @@ fn measure_product(
     let (rows, cols) = (weights.rows(), weights.cols());
     let x: Vec<f32> = RandomFloats(1).take(tokens * cols).collect();
     let mut y = vec![0f32; tokens * rows];
-    let mut packed = PackedActivations::for_kernel(kernel);
-    let peak = Peak::all()
-        .iter()
-        .find(|peak| peak.level == kernel.level && peak.bf16 == kernel.is_bf16())
-        .expect("every kernel has a peak of its level");
+    let mut packed = None;
+    let peak = product.peak().expect("every kernel has a peak of its level");
     let operations = 2.0 * tokens as f64 * rows as f64 * cols as f64;
     let length = peak.rounds_for(PEAK_SECONDS);
     let mut one_thread = 0.0;
@@ -212,8 +257,7 @@ fn measure_product(
                 sample_peak(&mut best_peak, peak, length, pool);
                 pool.install(|| {
                     best.observe(threads, || {
-                        packed.pack(&x, tokens, cols, cols);
-                        matmul(&packed, weights, &mut y, rows);
+                        product.run(&x, weights, &mut packed, &mut y);
                         operations
                     });
                 });
@@ -222,7 +266,7 @@ fn measure_product(
                 one_thread = best.wall;
             }
             ProductRow {
-                kernel: kernel.name,
+                kernel: product.name(),
                 ty: weights.ty().info().map_or("", |info| info.name),
                 rows,
                 cols,

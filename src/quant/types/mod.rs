@@ -12,6 +12,7 @@ pub mod iq2;
 pub mod iq3;
 pub mod iq4;
 pub mod legacy;
+pub(crate) mod lines;
 pub mod low_bit;
 mod pack;
 pub(crate) mod parts;

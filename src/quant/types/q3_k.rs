@@ -15,7 +15,7 @@ pub(in crate::quant) const BYTES: usize = 110;
 pub(in crate::quant) const GROUP: usize = 16;
 pub(in crate::quant) const GROUPS: usize = LEN / GROUP;
 const LEVELS: usize = 32;
-const SCALES: usize = LEVELS + 64;
+pub(super) const SCALES: usize = LEVELS + 64;
 /// Byte offset of the scale of scales.
 pub(crate) const D: usize = SCALES + 12;
 const _: () = assert!(D + 2 == BYTES);

@@ -14,7 +14,7 @@ pub(in crate::quant) const BYTES: usize = 210;
 pub(in crate::quant) const GROUP: usize = 16;
 pub(in crate::quant) const GROUPS: usize = LEN / GROUP;
 const HIGH: usize = LEN / 2;
-const SCALES: usize = HIGH + LEN / 4;
+pub(super) const SCALES: usize = HIGH + LEN / 4;
 /// Byte offset of the scale of scales.
 pub(crate) const D: usize = SCALES + GROUPS;
 const _: () = assert!(D + 2 == BYTES);

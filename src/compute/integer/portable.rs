@@ -1,0 +1,137 @@
+//! Exact sums of integers in floats, by the matrix kernels of every instruction set.
+
+use super::activations::{RECORD, STEPS, SUMS_16, SUMS_32};
+use super::panel::Panel;
+use super::{BLOCK, Engine, Steps, TileShape};
+use crate::compute::Precision;
+use crate::compute::aligned::AlignedBuf;
+use crate::compute::micro::{Kernel, ROW_STRIDE};
+use crate::cpu::Level;
+
+pub(super) fn engine() -> Engine {
+    let kernel = Kernel::best(Precision::Accurate);
+    Engine { name: kernel.name, mr: kernel.mr, nr: kernel.nr, tile, pack }
+}
+
+fn pack(panel: &mut Panel) {
+    let kernel = Kernel::best(Precision::Accurate);
+    panel.packed.reserve(BLOCK * panel.lanes);
+    // SAFETY: there are `nr` rows of BLOCK floats, a multiple of 16 of which are used, and BLOCK elements for each
+    // lane; the level of the best kernel is available.
+    unsafe {
+        (kernel.pack_panel)(panel.codes.as_ptr().cast(), BLOCK, panel.columns, panel.packed.as_mut_ptr());
+    }
+}
+
+/// See [`super::TileFn`].
+#[allow(clippy::too_many_arguments)]
+unsafe fn tile(
+    shape: TileShape,
+    rows: usize,
+    x: *const u32,
+    panel: &Panel,
+    c: *mut f32,
+    ldc: usize,
+    accumulate: bool,
+    scratch: &mut AlignedBuf,
+) {
+    let kernel = Kernel::best(Precision::Accurate);
+    let lanes = panel.lanes;
+    // SAFETY: `rows` records lie at `x` by contract.
+    let records = unsafe { std::slice::from_raw_parts(x, rows * RECORD) };
+    scratch.reserve(kernel.mr * ROW_STRIDE + 2 * kernel.mr * lanes);
+    let (levels, rest) = scratch.as_mut_f32().split_at_mut(kernel.mr * ROW_STRIDE);
+    let (sums, totals) = rest.split_at_mut(kernel.mr * lanes);
+    for (levels, record) in levels.chunks_exact_mut(ROW_STRIDE).zip(records.chunks_exact(RECORD)) {
+        for (quad, element) in levels.as_chunks_mut::<4>().0.iter_mut().zip(&record[..shape.columns / 4]) {
+            *quad = element.to_le_bytes().map(|byte| f32::from((byte ^ 0x80) as i8));
+        }
+    }
+    let totals = &mut totals[..rows * lanes];
+    totals.fill(0.0);
+    let group = shape.lines.group;
+    for index in 0..shape.columns / group {
+        // SAFETY: the rows of `levels` have ROW_STRIDE floats, the panel `lanes` floats a column from a multiple of 16
+        // columns on, which keeps it aligned; `sums` has room for any tile; the level of the best kernel is available.
+        unsafe {
+            let a = levels.as_ptr().add(index * group).cast();
+            let b = panel.packed.as_ptr().add(index * group * lanes);
+            (kernel.tile)(rows, group, a, b, sums.as_mut_ptr(), lanes, false);
+        }
+        // SAFETY: the buffers hold a line for each group and lane.
+        let (scales, offsets) = unsafe { (lines(&panel.scales, index, lanes), lines(&panel.offsets, index, lanes)) };
+        for ((totals, sums), record) in
+            totals.chunks_exact_mut(lanes).zip(sums.chunks_exact(lanes)).zip(records.chunks_exact(RECORD))
+        {
+            let level_sum = match group {
+                16 => f32::from_bits(record[SUMS_16 + index]),
+                _ => f32::from_bits(record[SUMS_32 + index]),
+            };
+            let step = f32::from_bits(record[STEPS + index * group / 32]);
+            let level_sum = shape.lines.affine.then_some(level_sum);
+            add_group(totals, sums, scales, offsets, level_sum, (shape.steps == Steps::Of32).then_some(step));
+        }
+    }
+    for (row, (totals, record)) in totals.chunks_exact(lanes).zip(records.chunks_exact(RECORD)).enumerate() {
+        // SAFETY: C has `rows` rows of `lanes` floats by contract.
+        let target = unsafe { std::slice::from_raw_parts_mut(c.add(row * ldc), lanes) };
+        let step = if shape.steps == Steps::Of256 { f32::from_bits(record[STEPS]) } else { 1.0 };
+        for (target, total) in target.iter_mut().zip(totals) {
+            let value = total * step;
+            *target = if accumulate { *target + value } else { value };
+        }
+    }
+}
+
+/// # Safety
+/// The buffer holds `index + 1` lines of `lanes` floats.
+unsafe fn lines(buffer: &AlignedBuf, index: usize, lanes: usize) -> &[f32] {
+    // SAFETY: by contract; every bit pattern is a valid f32.
+    unsafe { std::slice::from_raw_parts(buffer.as_ptr().add(index * lanes).cast(), lanes) }
+}
+
+/// Adds the sums of a group: see the arithmetic of the module.
+fn add_group(
+    totals: &mut [f32],
+    sums: &[f32],
+    scales: &[f32],
+    offsets: &[f32],
+    level_sum: Option<f32>,
+    step: Option<f32>,
+) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2,fma")]
+        fn fused(t: &mut [f32], s: &[f32], scales: &[f32], offsets: &[f32], level_sum: Option<f32>, step: Option<f32>) {
+            add_group_body(t, s, scales, offsets, level_sum, step);
+        }
+        if Level::Avx2.is_available() {
+            // SAFETY: the level has the only features that the safe function above asks for.
+            return unsafe { fused(totals, sums, scales, offsets, level_sum, step) };
+        }
+    }
+    let _ = Level::Scalar;
+    add_group_body(totals, sums, scales, offsets, level_sum, step);
+}
+
+#[inline(always)]
+fn add_group_body(
+    totals: &mut [f32],
+    sums: &[f32],
+    scales: &[f32],
+    offsets: &[f32],
+    level_sum: Option<f32>,
+    step: Option<f32>,
+) {
+    let lanes = totals.iter_mut().zip(sums).zip(scales);
+    match (step, level_sum) {
+        (None, None) => lanes.for_each(|((total, sum), scale)| *total = sum.mul_add(*scale, *total)),
+        (None, Some(level_sum)) => lanes.zip(offsets).for_each(|(((total, sum), scale), offset)| {
+            *total = level_sum.mul_add(*offset, sum.mul_add(*scale, *total));
+        }),
+        (Some(step), None) => lanes.for_each(|((total, sum), scale)| *total = (sum * scale).mul_add(step, *total)),
+        (Some(step), Some(level_sum)) => lanes.zip(offsets).for_each(|(((total, sum), scale), offset)| {
+            *total = level_sum.mul_add(*offset, sum * scale).mul_add(step, *total);
+        }),
+    }
+}
