@@ -74,6 +74,33 @@ fn products_are_those_of_rounded_rows_and_the_same_in_every_engine() {
 }
 
 #[test]
+fn integer_products_have_the_same_bits_on_every_architecture() {
+    let (tokens, rows, cols) = (7, 37, 768);
+    let x = random_floats(31, tokens * cols);
+    let weights = random_floats(32, rows * cols);
+    for engine in engines() {
+        let mut digest = 0xcbf2_9ce4_8422_2325u64;
+        for (ty, steps) in [
+            (TensorType::Q4_1, Steps::Of32),
+            (TensorType::Q8_0, Steps::Of32),
+            (TensorType::Q2_K, Steps::Of256),
+            (TensorType::Q5_K, Steps::Of256),
+            (TensorType::Q6_K, Steps::Of256),
+            (TensorType::IQ4_XS, Steps::Of256),
+        ] {
+            let info = ty.info().unwrap();
+            let mut bytes = vec![0; rows * cols / info.block_len * info.block_bytes];
+            quantize_rows(ty, &weights, cols, None, &mut bytes).unwrap();
+            let w = Matrix::new(ty, rows, cols, &bytes).unwrap();
+            let y = product(engine, &IntegerActivations::round(&x, cols, steps), &w, rows);
+            let bytes = y.iter().flat_map(|v| v.to_bits().to_le_bytes());
+            digest = bytes.fold(digest, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+        }
+        assert_eq!(digest, 0xe8f6_5b21_da5f_f504, "{}: {digest:#018x}", engine.name);
+    }
+}
+
+#[test]
 fn results_do_not_depend_on_threads_or_neighbours() {
     let (ty, rows, cols, tokens) = (TensorType::Q4_K, 150, 512, 23);
     let weights = random_floats(3, rows * cols);
