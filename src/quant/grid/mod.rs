@@ -30,6 +30,8 @@ pub static IQ2_XS_POINTS: DecodeTable<512> = decode_table::<512, 8, 3>(&points::
 pub static IQ2_S_POINTS: DecodeTable<1024> = decode_table::<1024, 8, 3>(&points::IQ2_S, IQ2_MAGNITUDES);
 /// `iq1s_grid`: 2048 points of eight signed values, shared by IQ1_S and IQ1_M.
 pub static IQ1_POINTS: DecodeTable<2048> = decode_table::<2048, 8, 3>(&points::IQ1, IQ1_VALUES);
+/// The same with coordinates packed as levels 0, 1, 2, two bits each.
+pub static IQ1_PACKED: [u16; 2048] = points::IQ1;
 /// `iq3xxs_grid`: 256 points of four magnitudes.
 pub static IQ3_XXS_POINTS: [u32; 256] = narrow(&decode_table::<256, 4, 8>(&points::IQ3_XXS, IQ3_XXS_MAGNITUDES));
 /// `iq3s_grid`: 512 points of four magnitudes.

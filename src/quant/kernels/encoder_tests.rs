@@ -1,9 +1,12 @@
 //! Every encoder that this machine can run against the scalar one, byte by byte.
 
+use std::sync::Once;
+
 use proptest::prelude::*;
 
-use super::quantizer_at;
+use super::{quantizer_at, skipped};
 use crate::cpu::Level;
+use crate::gguf::TensorType;
 use crate::quant::{CODECS, Codec};
 
 /// xorshift64*.
@@ -60,14 +63,11 @@ fn encoders() -> impl Iterator<Item = &'static Codec> {
     CODECS.iter().filter(|codec| codec.quantize.is_some())
 }
 
-/// Levels to compare with scalar code. What is left out is printed by name.
+/// Levels to compare with scalar code. What is left out is printed by name, once.
 fn levels() -> impl Iterator<Item = Level> {
-    Level::ALL.into_iter().filter(|level| {
-        if !level.is_available() && level.is_of_this_architecture() {
-            eprintln!("skipped: encoders for {} (this CPU lacks it, or LWQ_ISA forbids it)", level.name());
-        }
-        level.is_available() && *level != Level::Scalar
-    })
+    static SKIPPED: Once = Once::new();
+    SKIPPED.call_once(|| Level::ALL.iter().filter(|level| !level.is_available()).for_each(|l| skipped("encoders", *l)));
+    Level::ALL.into_iter().filter(|level| level.is_available() && *level != Level::Scalar)
 }
 
 /// Compares the encoders of `codec`; `about` describes the weights.
@@ -127,6 +127,35 @@ fn every_level_encodes_blocks_that_differ_side_by_side_as_scalar_code_does() {
             for importance in [None, Some(&importance[..])] {
                 compare(codec, &weights[..rows * row_len], row_len, importance, &format!("round {round}"));
             }
+        }
+    }
+}
+
+/// Each row has a mean square of its own, and there are more rows than lanes.
+#[test]
+fn every_level_encodes_many_rows_of_different_scale_as_scalar_code_does() {
+    const ROW: usize = 256;
+    let mut random = Random(5);
+    let importance: Vec<f32> = (0..ROW).map(|_| random.weight().powi(2) + 0.01).collect();
+    let weights: Vec<f32> = (0..37 * ROW).map(|i| random.weight() * ((i / ROW * 7 % 12) as f32 - 6.0).exp2()).collect();
+    for codec in encoders() {
+        compare(codec, &weights, ROW, Some(&importance), "rows of different scale");
+        compare(codec, &weights, ROW, None, "rows of different scale");
+    }
+}
+
+/// NaN has no place in other types.
+#[test]
+fn every_level_encodes_any_bits_as_16_bit_floats_as_scalar_code_does() {
+    let mut random = Random(3);
+    let any = |random: &mut Random| f32::from_bits(random.bits() as u32);
+    let weights: Vec<f32> = (0..1 << 16).map(|_| any(&mut random)).collect();
+    // NaN in every place of a step, and in none.
+    let sparse: Vec<f32> = (0..64 * 130).map(|i| if i % 65 == 0 && i > 640 { any(&mut random) } else { 1.5 }).collect();
+    for ty in [TensorType::F16, TensorType::BF16] {
+        let codec = CODECS.iter().find(|codec| codec.ty == ty).unwrap();
+        for weights in [&weights[..], &sparse, &weights[..77]] {
+            compare(codec, weights, weights.len(), None, "any bits");
         }
     }
 }

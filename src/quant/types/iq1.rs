@@ -18,7 +18,7 @@ const BLOCK: usize = 256;
 /// Highest scale code.
 const TOP: i32 = 7;
 /// `IQ1S_DELTA`, `IQ1M_DELTA`.
-const DELTA: f32 = 0.125;
+pub(in crate::quant) const DELTA: f32 = 0.125;
 /// The values of levels 0, 1, 2 when shifted up and when shifted down.
 pub(in crate::quant) const SHIFTED: [[f32; 3]; 2] =
     [[-1.0 + DELTA, DELTA, 1.0 + DELTA], [-1.0 - DELTA, -DELTA, 1.0 - DELTA]];

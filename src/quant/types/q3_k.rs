@@ -152,6 +152,7 @@ fn finish(
     put_levels(&levels, block);
 }
 
+#[inline(always)]
 fn put_levels(levels: &[u8; LEN], block: &mut [u8; BYTES]) {
     if let Some(out) = block.first_chunk_mut() {
         pack_bit_plane(levels, 2, out);
@@ -169,7 +170,7 @@ pub(super) fn put(d: f32, scales: [u8; GROUPS], levels: &[u8; LEN], block: &mut 
 }
 
 #[inline(always)]
-fn groups(x: &[f32; LEN]) -> &[[f32; GROUP]] {
+pub(in crate::quant) fn groups(x: &[f32; LEN]) -> &[[f32; GROUP]] {
     x.as_chunks().0
 }
 

@@ -30,6 +30,8 @@ pub struct Mask4x4([uint32x4_t; 4]);
 impl Isa for Neon {
     type Floats = F32x4x4;
 
+    const MANY_REGISTERS: bool = false;
+
     #[inline(always)]
     fn splat(self, value: f32) -> F32x4x4 {
         // SAFETY: see above.
@@ -44,6 +46,33 @@ impl Isa for Neon {
             *part = unsafe { vld1q_f32(values.as_ptr()) };
         }
         parts
+    }
+
+    #[inline(always)]
+    fn extremes_of_each(self, blocks: &[[f32; 2 * LANES]; LANES]) -> (F32x4x4, F32x4x4) {
+        let (mut lows, mut highs) = (self.splat(0.0), self.splat(0.0));
+        for (g, blocks) in blocks.as_chunks::<4>().0.iter().enumerate() {
+            let (mut low, mut high) = ([lows.0[0]; 4], [lows.0[0]; 4]);
+            for (k, block) in blocks.iter().enumerate() {
+                let mut quads = block.as_chunks::<4>().0.iter();
+                // SAFETY: see above; four floats are read at a time.
+                unsafe {
+                    if let Some(first) = quads.next() {
+                        (low[k], high[k]) = (vld1q_f32(first.as_ptr()), vld1q_f32(first.as_ptr()));
+                    }
+                    for quad in quads {
+                        let quad = vld1q_f32(quad.as_ptr());
+                        (low[k], high[k]) = (vminq_f32(low[k], quad), vmaxq_f32(high[k], quad));
+                    }
+                }
+            }
+            // SAFETY: see above.
+            unsafe {
+                lows.0[g] = vpminq_f32(vpminq_f32(low[0], low[1]), vpminq_f32(low[2], low[3]));
+                highs.0[g] = vpmaxq_f32(vpmaxq_f32(high[0], high[1]), vpmaxq_f32(high[2], high[3]));
+            }
+        }
+        (lows, highs)
     }
 
     #[inline(always)]
@@ -236,6 +265,13 @@ impl Floats for F32x4x4 {
     }
 
     #[inline(always)]
+    fn with_sign_of(self, other: Self) -> Self {
+        // SAFETY: see above.
+        let sign = F32x4x4([unsafe { vdupq_n_f32(-0.0) }; 4]);
+        parts!(Self: with_sign_of, self, other, sign)
+    }
+
+    #[inline(always)]
     fn to_bytes(self) -> [u8; LANES] {
         let mut bytes = [0u8; LANES];
         let [a, b, c, d] = self.0;
@@ -264,6 +300,13 @@ impl Floats for F32x4x4 {
         // SAFETY: see above.
         unsafe { vminvq_f32(vminq_f32(vminq_f32(a, b), vminq_f32(c, d))) }
     }
+}
+
+/// The magnitude of `value`, the sign of `other`; `sign` is minus zero.
+#[inline]
+#[target_feature(enable = "neon")]
+fn with_sign_of(value: float32x4_t, other: float32x4_t, sign: float32x4_t) -> float32x4_t {
+    vbslq_f32(vreinterpretq_u32_f32(sign), other, value)
 }
 
 #[inline]

@@ -2,9 +2,12 @@
 //! Scales of groups are then one block per lane as the fits of super-blocks want them. The last steps, which cost
 //! little, run block by block with the scalar functions.
 
-use super::search::{AffineFits, PositiveFits, fit_affine, fit_positive, fit_symmetric, fit_symmetric_by_descent};
+use super::descent::Descents;
+use super::search::{AffineFits, PositiveFits, fit_affine, fit_positive, fit_symmetric};
 use super::{Batch, Floats, Isa, LANES, Wide, error_weights, side_by_side, sum, sum_of_squares};
-use crate::quant::search::{AffineFit, AffineSearch, PositiveFit, Rounding, SymmetricFit};
+use crate::quant::search::{
+    AffineFit, AffineSearch, PositiveFit, Rounding, SymmetricFit, fit_symmetric_by_descent as scalar_descent,
+};
 use crate::quant::types::affine_k::{self, Format};
 use crate::quant::types::{q2_k, q3_k, q4_k, q5_k, q6_k};
 
@@ -251,6 +254,7 @@ pub fn q2_k<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[f3
 pub fn q3_k<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
     let zero = isa.splat(0.0);
     let mut blocks = Blocks::new(isa);
+    let mut descents = Descents::new();
     for (n, out) in dst.as_chunks_mut::<{ q3_k::BYTES }>().0.chunks_mut(LANES).enumerate() {
         let batch = Batch::new(src, row_len, importance, n * LANES);
         if blocks.load(isa, &batch, 2.0) {
@@ -271,22 +275,11 @@ pub fn q3_k<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[f3
                 q3_k::finish_weighted(Wide(isa), batch.blocks[lane], &scales, &inverses, &fit, block);
             }
         } else {
-            /// Groups of a block that are fitted together.
-            const TOGETHER: usize = 4;
-            let mut scales = [zero; q3_k::GROUPS];
-            let mut levels = [[zero; q3_k::GROUP]; q3_k::GROUPS];
-            let x = blocks.x.as_chunks::<{ q3_k::GROUP }>().0.as_chunks::<TOGETHER>().0;
-            let (levels_out, _) = levels.as_chunks_mut::<TOGETHER>();
-            let (scales_out, _) = scales.as_chunks_mut::<TOGETHER>();
-            for k in 0..q3_k::GROUPS / TOGETHER {
-                scales_out[k] = fit_symmetric_by_descent(isa, &x[k], q3_k::HALF, &mut levels_out[k]);
-            }
-            let scales = arrays(&scales);
+            descents.run(isa, &batch, &blocks.x);
             for (lane, block) in out.iter_mut().enumerate() {
-                let searched = |j: usize| -> [u8; q3_k::GROUP] {
-                    std::array::from_fn(|i| (levels[j][i].to_array()[lane] as i32 + q3_k::HALF) as u8)
-                };
-                q3_k::finish_plain(Wide(isa), batch.blocks[lane], &of_block(&scales, lane), searched, block);
+                // Wanted for groups whose stored scale is zero, which are few.
+                let searched = |j: usize| scalar_descent(&q3_k::groups(batch.blocks[lane])[j], q3_k::HALF).1;
+                q3_k::finish_plain(Wide(isa), batch.blocks[lane], &of_block(&descents.scales, lane), searched, block);
             }
         }
     }

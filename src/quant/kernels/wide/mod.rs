@@ -9,6 +9,8 @@
 //! The functions are generic over [`Isa`]. All of them are `#[inline(always)]` and hold no closures with vectors in
 //! them: they must end up inside the function that enables the instruction set, or every operation becomes a call.
 
+mod descent;
+pub mod floats;
 pub mod grids;
 pub mod iq4;
 pub mod k_quants;
@@ -17,6 +19,7 @@ mod levels;
 pub mod rounding;
 pub mod search;
 
+use crate::quant::float16::{f32_to_bf16, f32_to_f16};
 use std::ops::{Add, BitAnd, BitOr, Div, Mul, Sub};
 
 /// Lanes of a vector, whatever number of registers they take.
@@ -27,11 +30,17 @@ pub trait Isa: Copy {
     /// Vectors of this instruction set.
     type Floats: Floats;
 
+    /// Whether registers hold more than a dozen vectors of sixteen lanes.
+    const MANY_REGISTERS: bool;
+
     /// `value` in every lane.
     fn splat(self, value: f32) -> Self::Floats;
 
     /// One float per lane.
     fn load(self, values: &[f32; LANES]) -> Self::Floats;
+
+    /// The smallest and the largest of the weights of block `k` in lane `k`, if none is NaN. Zeros may have either sign.
+    fn extremes_of_each(self, blocks: &[[f32; 2 * LANES]; LANES]) -> (Self::Floats, Self::Floats);
 
     /// Column `i` of the rows becomes vector `i`, with row `k` in lane `k`.
     fn transpose(self, rows: [&[f32; LANES]; LANES]) -> [Self::Floats; LANES];
@@ -68,6 +77,12 @@ pub trait Floats: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = 
     /// `if self > other { self } else { other }`.
     fn greater(self, other: Self) -> Self;
 
+    /// [`lesser`](Self::lesser) of positive numbers.
+    #[inline(always)]
+    fn at_most(self, other: Self) -> Self {
+        self.lesser(other)
+    }
+
     /// `self < other`.
     fn below(self, other: Self) -> Self::Mask;
 
@@ -86,8 +101,47 @@ pub trait Floats: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = 
     /// Toward zero, for numbers within +-2^22.
     fn truncated_small(self) -> Self;
 
+    /// The magnitude of this with the sign of `other`.
+    fn with_sign_of(self, other: Self) -> Self;
+
     /// The low bytes of lanes that are whole numbers in `-128..128`.
     fn to_bytes(self) -> [u8; LANES];
+
+    /// The low bytes of lanes in `-128..128`, rounded toward zero.
+    #[inline(always)]
+    fn truncated_bytes(self) -> [u8; LANES] {
+        self.truncated_small().to_bytes()
+    }
+
+    /// Both of lanes in `0..128`, rounded toward zero: the low four bits of `low` below, those of `high` above.
+    #[inline(always)]
+    fn truncated_nibbles(low: Self, high: Self) -> [u8; LANES] {
+        let (mut bytes, high) = (low.truncated_bytes(), high.truncated_bytes());
+        for k in 0..LANES {
+            bytes[k] = (bytes[k] & 0x0f) | (high[k] << 4);
+        }
+        bytes
+    }
+
+    /// [`f32_to_f16`] of lanes that are not NaN.
+    #[inline(always)]
+    fn to_f16(self) -> [u16; LANES] {
+        let (floats, mut halves) = (self.to_array(), [0; LANES]);
+        for k in 0..LANES {
+            halves[k] = f32_to_f16(floats[k]);
+        }
+        halves
+    }
+
+    /// [`f32_to_bf16`] of lanes that are not NaN.
+    #[inline(always)]
+    fn to_bf16(self) -> [u16; LANES] {
+        let (floats, mut halves) = (self.to_array(), [0; LANES]);
+        for k in 0..LANES {
+            halves[k] = f32_to_bf16(floats[k]);
+        }
+        halves
+    }
 
     /// [`nearest_int`](crate::quant::round::nearest_int) as a float.
     fn nearest_any(self) -> Self;
@@ -137,8 +191,8 @@ macro_rules! encoders {
             Q4_1 = q4_1: legacy::q4_1;
             Q5_0 = q5_0: legacy::q5_0;
             Q5_1 = q5_1: legacy::q5_1;
-            F16 = f16: recompiled::f16;
-            BF16 = bf16: recompiled::bf16;
+            F16 = f16: floats::f16;
+            BF16 = bf16: floats::bf16;
             Q8_0 = q8_0: rounding::q8_0;
             Q2_K = q2_k: k_quants::q2_k;
             Q3_K = q3_k: k_quants::q3_k;
@@ -187,7 +241,7 @@ pub(super) use encoders;
 /// Scalar encoders compiled for an instruction set: loops over arrays of fixed size, which the compiler turns into
 /// vectors. It neither reorders nor contracts float operations, so the bytes cannot differ.
 pub mod recompiled {
-    use crate::quant::types::{float, fp4, low_bit, ternary};
+    use crate::quant::types::{fp4, low_bit, ternary};
 
     macro_rules! recompiled {
         ($($name:ident: $scalar:path;)*) => {$(
@@ -200,8 +254,6 @@ pub mod recompiled {
     }
 
     recompiled! {
-        f16: float::quantize_f16;
-        bf16: float::quantize_bf16;
         tq1_0: ternary::quantize_tq1_0;
         tq2_0: ternary::quantize_tq2_0;
         mxfp4: fp4::quantize_mxfp4;
@@ -233,10 +285,15 @@ impl<'a, const LEN: usize> Batch<'a, LEN> {
             batch.blocks[lane] = &blocks[index(lane)];
         }
         if let Some(importance) = importance {
-            let columns = importance.as_chunks::<LEN>().0;
+            let columns = &importance.as_chunks::<LEN>().0[..row_len / LEN];
             let mut lanes = [&columns[0]; LANES];
-            for lane in 0..LANES {
-                lanes[lane] = &columns[index(lane) % (row_len / LEN)];
+            // Counted along, not divided: a division for each lane is a twentieth of the time of a whole search.
+            let mut column = first % columns.len();
+            for (lane, weights) in lanes.iter_mut().enumerate() {
+                *weights = &columns[column];
+                if first + lane + 1 < blocks.len() {
+                    column = if column + 1 == columns.len() { 0 } else { column + 1 };
+                }
             }
             batch.importance = Some(lanes);
         }

@@ -1,91 +1,217 @@
-//! Q4_0 to Q5_1, Q8_0 and Q2_0 without a search: a block of 32 weights as two vectors, of 64 as four. Blocks whose numbers leave the range
-//! of the rounding here go to the scalar functions.
+//! Q4_0 to Q5_1, Q8_0 and Q2_0 without a search. Scales are found for sixteen blocks of 32 weights at once, one block
+//! per lane, and then levels for one block after the other. Blocks whose numbers leave the range of the rounding here
+//! go to the scalar functions.
 
 use super::{Floats, Isa, LANES, Mask};
 use crate::quant::types::{legacy as scalar, low_bit};
 
 const LEN: usize = 32;
 
-/// The weights of a block.
+/// Scales of sixteen blocks, each in its lane.
+struct Scales<F: Floats> {
+    d: F,
+    /// `1 / d`, or 0 for an empty block.
+    inverse: F,
+    /// Whether the functions here round the block right.
+    usable: F::Mask,
+}
+
+impl<F: Floats> Scales<F> {
+    #[inline(always)]
+    fn new<I: Isa<Floats = F>>(isa: I, d: F) -> Self {
+        let zero = isa.splat(0.0);
+        let inverse = F::select(d.equals(zero), zero, isa.splat(1.0) / d);
+        Scales { d, inverse, usable: inverse.abs().below(isa.splat(f32::INFINITY)) }
+    }
+
+    /// The weight of largest magnitude goes to level `-half`.
+    #[inline(always)]
+    fn symmetric<I: Isa<Floats = F>>(isa: I, blocks: &[[f32; LEN]; LANES], half: f32) -> Self {
+        let (low, high) = isa.extremes_of_each(blocks);
+        let peak = F::select(high.above(low.negated()), high, low);
+        let mut scales = Self::new(isa, peak / isa.splat(-half));
+        // Of two that are as large, the first counts, which is not known here.
+        scales.usable = scales.usable & high.equals(low.negated()).negated();
+        scales
+    }
+
+    /// The range is divided evenly; also returns where it begins.
+    #[inline(always)]
+    fn affine<I: Isa<Floats = F>>(isa: I, blocks: &[[f32; LEN]; LANES], top: f32) -> (Self, F) {
+        let zero = isa.splat(0.0);
+        let (low, high) = isa.extremes_of_each(blocks);
+        let d = (high - low) / isa.splat(top);
+        let mut scales = Self::new(isa, d);
+        // Of zeros of both signs, the first counts.
+        let certain = low.equals(zero).negated() & high.equals(zero).negated();
+        scales.usable = scales.usable & d.below(isa.splat(f32::INFINITY)) & certain;
+        (scales, low)
+    }
+
+    /// Levels go to -127 to 127.
+    #[inline(always)]
+    fn of_bytes<I: Isa<Floats = F>>(isa: I, blocks: &[[f32; LEN]; LANES]) -> Self {
+        let (low, high) = isa.extremes_of_each(blocks);
+        // Zeros may have come out with either sign.
+        Self::new(isa, low.negated().greater(high).abs() / isa.splat(127.0))
+    }
+}
+
+/// The weights of a block, or their levels.
 #[derive(Clone, Copy)]
-struct Pair<F>(F, F);
+pub(super) struct Pair<F>(F, F);
 
 impl<F: Floats> Pair<F> {
     #[inline(always)]
-    fn load<I: Isa<Floats = F>>(isa: I, x: &[f32; LEN]) -> Self {
+    pub(super) fn load<I: Isa<Floats = F>>(isa: I, x: &[f32; LEN]) -> Self {
         let [low, high] = x.as_chunks::<LANES>().0 else { return Pair(isa.splat(0.0), isa.splat(0.0)) };
         Pair(isa.load(low), isa.load(high))
     }
 
-    /// Index of the first weight for which `find` is true of its half.
+    /// No more than halfway to the level above `top`.
     #[inline(always)]
-    fn first(low: F::Mask, high: F::Mask) -> Option<usize> {
-        low.first().or_else(|| high.first().map(|lane| LANES + lane))
+    fn at_most<I: Isa<Floats = F>>(self, isa: I, top: f32) -> Self {
+        let limit = isa.splat(top + 0.5);
+        Pair(self.0.at_most(limit), self.1.at_most(limit))
     }
 
-    /// [`search::peak`](crate::quant::search::peak).
+    /// Levels `0..2 * half`, as [`ToLevels::of_products`](crate::quant::levels::ToLevels::of_products) has them.
     #[inline(always)]
-    fn peak<I: Isa<Floats = F>>(self, isa: I, x: &[f32; LEN]) -> f32 {
-        let highest = isa.splat(self.0.abs().greater(self.1.abs()).highest());
-        let first = Self::first(self.0.abs().equals(highest), self.1.abs().equals(highest));
-        first.map_or(0.0, |index| if x[index] == 0.0 { 0.0 } else { x[index] })
-    }
-
-    /// Smallest and largest weight, the first of equals.
-    #[inline(always)]
-    fn extremes<I: Isa<Floats = F>>(self, isa: I, x: &[f32; LEN]) -> (f32, f32) {
-        let (mut low, mut high) = (self.0.lesser(self.1).lowest(), self.0.greater(self.1).highest());
-        if low == 0.0 || high == 0.0 {
-            let zero = isa.splat(0.0);
-            if let Some(first) = Self::first(self.0.equals(zero), self.1.equals(zero)) {
-                // Zeros of either sign are equal.
-                low = if low == 0.0 { x[first] } else { low };
-                high = if high == 0.0 { x[first] } else { high };
-            }
+    pub(super) fn of_products<I: Isa<Floats = F>>(self, isa: I, inverse: f32, half: f32) -> Self {
+        let (lowest, highest) = (isa.splat(-half), isa.splat(half - 1.0));
+        if inverse.is_nan() {
+            return Pair(isa.splat(0.0), isa.splat(0.0));
         }
-        (low, high)
+        let inverse = isa.splat(inverse);
+        let low = (self.0 * inverse).nearest_any().greater(lowest).lesser(highest);
+        let high = (self.1 * inverse).nearest_any().greater(lowest).lesser(highest);
+        Pair(low - lowest, high - lowest)
     }
 
-    /// Levels `0..=top` of scaled weights, by truncation.
+    /// Levels `0..=top`, as [`ToLevels::of_search`](crate::quant::levels::ToLevels::of_search) has them.
     #[inline(always)]
-    fn truncated<I: Isa<Floats = F>>(self, isa: I, top: u8) -> Self {
-        let limit = isa.splat(f32::from(top) + 0.5);
-        Pair(self.0.lesser(limit).truncated_small(), self.1.lesser(limit).truncated_small())
+    pub(super) fn of_search<I: Isa<Floats = F>>(self, isa: I, inverse: f32, min: f32, top: f32) -> Self {
+        let (lowest, highest) = (isa.splat(0.0), isa.splat(top));
+        let (inverse, min) = (isa.splat(inverse), isa.splat(min));
+        let low = (inverse * (self.0 - min)).nearest_any().greater(lowest).lesser(highest);
+        let high = (inverse * (self.1 - min)).nearest_any().greater(lowest).lesser(highest);
+        Pair(low, high)
     }
 
     #[inline(always)]
-    fn to_bytes(self) -> [u8; LEN] {
-        let mut bytes = [0; LEN];
-        let (low, high) = bytes.split_at_mut(LANES);
-        low.copy_from_slice(&self.0.to_bytes());
-        high.copy_from_slice(&self.1.to_bytes());
-        bytes
+    pub(super) fn nibbles(self) -> [u8; LANES] {
+        F::truncated_nibbles(self.0, self.1)
+    }
+
+    /// A bit for each weight that has come to level 16 or more.
+    #[inline(always)]
+    pub(super) fn fifth_bits<I: Isa<Floats = F>>(self, isa: I) -> [u8; 4] {
+        let sixteen = isa.splat(16.0);
+        let below = |bits: u16| u32::from(!bits);
+        (below(self.0.below(sixteen).bits()) | below(self.1.below(sixteen).bits()) << 16).to_le_bytes()
     }
 }
 
-/// Rounds halves away from zero: half of a unit less a little is added before the fraction is cut off, which no weight
-/// below a half reaches and every half does, by rounding.
+/// Half of a unit less a little, away from zero: cutting off the fraction of a value after it is added rounds halves
+/// away from zero. No weight below a half reaches the next whole number so, and every half does, by rounding.
 #[inline(always)]
-fn round_away<I: Isa>(isa: I, value: I::Floats) -> I::Floats {
-    const BELOW_HALF: f32 = 0.5_f32.next_down();
-    let minus = value.below(isa.splat(0.0));
-    let half = I::Floats::select(minus, isa.splat(-BELOW_HALF), isa.splat(BELOW_HALF));
-    (value + half).truncated_small()
+fn away<I: Isa>(isa: I, value: I::Floats) -> I::Floats {
+    value + isa.splat(0.5_f32.next_down()).with_sign_of(value)
+}
+
+/// Batches of sixteen blocks whose scales are found before the first level: a scale waits for a chain of comparisons and
+/// divisions, and chains run side by side. The weights stay in the innermost cache.
+const CHUNK: usize = 8;
+
+/// Scales, inverses and minima of the blocks of a chunk.
+struct Found {
+    d: [[u16; LANES]; CHUNK],
+    inverse: [[f32; LANES]; CHUNK],
+    m: [[u16; LANES]; CHUNK],
+    min: [[f32; LANES]; CHUNK],
+    /// The blocks left to scalar code, a bit each.
+    unusable: [u16; CHUNK],
+}
+
+impl Found {
+    const NOTHING: Self = Found {
+        d: [[0; LANES]; CHUNK],
+        inverse: [[0.0; LANES]; CHUNK],
+        m: [[0; LANES]; CHUNK],
+        min: [[0.0; LANES]; CHUNK],
+        unusable: [0; CHUNK],
+    };
+
+    #[inline(always)]
+    fn set<F: Floats>(&mut self, batch: usize, scales: &Scales<F>) {
+        self.d[batch] = scales.d.to_f16();
+        self.inverse[batch] = scales.inverse.to_array();
+        self.unusable[batch] = !scales.usable.bits();
+    }
+
+    #[inline(always)]
+    fn set_min<F: Floats>(&mut self, batch: usize, min: F) {
+        self.m[batch] = min.to_f16();
+        self.min[batch] = min.to_array();
+    }
+}
+
+/// Encodes the blocks whose bits are set.
+#[inline(always)]
+fn encode_each<const BYTES: usize>(
+    mut which: u16,
+    blocks: &[[f32; LEN]; LANES],
+    out: &mut [[u8; BYTES]; LANES],
+    encode: impl Fn(&[f32; LEN], &mut [u8; BYTES]),
+) {
+    while which != 0 {
+        let k = which.trailing_zeros() as usize;
+        encode(&blocks[k], &mut out[k]);
+        which &= which - 1;
+    }
+}
+
+/// Encodes blocks: `$find` puts the scales of sixteen `$blocks` into batch `$n` of `$found`, and `$put` writes block
+/// `$k` of a batch, `$x`, to `$block`. Those that this does not get right, and those left over, go to `$encode`.
+macro_rules! encode_blocks {
+    (
+        $src:ident, $dst:ident, $bytes:literal, $encode:path,
+        |$found:ident, $n:ident, $blocks:ident| $find:expr,
+        |$k:ident, $x:ident, $block:ident| $put:expr
+    ) => {
+        let (batches, rest) = $src.as_chunks::<LEN>().0.as_chunks::<LANES>();
+        let (outs, rest_out) = $dst.as_chunks_mut::<$bytes>().0.as_chunks_mut::<LANES>();
+        let mut $found = Found::NOTHING;
+        for (batches, outs) in batches.chunks(CHUNK).zip(outs.chunks_mut(CHUNK)) {
+            for ($n, $blocks) in batches.iter().enumerate() {
+                $find;
+            }
+            for (($n, blocks), out) in batches.iter().enumerate().zip(outs) {
+                for $k in 0..LANES {
+                    let ($x, $block) = (&blocks[$k], &mut out[$k]);
+                    $put;
+                }
+                encode_each($found.unusable[$n], blocks, out, $encode);
+            }
+        }
+        for (x, block) in rest.iter().zip(rest_out) {
+            $encode(x, block);
+        }
+    };
 }
 
 /// [`scalar::quantize_q8_0`].
 #[inline(always)]
 pub fn q8_0<I: Isa>(isa: I, src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
-    for (x, block) in src.as_chunks::<LEN>().0.iter().zip(dst.as_chunks_mut().0) {
-        let Pair(low, high) = Pair::load(isa, x);
-        let d = low.abs().greater(high.abs()).highest() / 127.0;
-        let inverse = scalar::inverse(d);
-        if inverse.is_finite() {
-            let inverse = isa.splat(inverse);
-            let levels = Pair(round_away(isa, low * inverse), round_away(isa, high * inverse));
-            scalar::put_q8_0(d, &levels.to_bytes(), block);
-        } else {
-            scalar::encode_q8_0(x, block);
+    encode_blocks! {
+        src, dst, 34, scalar::encode_q8_0,
+        |found, n, blocks| found.set(n, &Scales::of_bytes(isa, blocks)),
+        |k, x, block| {
+            let Pair(low, high) = Pair::load(isa, x);
+            let inverse = isa.splat(found.inverse[n][k]);
+            block[..2].copy_from_slice(&found.d[n][k].to_le_bytes());
+            block[2..18].copy_from_slice(&away(isa, low * inverse).truncated_bytes());
+            block[18..].copy_from_slice(&away(isa, high * inverse).truncated_bytes());
         }
     }
 }
@@ -107,7 +233,7 @@ pub fn q2_0<I: Isa>(isa: I, src: &[f32], _row_len: usize, _importance: Option<&[
             let mut levels = [0; 64];
             for (levels, part) in levels.as_chunks_mut().0.iter_mut().zip(parts) {
                 // At most a rounding error beyond one, so no limit is needed.
-                *levels = (round_away(isa, part * inverse) + one).to_bytes();
+                *levels = (away(isa, part * inverse).truncated_small() + one).to_bytes();
             }
             low_bit::put_q2_0(d, &levels, block);
         } else {
@@ -116,21 +242,35 @@ pub fn q2_0<I: Isa>(isa: I, src: &[f32], _row_len: usize, _importance: Option<&[
     }
 }
 
+/// The bytes of a block after its scale (and minimum): the fifth bits of five-bit levels, then nibbles.
+macro_rules! put_levels {
+    ($isa:ident, $levels:ident, $out:expr, 15) => {
+        $out.copy_from_slice(&$levels.nibbles());
+    };
+    ($isa:ident, $levels:ident, $out:expr, 31) => {{
+        let (bits, nibbles) = $out.split_at_mut(4);
+        bits.copy_from_slice(&$levels.fifth_bits($isa));
+        nibbles.copy_from_slice(&$levels.nibbles());
+    }};
+}
+
+pub(super) use put_levels;
+
 macro_rules! symmetric {
-    ($name:ident: $half:literal, $encode:ident, $put:ident) => {
+    ($name:ident: $half:literal, $top:tt, $bytes:literal, $encode:ident) => {
         #[doc = concat!("[`", stringify!($encode), "`](scalar::", stringify!($encode), ") of every block.")]
         #[inline(always)]
         pub fn $name<I: Isa>(isa: I, src: &[f32], dst: &mut [u8]) {
-            for (x, block) in src.as_chunks::<LEN>().0.iter().zip(dst.as_chunks_mut().0) {
-                let pair = Pair::load(isa, x);
-                let d = pair.peak(isa, x) / -$half;
-                let inverse = scalar::inverse(d);
-                if inverse.is_finite() {
-                    let (inverse, offset) = (isa.splat(inverse), isa.splat($half + 0.5));
-                    let scaled = Pair(pair.0 * inverse + offset, pair.1 * inverse + offset);
-                    scalar::$put(d, &scaled.truncated(isa, 2 * $half as u8 - 1).to_bytes(), block);
-                } else {
-                    scalar::$encode(x, block);
+            let offset = isa.splat($half + 0.5);
+            encode_blocks! {
+                src, dst, $bytes, scalar::$encode,
+                |found, n, blocks| found.set(n, &Scales::symmetric(isa, blocks, $half)),
+                |k, x, block| {
+                    let Pair(low, high) = Pair::load(isa, x);
+                    let inverse = isa.splat(found.inverse[n][k]);
+                    let levels = Pair(low * inverse + offset, high * inverse + offset).at_most(isa, f32::from($top as u8));
+                    block[..2].copy_from_slice(&found.d[n][k].to_le_bytes());
+                    put_levels!(isa, levels, block[2..], $top);
                 }
             }
         }
@@ -138,28 +278,33 @@ macro_rules! symmetric {
 }
 
 macro_rules! affine {
-    ($name:ident: $top:literal, $encode:ident, $put:ident) => {
+    ($name:ident: $top:tt, $bytes:literal, $encode:ident) => {
         #[doc = concat!("[`", stringify!($encode), "`](scalar::", stringify!($encode), ") of every block.")]
         #[inline(always)]
         pub fn $name<I: Isa>(isa: I, src: &[f32], dst: &mut [u8]) {
-            for (x, block) in src.as_chunks::<LEN>().0.iter().zip(dst.as_chunks_mut().0) {
-                let pair = Pair::load(isa, x);
-                let (min, max) = pair.extremes(isa, x);
-                let d = (max - min) / f32::from($top);
-                let inverse = scalar::inverse(d);
-                if d.is_finite() && inverse.is_finite() {
-                    let (inverse, low, half) = (isa.splat(inverse), isa.splat(min), isa.splat(0.5));
-                    let scaled = Pair((pair.0 - low) * inverse + half, (pair.1 - low) * inverse + half);
-                    scalar::$put(d, min, &scaled.truncated(isa, $top).to_bytes(), block);
-                } else {
-                    scalar::$encode(x, block);
+            let half = isa.splat(0.5);
+            encode_blocks! {
+                src, dst, $bytes, scalar::$encode,
+                |found, n, blocks| {
+                    let (scales, min) = Scales::affine(isa, blocks, f32::from($top as u8));
+                    found.set(n, &scales);
+                    found.set_min(n, min);
+                },
+                |k, x, block| {
+                    let Pair(low, high) = Pair::load(isa, x);
+                    let (inverse, min) = (isa.splat(found.inverse[n][k]), isa.splat(found.min[n][k]));
+                    // The largest comes to the top level and a half, give or take a rounding error: no limit is needed.
+                    let levels = Pair((low - min) * inverse + half, (high - min) * inverse + half);
+                    block[..2].copy_from_slice(&found.d[n][k].to_le_bytes());
+                    block[2..4].copy_from_slice(&found.m[n][k].to_le_bytes());
+                    put_levels!(isa, levels, block[4..], $top);
                 }
             }
         }
     };
 }
 
-symmetric!(q4_0: 8.0, encode_q4_0, put_q4_0);
-symmetric!(q5_0: 16.0, encode_q5_0, put_q5_0);
-affine!(q4_1: 15u8, encode_q4_1, put_q4_1);
-affine!(q5_1: 31u8, encode_q5_1, put_q5_1);
+symmetric!(q4_0: 8.0, 15, 18, encode_q4_0);
+symmetric!(q5_0: 16.0, 31, 22, encode_q5_0);
+affine!(q4_1: 15, 20, encode_q4_1);
+affine!(q5_1: 31, 24, encode_q5_1);

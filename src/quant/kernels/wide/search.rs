@@ -212,7 +212,7 @@ pub struct SymmetricFits<F> {
 
 /// The weight of largest magnitude of each group, see [`peak`](crate::quant::search::peak).
 #[inline(always)]
-fn peak<F: Floats, const N: usize>(x: &[F; N], zero: F) -> F {
+pub fn peak<F: Floats, const N: usize>(x: &[F; N], zero: F) -> F {
     let (mut magnitude, mut peak) = (zero, zero);
     for &v in x {
         let higher = v.abs().above(magnitude);
@@ -242,26 +242,80 @@ pub fn fit_symmetric<I: Isa, const N: usize>(
     }
 }
 
-/// `sum w x l` and `sum w l^2` of a candidate. `EXACT` rounds numbers out of reach, too; without `DEEP` no level is below
-/// the lowest. `limits` are zero, the lowest level and the highest.
-#[inline(always)]
-fn symmetric_sums<F: Floats, const N: usize, const EXACT: bool, const DEEP: bool>(
-    x: &[F; N],
-    weights: &[F; N],
-    weighted: &[F; N],
-    inverse: F,
-    [zero, lowest, highest]: [F; 3],
-) -> (F, F) {
-    let (mut sum_xl, mut sum_l2) = (zero, zero);
-    for i in 0..N {
-        let scaled = inverse * x[i];
-        let l = if EXACT { scaled.nearest_any() } else { scaled.nearest_small() };
-        let l = l.lesser(highest);
-        let l = if DEEP { l.greater(lowest) } else { l };
-        sum_xl = sum_xl + l * weighted[i];
-        sum_l2 = sum_l2 + l * weights[i] * l;
+/// With the peak less than half a level beyond the lowest, no weight is rounded to less than the lowest: tenths below
+/// this.
+const SHALLOW: f32 = 4.5;
+
+/// What all candidates of a symmetric search share.
+struct SymmetricGroup<'a, F, const N: usize> {
+    x: &'a [F; N],
+    weights: &'a [F; N],
+    /// Products of the two.
+    weighted: &'a [F; N],
+    zero: F,
+    lowest: F,
+    highest: F,
+}
+
+impl<F: Floats, const N: usize> SymmetricGroup<'_, F, N> {
+    /// `sum w x l` and `sum w l^2` of some candidates. `EXACT` rounds numbers out of reach, too.
+    #[inline(always)]
+    fn sums<const EXACT: bool, const C: usize>(&self, inverse: &[F; C], shallow: bool) -> [[F; C]; 2] {
+        if EXACT {
+            self.sums_to::<true, true, C>(inverse)
+        } else if shallow {
+            self.sums_to::<false, false, C>(inverse)
+        } else {
+            self.sums_to::<false, true, C>(inverse)
+        }
     }
-    (sum_xl, sum_l2)
+
+    /// Without `DEEP`, no level is below the lowest.
+    #[inline(always)]
+    fn sums_to<const EXACT: bool, const DEEP: bool, const C: usize>(&self, inverse: &[F; C]) -> [[F; C]; 2] {
+        let (mut sum_xl, mut sum_l2) = ([self.zero; C], [self.zero; C]);
+        for i in 0..N {
+            for c in 0..C {
+                let scaled = inverse[c] * self.x[i];
+                let l = if EXACT { scaled.nearest_any() } else { scaled.nearest_small() };
+                let l = l.lesser(self.highest);
+                let l = if DEEP { l.greater(self.lowest) } else { l };
+                sum_xl[c] = sum_xl[c] + l * self.weighted[i];
+                sum_l2[c] = sum_l2[c] + l * self.weights[i] * l;
+            }
+        }
+        [sum_xl, sum_l2]
+    }
+}
+
+/// The best candidate of a symmetric search so far.
+struct Best<F> {
+    inverse: F,
+    scale: F,
+    /// The weighted energy that the scale explains.
+    explained: F,
+    zero: F,
+}
+
+impl<F: Floats> Best<F> {
+    /// Compares candidates, in order. The first of all of them is taken as it is.
+    #[inline(always)]
+    fn offer<const C: usize>(&mut self, first: bool, inverses: &[F; C], [sums_xl, sums_l2]: [[F; C]; 2]) {
+        for c in 0..C {
+            let (inverse, sum_xl, sum_l2) = (inverses[c], sums_xl[c], sums_l2[c]);
+            let fitted = sum_xl / sum_l2;
+            if first && c == 0 {
+                self.inverse = inverse;
+                self.scale = F::select(sum_l2.equals(self.zero), self.zero, fitted);
+                self.explained = self.scale * sum_xl;
+            } else {
+                let better = sum_l2.above(self.zero) & (sum_xl * sum_xl).above(self.explained * sum_l2);
+                self.inverse = F::select(better, inverse, self.inverse);
+                self.scale = F::select(better, fitted, self.scale);
+                self.explained = F::select(better, fitted * sum_xl, self.explained);
+            }
+        }
+    }
 }
 
 #[inline(always)]
@@ -279,103 +333,30 @@ fn best_symmetric<I: Isa, const N: usize, const EXACT: bool>(
     for i in 0..N {
         weighted[i] = weights[i] * x[i];
     }
-    let (mut best_inverse, mut scale, mut best) = (zero, zero, zero);
-    // The last candidate repeats the one before it.
-    for (candidate, tenths) in SYMMETRIC_TENTHS[..SYMMETRIC_TENTHS.len() - 1].iter().enumerate() {
-        let inverse = isa.splat(-(half as f32 + 0.1 * tenths)) / peak;
-        let limits = [zero, lowest, highest];
-        let (sum_xl, sum_l2) = if EXACT {
-            symmetric_sums::<_, N, true, true>(x, weights, &weighted, inverse, limits)
-        } else if *tenths < 4.5 {
-            // The peak goes to less than half a level beyond the lowest, so that no weight is rounded to less.
-            symmetric_sums::<_, N, false, false>(x, weights, &weighted, inverse, limits)
-        } else {
-            symmetric_sums::<_, N, false, true>(x, weights, &weighted, inverse, limits)
-        };
-        let fitted = sum_xl / sum_l2;
-        if candidate == 0 {
-            best_inverse = inverse;
-            scale = select(sum_l2.equals(zero), zero, fitted);
-            best = scale * sum_xl;
-        } else {
-            let better = sum_l2.above(zero) & (sum_xl * sum_xl).above(best * sum_l2);
-            best_inverse = select(better, inverse, best_inverse);
-            scale = select(better, fitted, scale);
-            best = select(better, fitted * sum_xl, best);
+    let mut best = Best { inverse: zero, scale: zero, explained: zero, zero };
+    let mut candidates = [zero; SYMMETRIC_TENTHS.len()];
+    for (candidate, tenths) in candidates.iter_mut().zip(SYMMETRIC_TENTHS) {
+        *candidate = isa.splat(-(half as f32 + 0.1 * tenths)) / peak;
+    }
+    let group = SymmetricGroup { x, weights, weighted: &weighted, zero, lowest, highest };
+    if I::MANY_REGISTERS {
+        // Two candidates share what they load. The last one repeats the one before it, which changes nothing.
+        let tenths = SYMMETRIC_TENTHS.as_chunks::<2>().0;
+        for (n, (inverses, tenths)) in candidates.as_chunks::<2>().0.iter().zip(tenths).enumerate() {
+            let shallow = tenths[0] < SHALLOW && tenths[1] < SHALLOW;
+            best.offer(n == 0, inverses, group.sums::<EXACT, 2>(inverses, shallow));
+        }
+    } else {
+        for (n, inverse) in candidates[..SYMMETRIC_TENTHS.len() - 1].iter().enumerate() {
+            let inverse = &[*inverse];
+            best.offer(n == 0, inverse, group.sums::<EXACT, 1>(inverse, SYMMETRIC_TENTHS[n] < SHALLOW));
         }
     }
     let negligible = peak.abs().below(isa.splat(NEGLIGIBLE));
     SymmetricFits {
-        scale: select(negligible, zero, scale),
-        inverse: select(negligible, isa.splat(f32::NAN), best_inverse),
+        scale: select(negligible, zero, best.scale),
+        inverse: select(negligible, isa.splat(f32::NAN), best.inverse),
     }
-}
-
-/// [`fit_symmetric_by_descent`](crate::quant::search::fit_symmetric_by_descent) in every lane, for `GROUPS` vectors of
-/// groups at once: each step waits for the one before it, so one vector alone would leave the CPU idle. Returns the
-/// scales; `levels` get `-half..half`, and `-half` throughout in negligible groups.
-#[inline(always)]
-pub fn fit_symmetric_by_descent<I: Isa, const N: usize, const GROUPS: usize>(
-    isa: I,
-    x: &[[I::Floats; N]; GROUPS],
-    half: i32,
-    levels: &mut [[I::Floats; N]; GROUPS],
-) -> [I::Floats; GROUPS] {
-    let select = <I::Floats as Floats>::select;
-    let zero = isa.splat(0.0);
-    let (lowest, highest) = (isa.splat(-half as f32), isa.splat((half - 1) as f32));
-    let mut peaks = [zero; GROUPS];
-    let mut squares = [[zero; N]; GROUPS];
-    let mut cubes = [[zero; N]; GROUPS];
-    let (mut sum_xl, mut sum_l2) = ([zero; GROUPS], [zero; GROUPS]);
-    for g in 0..GROUPS {
-        peaks[g] = peak(&x[g], zero);
-        let inverse = lowest / peaks[g];
-        for i in 0..N {
-            let v = x[g][i];
-            squares[g][i] = v * v;
-            cubes[g][i] = squares[g][i] * v;
-            let level = (inverse * v).nearest_any().greater(lowest).lesser(highest);
-            levels[g][i] = level;
-            sum_xl[g] = sum_xl[g] + cubes[g][i] * level;
-            sum_l2[g] = sum_l2[g] + squares[g][i] * level * level;
-        }
-    }
-    for _ in 0..5 {
-        // A lane in which nothing changed repeats a round without effect, as scalar code would.
-        let mut changed = zero.below(zero);
-        for i in 0..N {
-            for g in 0..GROUPS {
-                let (square, cube, old) = (squares[g][i], cubes[g][i], levels[g][i]);
-                let rest_xl = sum_xl[g] - cube * old;
-                let rest_l2 = sum_l2[g] - square * old * old;
-                let level = (x[g][i] * rest_l2 / rest_xl).nearest_any().greater(lowest).lesser(highest);
-                let moved_xl = rest_xl + cube * level;
-                let moved_l2 = rest_l2 + square * level * level;
-                let better = rest_xl.above(zero)
-                    & level.equals(old).negated()
-                    & moved_l2.above(zero)
-                    & (moved_xl * moved_xl * sum_l2[g]).above(sum_xl[g] * sum_xl[g] * moved_l2);
-                levels[g][i] = select(better, level, old);
-                sum_xl[g] = select(better, moved_xl, sum_xl[g]);
-                sum_l2[g] = select(better, moved_l2, sum_l2[g]);
-                changed = changed | better;
-            }
-        }
-        if !changed.any() {
-            break;
-        }
-    }
-    let mut scales = [zero; GROUPS];
-    for g in 0..GROUPS {
-        let negligible = peaks[g].abs().below(isa.splat(NEGLIGIBLE));
-        let scale = select(sum_l2[g].above(zero), sum_xl[g] / sum_l2[g], zero);
-        scales[g] = select(negligible, zero, scale);
-        for level in &mut levels[g] {
-            *level = select(negligible, lowest, *level);
-        }
-    }
-    scales
 }
 
 /// [`PositiveFit`](crate::quant::search::PositiveFit) of each lane.
@@ -441,7 +422,8 @@ pub fn fit_positive<I: Isa, const N: usize>(
                 & rest_l2.above(zero)
                 & level.equals(old).negated()
                 & (moved_xl * moved_xl * sum_l2).above(sum_xl * sum_xl * moved_l2);
-            levels[i] = select(better, level.nearest_byte(), old);
+            // As above, a sum of small whole numbers.
+            levels[i] = old + select(better, level.nearest_byte() - old, zero);
             sum_xl = select(better, moved_xl, sum_xl);
             sum_l2 = select(better, moved_l2, sum_l2);
             changed = changed | better;

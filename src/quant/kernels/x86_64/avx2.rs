@@ -30,6 +30,8 @@ pub struct Mask8x2(__m256, __m256);
 impl Isa for Avx2 {
     type Floats = F32x8x2;
 
+    const MANY_REGISTERS: bool = false;
+
     #[inline(always)]
     fn splat(self, value: f32) -> F32x8x2 {
         // SAFETY: see above.
@@ -41,6 +43,14 @@ impl Isa for Avx2 {
     fn load(self, values: &[f32; LANES]) -> F32x8x2 {
         // SAFETY: see above; two times eight floats are read.
         unsafe { F32x8x2(_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values.as_ptr().add(8))) }
+    }
+
+    #[inline(always)]
+    fn extremes_of_each(self, blocks: &[[f32; 2 * LANES]; LANES]) -> (F32x8x2, F32x8x2) {
+        let [first, second] = blocks.as_chunks::<8>().0 else { return (self.splat(0.0), self.splat(0.0)) };
+        // SAFETY: see above.
+        let ((low_a, high_a), (low_b, high_b)) = unsafe { (extremes_of_eight(first), extremes_of_eight(second)) };
+        (F32x8x2(low_a, low_b), F32x8x2(high_a, high_b))
     }
 
     #[inline(always)]
@@ -78,6 +88,35 @@ impl Isa for Avx2 {
         // SAFETY: see above.
         unsafe { cheapest_of_eight::<D>(points, count, table) }
     }
+}
+
+/// [`Isa::extremes_of_each`] of eight blocks.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn extremes_of_eight(blocks: &[[f32; 2 * LANES]; 8]) -> (__m256, __m256) {
+    let zero = _mm256_setzero_ps();
+    let (mut lows, mut highs) = ([zero; 2], [zero; 2]);
+    for (g, blocks) in blocks.as_chunks::<4>().0.iter().enumerate() {
+        let (mut low, mut high) = ([zero; 4], [zero; 4]);
+        for (k, block) in blocks.iter().enumerate() {
+            // SAFETY: four times eight floats are read from 32.
+            let (a, b) = unsafe { (_mm256_loadu_ps(block.as_ptr()), _mm256_loadu_ps(block.as_ptr().add(8))) };
+            // SAFETY: as above.
+            let (c, d) = unsafe { (_mm256_loadu_ps(block.as_ptr().add(16)), _mm256_loadu_ps(block.as_ptr().add(24))) };
+            low[k] = _mm256_min_ps(_mm256_min_ps(a, b), _mm256_min_ps(c, d));
+            high[k] = _mm256_max_ps(_mm256_max_ps(a, b), _mm256_max_ps(c, d));
+        }
+        let ab = _mm256_min_ps(_mm256_unpacklo_ps(low[0], low[1]), _mm256_unpackhi_ps(low[0], low[1]));
+        let cd = _mm256_min_ps(_mm256_unpacklo_ps(low[2], low[3]), _mm256_unpackhi_ps(low[2], low[3]));
+        lows[g] = _mm256_min_ps(_mm256_shuffle_ps::<0x44>(ab, cd), _mm256_shuffle_ps::<0xee>(ab, cd));
+        let ab = _mm256_max_ps(_mm256_unpacklo_ps(high[0], high[1]), _mm256_unpackhi_ps(high[0], high[1]));
+        let cd = _mm256_max_ps(_mm256_unpacklo_ps(high[2], high[3]), _mm256_unpackhi_ps(high[2], high[3]));
+        highs[g] = _mm256_max_ps(_mm256_shuffle_ps::<0x44>(ab, cd), _mm256_shuffle_ps::<0xee>(ab, cd));
+    }
+    // What is left of each half of four blocks.
+    let low = [_mm256_permute2f128_ps::<0x20>(lows[0], lows[1]), _mm256_permute2f128_ps::<0x31>(lows[0], lows[1])];
+    let high = [_mm256_permute2f128_ps::<0x20>(highs[0], highs[1]), _mm256_permute2f128_ps::<0x31>(highs[0], highs[1])];
+    (_mm256_min_ps(low[0], low[1]), _mm256_max_ps(high[0], high[1]))
 }
 
 /// [`Isa::cheapest_of_eight`].
@@ -262,17 +301,67 @@ impl Floats for F32x8x2 {
     }
 
     #[inline(always)]
+    fn with_sign_of(self, other: Self) -> Self {
+        // SAFETY: see above.
+        unsafe {
+            let sign = _mm256_set1_ps(-0.0);
+            Self(with_sign_of(self.0, other.0, sign), with_sign_of(self.1, other.1, sign))
+        }
+    }
+
+    #[inline(always)]
+    fn to_bf16(self) -> [u16; LANES] {
+        let mut halves = [0; LANES];
+        // SAFETY: see above; 32 bytes are written.
+        unsafe {
+            let words = _mm256_packus_epi32(rounded_high_words(self.0), rounded_high_words(self.1));
+            // Packing works on the 128-bit halves.
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+            _mm256_storeu_si256(halves.as_mut_ptr().cast(), words);
+        }
+        halves
+    }
+
+    #[inline(always)]
     fn to_bytes(self) -> [u8; LANES] {
+        // SAFETY: see above.
+        unsafe { low_bytes(_mm256_cvtps_epi32(self.0), _mm256_cvtps_epi32(self.1)) }
+    }
+
+    #[inline(always)]
+    fn truncated_bytes(self) -> [u8; LANES] {
+        // SAFETY: see above.
+        unsafe { low_bytes(_mm256_cvttps_epi32(self.0), _mm256_cvttps_epi32(self.1)) }
+    }
+
+    #[inline(always)]
+    fn truncated_nibbles(low: Self, high: Self) -> [u8; LANES] {
         let mut bytes = [0; LANES];
         // SAFETY: see above; sixteen bytes are written.
         unsafe {
-            // Packing works on the 128-bit halves: the middle two quarters of the words change places after it.
-            let words = _mm256_packs_epi32(_mm256_cvtps_epi32(self.0), _mm256_cvtps_epi32(self.1));
+            // Numbers below 128, so that words and bytes hold them; see `low_bytes` for the order.
+            let low = _mm256_packs_epi32(_mm256_cvttps_epi32(low.0), _mm256_cvttps_epi32(low.1));
+            let high = _mm256_packs_epi32(_mm256_cvttps_epi32(high.0), _mm256_cvttps_epi32(high.1));
+            let nibble = _mm256_set1_epi16(0x0f);
+            let high = _mm256_slli_epi16::<4>(_mm256_and_si256(high, nibble));
+            let words = _mm256_or_si256(_mm256_and_si256(low, nibble), high);
             let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
             let (low, high) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
-            _mm_storeu_si128(bytes.as_mut_ptr().cast(), _mm_packs_epi16(low, high));
+            _mm_storeu_si128(bytes.as_mut_ptr().cast(), _mm_packus_epi16(low, high));
         }
         bytes
+    }
+
+    #[inline(always)]
+    fn to_f16(self) -> [u16; LANES] {
+        let mut halves = [0; LANES];
+        // SAFETY: see above; twice 16 bytes are written. The level has F16C.
+        unsafe {
+            let (low, high) = halves.split_at_mut(8);
+            _mm_storeu_si128(low.as_mut_ptr().cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0));
+            _mm_storeu_si128(high.as_mut_ptr().cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.1));
+        }
+        halves
     }
 
     #[inline(always)]
@@ -295,6 +384,35 @@ impl Floats for F32x8x2 {
             _mm_cvtss_f32(_mm_min_ss(two, _mm_movehdup_ps(two)))
         }
     }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn with_sign_of(value: __m256, other: __m256, sign: __m256) -> __m256 {
+    _mm256_or_ps(_mm256_andnot_ps(sign, value), _mm256_and_ps(sign, other))
+}
+
+/// [`f32_to_bf16`](crate::quant::float16::f32_to_bf16) of floats that are not NaN.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn rounded_high_words(value: __m256) -> __m256i {
+    let bits = _mm256_castps_si256(value);
+    let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+    let half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+    _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, half))
+}
+
+/// Numbers in `-128..128` as bytes.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn low_bytes(low: __m256i, high: __m256i) -> [u8; LANES] {
+    let mut bytes = [0; LANES];
+    // Packing works on the 128-bit halves: the middle two quarters of the words change places after it.
+    let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(low, high));
+    let (low, high) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+    // SAFETY: sixteen bytes are written.
+    unsafe { _mm_storeu_si128(bytes.as_mut_ptr().cast(), _mm_packs_epi16(low, high)) };
+    bytes
 }
 
 #[inline]

@@ -30,6 +30,8 @@ pub struct Mask16(__mmask16);
 impl Isa for Avx512 {
     type Floats = F32x16;
 
+    const MANY_REGISTERS: bool = true;
+
     #[inline(always)]
     fn splat(self, value: f32) -> F32x16 {
         // SAFETY: see above.
@@ -40,6 +42,34 @@ impl Isa for Avx512 {
     fn load(self, values: &[f32; LANES]) -> F32x16 {
         // SAFETY: see above; sixteen floats are read.
         F32x16(unsafe { _mm512_loadu_ps(values.as_ptr()) })
+    }
+
+    #[inline(always)]
+    fn extremes_of_each(self, blocks: &[[f32; 2 * LANES]; LANES]) -> (F32x16, F32x16) {
+        let zero = self.splat(0.0);
+        let (mut lows, mut highs) = ([zero; 4], [zero; 4]);
+        for (g, blocks) in blocks.as_chunks::<4>().0.iter().enumerate() {
+            let (mut low, mut high) = ([zero; 4], [zero; 4]);
+            for (k, block) in blocks.iter().enumerate() {
+                if let [a, b] = block.as_chunks().0 {
+                    let (a, b) = (self.load(a), self.load(b));
+                    (low[k], high[k]) = (a.lesser(b), a.greater(b));
+                }
+            }
+            let ([ab, ba], [cd, dc]) = (interleaved(low[0], low[1]), interleaved(low[2], low[3]));
+            let [even, odd] = interleaved_pairs(ab.lesser(ba), cd.lesser(dc));
+            lows[g] = even.lesser(odd);
+            let ([ab, ba], [cd, dc]) = (interleaved(high[0], high[1]), interleaved(high[2], high[3]));
+            let [even, odd] = interleaved_pairs(ab.greater(ba), cd.greater(dc));
+            highs[g] = even.greater(odd);
+        }
+        // Quarter `q` of vector `g` has what is left of a quarter of blocks 4 g .. 4 g + 4.
+        let ([a, b], [c, d]) = (quarters(lows[0], lows[1]), quarters(lows[2], lows[3]));
+        let [even, odd] = quarters(a.lesser(b), c.lesser(d));
+        let low = even.lesser(odd);
+        let ([a, b], [c, d]) = (quarters(highs[0], highs[1]), quarters(highs[2], highs[3]));
+        let [even, odd] = quarters(a.greater(b), c.greater(d));
+        (low, even.greater(odd))
     }
 
     #[inline(always)]
@@ -106,6 +136,27 @@ impl Isa for Avx512 {
     }
 }
 
+/// Floats 0 and 1 of each quarter of both, in turn, and floats 2 and 3.
+#[inline(always)]
+fn interleaved(F32x16(a): F32x16, F32x16(b): F32x16) -> [F32x16; 2] {
+    // SAFETY: see above.
+    unsafe { [F32x16(_mm512_unpacklo_ps(a, b)), F32x16(_mm512_unpackhi_ps(a, b))] }
+}
+
+/// Floats 0 and 1 of each quarter of `a`, then of `b`, and floats 2 and 3.
+#[inline(always)]
+fn interleaved_pairs(F32x16(a): F32x16, F32x16(b): F32x16) -> [F32x16; 2] {
+    // SAFETY: see above.
+    unsafe { [F32x16(_mm512_shuffle_ps::<0x44>(a, b)), F32x16(_mm512_shuffle_ps::<0xee>(a, b))] }
+}
+
+/// Quarters 0 and 2 of both, and quarters 1 and 3.
+#[inline(always)]
+fn quarters(F32x16(a): F32x16, F32x16(b): F32x16) -> [F32x16; 2] {
+    // SAFETY: see above.
+    unsafe { [F32x16(_mm512_shuffle_f32x4::<0x88>(a, b)), F32x16(_mm512_shuffle_f32x4::<0xdd>(a, b))] }
+}
+
 macro_rules! operators {
     ($($operator:ident $method:ident $intrinsic:ident;)*) => {$(
         impl $operator for F32x16 {
@@ -163,6 +214,15 @@ impl Floats for F32x16 {
     }
 
     #[inline(always)]
+    fn at_most(self, other: Self) -> Self {
+        // SAFETY: see above. Positive floats compare as integers, which every unit of the CPU can do.
+        unsafe {
+            let (this, other) = (_mm512_castps_si512(self.0), _mm512_castps_si512(other.0));
+            Self(_mm512_castsi512_ps(_mm512_min_epi32(this, other)))
+        }
+    }
+
+    #[inline(always)]
     fn greater(self, other: Self) -> Self {
         // SAFETY: see above.
         Self(unsafe { _mm512_max_ps(self.0, other.0) })
@@ -202,6 +262,64 @@ impl Floats for F32x16 {
     fn truncated_small(self) -> Self {
         // SAFETY: see above.
         Self(unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_ZERO }>(self.0) })
+    }
+
+    #[inline(always)]
+    fn with_sign_of(self, other: Self) -> Self {
+        // SAFETY: see above. The table picks `self` where the sign's bit is clear and `other` where it is set.
+        unsafe {
+            let sign = _mm512_set1_epi32(i32::MIN);
+            let (this, other) = (_mm512_castps_si512(self.0), _mm512_castps_si512(other.0));
+            Self(_mm512_castsi512_ps(_mm512_ternarylogic_epi32::<0xca>(sign, other, this)))
+        }
+    }
+
+    #[inline(always)]
+    fn truncated_bytes(self) -> [u8; LANES] {
+        let mut bytes = [0; LANES];
+        // SAFETY: see above; sixteen bytes are written.
+        unsafe { _mm_storeu_si128(bytes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(self.0))) };
+        bytes
+    }
+
+    #[inline(always)]
+    fn truncated_nibbles(low: Self, high: Self) -> [u8; LANES] {
+        let mut bytes = [0; LANES];
+        // SAFETY: see above; sixteen bytes are written.
+        unsafe {
+            let high = _mm512_slli_epi32::<4>(_mm512_cvttps_epi32(high.0));
+            // Of the low four bits those of `low`, of others those of `high`.
+            let mask = _mm512_set1_epi32(0x0f);
+            let both = _mm512_ternarylogic_epi32::<0xca>(mask, _mm512_cvttps_epi32(low.0), high);
+            _mm_storeu_si128(bytes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(both));
+        }
+        bytes
+    }
+
+    #[inline(always)]
+    fn to_f16(self) -> [u16; LANES] {
+        let mut halves = [0; LANES];
+        // SAFETY: see above; 32 bytes are written.
+        unsafe {
+            let found = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0);
+            _mm256_storeu_si256(halves.as_mut_ptr().cast(), found);
+        }
+        halves
+    }
+
+    #[inline(always)]
+    fn to_bf16(self) -> [u16; LANES] {
+        let mut halves = [0; LANES];
+        // SAFETY: see above; 32 bytes are written.
+        unsafe {
+            let bits = _mm512_castps_si512(self.0);
+            // Half of the last place that stays, less one where that place is even.
+            let odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x1_0000));
+            let bits = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+            let bits = _mm512_mask_add_epi32(bits, odd, bits, _mm512_set1_epi32(1));
+            _mm256_storeu_si256(halves.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(bits)));
+        }
+        halves
     }
 
     #[inline(always)]

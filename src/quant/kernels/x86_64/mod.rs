@@ -4,6 +4,7 @@ mod avx2;
 mod avx512;
 mod dequantize;
 mod lattice;
+mod look_up;
 mod quantize;
 
 use crate::cpu::Level;
@@ -14,5 +15,7 @@ pub(super) use quantize::quantizer;
 
 /// The decoder of `ty` for `level`, which the CPU must have; `None` where scalar code does as well.
 pub(super) fn dequantizer(ty: TensorType, level: Level) -> Option<DequantizeFn> {
-    dequantize::dequantizer(ty, level).or_else(|| lattice::dequantizer(ty, level))
+    look_up::dequantizer(ty, level)
+        .or_else(|| dequantize::dequantizer(ty, level))
+        .or_else(|| lattice::dequantizer(ty, level))
 }
