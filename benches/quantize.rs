@@ -2,26 +2,25 @@
 //!
 //!     LWQ_GGML_LIB=/path/to/libggml-base.so cargo bench --bench quantize [-- TYPE...]
 //!
-//! Both programs take turns on the same rows and the best time of each counts. Both split the rows over the same
-//! threads, four rows a call. Without LWQ_GGML_LIB only this program's speed is printed. `Mw/s` are million weights per second,
+//! Both programs take turns on the same rows and the best time of each counts. Each thread has rows of its own, as many
+//! as any other, and passes all of them in one call. Without LWQ_GGML_LIB only this program's speed is printed. `Mw/s` are million weights per second,
 //! `GB/s` the bytes of f32 read (quantize) or written (decode). `ratio` is ggml's time divided by ours: above 1 we
 //! are faster.
 
 use std::env;
 use std::ffi::{c_int, c_void};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use libloading::{Library, Symbol};
 use lwq::gguf::{TensorType, TypeInfo};
 use lwq::quant::{self, CODECS, Codec};
-use rayon::prelude::*;
 
 const ROW_LEN: usize = 4096;
 /// Most rows per pass and thread; slow encoders get fewer.
 const ROWS: usize = 32;
-/// Rows of one call.
-const CALL_ROWS: usize = 4;
-/// What a pass should take at most, so that many passes fit into the budget and the best one is undisturbed.
+/// What a pass should take: not much more, so that many passes fit into the budget and the best one is undisturbed, and
+/// not much less, so that starting the threads does not count.
 const PASS: Duration = Duration::from_millis(2);
 /// Time for both sides together.
 const BUDGET: Duration = Duration::from_millis(600);
@@ -77,24 +76,55 @@ impl Ggml {
     }
 }
 
-/// Best seconds of two sides that take turns.
-fn race(mut ours: impl FnMut(), mut theirs: Option<impl FnMut()>) -> (f64, Option<f64>) {
+/// Outputs of the threads of the pool.
+struct Outputs<T>(Vec<Mutex<Vec<T>>>);
+
+impl<T: Clone + Default + Send> Outputs<T> {
+    fn new(len: usize) -> Self {
+        let threads = rayon::current_num_threads();
+        Self((0..threads).map(|_| Mutex::new(vec![T::default(); len / threads])).collect())
+    }
+
+    /// Seconds that `work` takes on all threads at once, of `repeat` times in a row.
+    fn time(&self, repeat: u32, work: &(impl Fn(usize, &mut [T]) + Sync)) -> f64 {
+        let start = Instant::now();
+        rayon::broadcast(|thread| {
+            let mut out = self.0[thread.index()].lock().expect("no thread panicked");
+            for _ in 0..repeat {
+                work(thread.index(), &mut out);
+            }
+        });
+        start.elapsed().as_secs_f64() / f64::from(repeat)
+    }
+
+    fn take(self) -> Vec<T> {
+        self.0.into_iter().flat_map(|out| out.into_inner().expect("no thread panicked")).collect()
+    }
+}
+
+/// Best seconds of two sides that take turns, and what they put out. The sides are called with a thread's number and its
+/// output.
+fn race<T: Clone + Default + Send>(
+    len: usize,
+    ours: impl Fn(usize, &mut [T]) + Sync,
+    theirs: Option<impl Fn(usize, &mut [T]) + Sync>,
+) -> ((f64, Option<f64>), [Vec<T>; 2]) {
+    let outputs = [Outputs::new(len), Outputs::new(len)];
+    let repeats = |seconds: f64| (PASS.as_secs_f64() / seconds).clamp(1.0, 1e5) as u32;
+    let our_repeats = repeats(outputs[0].time(1, &ours).min(outputs[0].time(1, &ours)));
+    let their_repeats =
+        theirs.as_ref().map_or(0, |work| repeats(outputs[1].time(1, work).min(outputs[1].time(1, work))));
     let mut best = [f64::INFINITY; 2];
     let start = Instant::now();
     let mut rounds = 0;
-    let mut time = |side: usize, run: &mut dyn FnMut()| {
-        let start = Instant::now();
-        run();
-        best[side] = best[side].min(start.elapsed().as_secs_f64());
-    };
     while rounds < 3 || start.elapsed() < BUDGET {
-        time(0, &mut ours);
-        if let Some(theirs) = &mut theirs {
-            time(1, theirs);
+        best[0] = best[0].min(outputs[0].time(our_repeats, &ours));
+        if let Some(theirs) = &theirs {
+            best[1] = best[1].min(outputs[1].time(their_repeats, theirs));
         }
         rounds += 1;
     }
-    (best[0], theirs.map(|_| best[1]))
+    ((best[0], theirs.map(|_| best[1])), outputs.map(Outputs::take))
 }
 
 #[derive(Clone, Copy)]
@@ -145,35 +175,21 @@ impl Bench<'_> {
     fn quantize(&self, weighted: bool) -> Option<(f64, Option<f64>)> {
         self.codec.quantize?;
         let importance = weighted.then_some(self.importance);
-        let mut ours = vec![0u8; self.rows() * self.row_bytes()];
-        let mut theirs = ours.clone();
+        let share = self.weights.len() / rayon::current_num_threads();
+        let rows = |thread: usize| &self.weights[thread * share..][..share];
         let id = self.info.ty.0 as c_int;
-        let symbol = self.ggml.map(|ggml| {
+        let their_run = self.ggml.map(|ggml| {
             ggml.prepare(self.info.ty);
-            ggml.quantize()
-        });
-        let their_run = symbol.map(|symbol| {
-            let weights = self.weights;
-            let row_bytes = self.row_bytes();
-            let theirs = &mut theirs;
-            move || {
-                let out = theirs.par_chunks_mut(CALL_ROWS * row_bytes);
-                weights.par_chunks(CALL_ROWS * ROW_LEN).zip(out).for_each(|(rows, out)| {
-                    let weights = importance.map_or(std::ptr::null(), <[f32]>::as_ptr);
-                    let (src, dst, count) = (rows.as_ptr(), out.as_mut_ptr().cast(), rows.len() / ROW_LEN);
-                    // SAFETY: `count` rows of ROW_LEN weights, as many importance weights, and the rows' encoded bytes.
-                    unsafe { symbol(id, src, dst, 0, count as i64, ROW_LEN as i64, weights) };
-                });
+            let quantize = ggml.quantize();
+            move |thread: usize, out: &mut [u8]| {
+                let weights = importance.map_or(std::ptr::null(), <[f32]>::as_ptr);
+                let (src, count) = (rows(thread).as_ptr(), (share / ROW_LEN) as i64);
+                // SAFETY: `count` rows of ROW_LEN weights, as many importance weights, and the rows' encoded bytes.
+                unsafe { quantize(id, src, out.as_mut_ptr().cast(), 0, count, ROW_LEN as i64, weights) };
             }
         });
-        let result = race(
-            || {
-                let out = ours.par_chunks_mut(CALL_ROWS * self.row_bytes());
-                let rows = self.weights.par_chunks(CALL_ROWS * ROW_LEN).zip(out);
-                rows.for_each(|(rows, out)| self.encode(rows, importance, out));
-            },
-            their_run,
-        );
+        let our_run = |thread: usize, out: &mut [u8]| self.encode(rows(thread), importance, out);
+        let (result, [ours, theirs]) = race(self.rows() * self.row_bytes(), our_run, their_run);
         assert!(self.ggml.is_none() || ours == theirs, "{}: bytes differ from ggml's", self.info.name);
         Some(result)
     }
@@ -183,26 +199,20 @@ impl Bench<'_> {
         if self.codec.quantize.is_some() {
             self.encode(self.weights, Some(self.importance), &mut blocks);
         }
-        let mut ours = vec![0f32; self.weights.len()];
-        let mut theirs = ours.clone();
+        let share = blocks.len() / rayon::current_num_threads();
+        let rows = |thread: usize| &blocks[thread * share..][..share];
         let their_run = self.ggml.and_then(|ggml| ggml.to_float(self.info.ty)).map(|to_float| {
-            let (blocks, theirs) = (&blocks, &mut theirs);
-            let row_bytes = self.row_bytes();
-            move || {
-                let rows = blocks.par_chunks(row_bytes).zip(theirs.par_chunks_mut(ROW_LEN));
-                // SAFETY: one encoded row and room for its ROW_LEN weights.
-                rows.for_each(|(row, out)| unsafe { to_float(row.as_ptr().cast(), out.as_mut_ptr(), ROW_LEN as i64) });
+            move |thread: usize, out: &mut [f32]| {
+                for (row, out) in rows(thread).chunks(self.row_bytes()).zip(out.chunks_mut(ROW_LEN)) {
+                    // SAFETY: one encoded row and room for its ROW_LEN weights.
+                    unsafe { to_float(row.as_ptr().cast(), out.as_mut_ptr(), ROW_LEN as i64) };
+                }
             }
         });
-        race(
-            || {
-                let rows = blocks.par_chunks(self.row_bytes()).zip(ours.par_chunks_mut(ROW_LEN));
-                rows.for_each(|(row, out)| {
-                    quant::dequantize(self.info.ty, row, out).expect("a row decodes");
-                });
-            },
-            their_run,
-        )
+        let our_run = |thread: usize, out: &mut [f32]| {
+            quant::dequantize(self.info.ty, rows(thread), out).expect("rows decode");
+        };
+        race(self.weights.len(), our_run, their_run).0
     }
 }
 

@@ -1,15 +1,15 @@
 //! `lwq bench quantize`: encoders and decoders of every type, at every instruction set that this machine has.
 //!
-//! Bell-shaped rows of 4096 weights; the best of N rounds counts. GB/s are bytes read and written, and their share is
+//! Bell-shaped rows of 4096 weights, as many for each thread; the best of N rounds counts. GB/s are bytes read and written, and their share is
 //! that of a plain copy of as many bytes on the same threads, measured beside.
 
 use std::fmt::Write as _;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use clap::Args;
 use rayon::ThreadPool;
-use rayon::prelude::*;
 use serde::Serialize;
 
 use super::super::Common;
@@ -39,6 +39,9 @@ const ROW_LEN: usize = 4096;
 
 /// Seconds that one round of an encoder takes at most, by having fewer rows.
 const ROUND_SECONDS: f64 = 0.02;
+
+/// Seconds that a round takes at least, by repeating what is measured: starting the threads should not count.
+const LEAST_SECONDS: f64 = 0.004;
 
 #[derive(Serialize)]
 struct Report {
@@ -162,18 +165,38 @@ fn best_of(rounds: u32, mut work: impl FnMut()) -> f64 {
     best
 }
 
+/// [`best_of`] for all threads of the pool at once. `work` is called with a thread's number and its output, of `len`
+/// values.
+fn best_of_all<T: Clone + Default + Send>(
+    pool: &ThreadPool,
+    rounds: u32,
+    len: usize,
+    work: impl Fn(usize, &mut [T]) + Sync,
+) -> f64 {
+    let outputs: Vec<_> = (0..pool.current_num_threads()).map(|_| Mutex::new(vec![T::default(); len])).collect();
+    let round = |repeat: u32| {
+        pool.broadcast(|thread| {
+            let mut out = outputs[thread.index()].lock().unwrap_or_else(PoisonError::into_inner);
+            for _ in 0..repeat {
+                work(thread.index(), &mut out);
+            }
+        });
+    };
+    // The first time touches the outputs' pages.
+    round(1);
+    let once = best_of(1, || round(1));
+    let repeat = (LEAST_SECONDS / once).ceil().clamp(1.0, 1e5) as u32;
+    best_of(rounds, || round(repeat)) / f64::from(repeat)
+}
+
 impl Bench {
     fn copy(&self, pool: &ThreadPool) -> CopySpeed {
         let threads = pool.current_num_threads();
-        let src = &self.weights[..threads * self.rows_per_thread * ROW_LEN];
-        let mut dst = vec![0f32; src.len()];
-        let share = src.len() / threads;
-        let seconds = pool.install(|| {
-            best_of(self.rounds.max(5), || {
-                src.par_chunks(share).zip(dst.par_chunks_mut(share)).for_each(|(src, dst)| dst.copy_from_slice(src));
-            })
+        let share = self.rows_per_thread * ROW_LEN;
+        let seconds = best_of_all(pool, self.rounds.max(5), share, |thread, dst| {
+            dst.copy_from_slice(&self.weights[thread * share..][..share]);
         });
-        CopySpeed { threads, gigabytes_per_second: 8.0 * src.len() as f64 / seconds / 1e9 }
+        CopySpeed { threads, gigabytes_per_second: 8.0 * (threads * share) as f64 / seconds / 1e9 }
     }
 
     /// One row of the report for each level and pool.
@@ -195,26 +218,20 @@ impl Bench {
                 let rows = self.rows_for(info.ty, what, level);
                 let weights = &self.weights[..threads * rows * ROW_LEN];
                 let mut blocks = vec![0u8; threads * rows * row_bytes];
+                let share = rows * ROW_LEN;
                 let seconds = if what == What::Decode {
                     if quant::codec(info.ty).is_some_and(|codec| codec.quantize.is_some()) {
                         quant::quantize_rows(info.ty, weights, ROW_LEN, Some(&self.importance), &mut blocks)?;
                     }
                     let decode = kernels::dequantizer_at(info.ty, level).context("the type has a decoder")?;
-                    let mut out = vec![0f32; weights.len()];
-                    pool.install(|| {
-                        best_of(self.rounds, || {
-                            let pairs = blocks.par_chunks(rows * row_bytes).zip(out.par_chunks_mut(rows * ROW_LEN));
-                            pairs.for_each(|(src, dst)| decode(src, dst));
-                        })
+                    best_of_all(pool, self.rounds, share, |thread, out| {
+                        decode(&blocks[thread * rows * row_bytes..][..rows * row_bytes], out);
                     })
                 } else {
                     let encode = kernels::quantizer_at(info.ty, level).context("the type has an encoder")?;
                     let importance = (what == What::Weighted).then_some(&self.importance[..]);
-                    pool.install(|| {
-                        best_of(self.rounds, || {
-                            let pairs = weights.par_chunks(rows * ROW_LEN).zip(blocks.par_chunks_mut(rows * row_bytes));
-                            pairs.for_each(|(src, dst)| encode(src, ROW_LEN, importance, dst));
-                        })
+                    best_of_all(pool, self.rounds, rows * row_bytes, |thread, out| {
+                        encode(&weights[thread * share..][..share], ROW_LEN, importance, out);
                     })
                 };
                 let speed = weights.len() as f64 / seconds;
