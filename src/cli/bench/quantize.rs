@@ -67,8 +67,8 @@ struct Row {
     weights_per_second: f64,
     gigabytes_per_second: f64,
     share_of_copy: f64,
-    /// Times the speed of scalar code on as many threads.
-    times_scalar: f64,
+    /// Times the speed of scalar code on as many threads, where that was measured too.
+    times_scalar: Option<f64>,
     /// Times the speed of one thread.
     scaling: f64,
 }
@@ -248,7 +248,10 @@ impl Bench {
                     weights_per_second: speed,
                     gigabytes_per_second: gigabytes,
                     share_of_copy: gigabytes / copy.gigabytes_per_second,
-                    times_scalar: scalar.map_or(1.0, |scalar| speed / scalar.weights_per_second),
+                    times_scalar: match level {
+                        Level::Scalar => Some(1.0),
+                        _ => scalar.map(|scalar| speed / scalar.weights_per_second),
+                    },
                     scaling: speed / one_thread,
                 });
             }
@@ -283,7 +286,7 @@ fn table(report: &Report) -> String {
     for row in &report.rows {
         let _ = writeln!(
             out,
-            "{:<8} {:<18} {:<8} {:>7} {:>11.1} {:>7.2} {:>7.1}% {:>8.2}x {:>7.2}x",
+            "{:<8} {:<18} {:<8} {:>7} {:>11.1} {:>7.2} {:>7.1}% {:>9} {:>7.2}x",
             row.ty,
             row.what,
             row.isa,
@@ -291,7 +294,7 @@ fn table(report: &Report) -> String {
             row.weights_per_second / 1e6,
             row.gigabytes_per_second,
             row.share_of_copy * 100.0,
-            row.times_scalar,
+            row.times_scalar.map_or("-".to_owned(), |times| format!("{times:.2}x")),
             row.scaling
         );
     }
