@@ -148,8 +148,8 @@ impl QuantizeArgs {
         let rounding = RoundingPlan::new(method, calibration.as_ref());
         let feedback = model.as_ref().zip(calibration.as_ref());
         let mut goals: Vec<Goal> = self.target.iter().map(|target| Goal::Target(*target)).collect();
-        goals.extend(plans.into_iter().map(Goal::Planned));
-        goals.extend(self.planned(&gguf, &rounding, feedback, common)?.map(Goal::Planned));
+        let planned = self.planned(&gguf, &rounding, feedback, common)?;
+        goals.extend(plans.into_iter().chain(planned).map(|planned| Goal::Planned(Box::new(planned))));
         let plans =
             goals.iter().map(|goal| Plan::make(self, &gguf, goal, &rounding)).collect::<anyhow::Result<Vec<_>>>()?;
         check_names(&plans)?;

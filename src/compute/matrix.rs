@@ -112,16 +112,14 @@ impl<'a> Matrix<'a> {
     /// The lines of the groups of `columns` weights of `row` from column `start` on; both must be whole blocks, and the
     /// type one that has lines.
     pub(super) fn lines(&self, row: usize, start: usize, columns: usize, lines: &mut [Line; MAX_LINES]) {
-        let mut at = 0;
-        for block in self.columns_bytes(row, start, columns).chunks_exact(self.info.block_bytes) {
-            if self.info.block_len > 32 {
-                read_lines(self.info.ty, block, lines);
-                return;
-            }
-            let mut one = [Line::default(); MAX_LINES];
-            read_lines(self.info.ty, block, &mut one);
-            lines[at] = one[0];
-            at += 1;
+        let blocks = self.columns_bytes(row, start, columns).chunks_exact(self.info.block_bytes);
+        if self.info.block_len > 32 {
+            return blocks.take(1).for_each(|block| read_lines(self.info.ty, block, lines));
+        }
+        let mut of_block = [Line::default(); MAX_LINES];
+        for (line, block) in lines.iter_mut().zip(blocks) {
+            read_lines(self.info.ty, block, &mut of_block);
+            *line = of_block[0];
         }
     }
 

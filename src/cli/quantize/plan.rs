@@ -29,7 +29,7 @@ pub(super) enum Goal {
     /// The rules of a target.
     Target(Target),
     /// A plan's types.
-    Planned(Planned),
+    Planned(Box<Planned>),
 }
 
 impl Goal {
