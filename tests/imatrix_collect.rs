@@ -105,15 +105,18 @@ fn merged_shards_equal_the_single_run() {
     assert!(values < 1e-6, "{values}");
 }
 
-/// Starts a run that saves its state after every chunk and waits for the first state.
+/// Starts a run that saves its state after every chunk and waits for the first state, or for a newer one than it found:
+/// a signal that comes before the run knows what to do with it says nothing.
 fn start_and_wait_for_state(output: &Path) -> std::process::Child {
+    let state = lwq::imatrix::checkpoint::path_of(output);
+    let time = || state.metadata().and_then(|metadata| metadata.modified()).ok();
+    let found = time();
     let child = lwq()
         .args(args!["imatrix", doclet(), "-f", text(), "-c", "256", "-o", output, "--save-every", "1", "--quiet"])
         .spawn()
         .unwrap();
-    let state = lwq::imatrix::checkpoint::path_of(output);
     let deadline = Instant::now() + Duration::from_secs(120);
-    while !state.exists() {
+    while time() == found {
         assert!(Instant::now() < deadline, "no state was saved");
         std::thread::sleep(Duration::from_millis(2));
     }
