@@ -55,14 +55,21 @@ fn several_targets_and_plans_make_a_file_each() {
     let (plan, imatrix) = (dir.path().join("plan.json"), data("golden/doclet.imatrix.gguf"));
     let made = args!["plan", &model, "--imatrix", &imatrix, "--like", "Q4_K_M", "--method", "error", "-o", &plan];
     stdout_of(run(made.into_iter().chain(args!["--quiet"])));
-    let several = args!["quantize", &model, &folder, "--imatrix", &imatrix, "--target", "Q4_K_M,Q6_K", "--plan", &plan];
-    let report: Json = serde_json::from_str(&stdout_of(run(several.into_iter().chain(args!["--json"])))).unwrap();
-    let outputs = report["outputs"].as_array().unwrap();
-    assert_eq!((outputs.len(), outputs[2]["target"].as_str()), (3, Some("plan: like Q4_K_M")));
-    assert_eq!(files_in(&folder).len(), 3);
+    let report = |goals: Vec<std::ffi::OsString>| -> Json {
+        let several = args!["quantize", &model, &folder, "--imatrix", &imatrix, "--json"];
+        serde_json::from_str(&stdout_of(run(several.into_iter().chain(goals)))).unwrap()
+    };
+    let targets = report(args!["--target", "Q4_K_M,Q6_K"]);
+    assert_eq!(targets["outputs"].as_array().unwrap().len(), 2);
+    let larger = dir.path().join("larger.json");
+    let made = args!["plan", &model, "--imatrix", &imatrix, "--like", "Q6_K", "--method", "error", "-o", &larger];
+    stdout_of(run(made.into_iter().chain(args!["--quiet"])));
+    let plans = report(args!["--plan", &plan, "--plan", &larger]);
+    assert_eq!(plans["outputs"][1]["target"].as_str(), Some("plan: like Q6_K"));
+    assert_eq!(files_in(&folder).len(), 4);
     let alone = dir.path().join("alone.gguf");
     stdout_of(run(args!["quantize", &model, &alone, "--imatrix", &imatrix, "--plan", &plan, "--quiet"]));
-    let planned = outputs[2]["output"][0].as_str().unwrap();
+    let planned = plans["outputs"][0]["output"][0].as_str().unwrap();
     assert!(std::fs::read(&alone).unwrap() == std::fs::read(planned).unwrap());
     stdout_of(run(args!["quantize", &model, &alone, "--imatrix", &imatrix, "--target", "Q6_K", "--quiet", "--force"]));
     assert!(std::fs::read(&alone).unwrap() == std::fs::read(folder.join("model-Q6_K.gguf")).unwrap());

@@ -35,8 +35,8 @@ use rounding_plan::RoundingPlan;
 #[derive(Args, Debug, Default)]
 #[command(
     group(ArgGroup::new("planned").args(["plan", "like", "target_size", "target_bpw", "max_kld"])),
-    group(ArgGroup::new("unplanned").args(["target", "plan"]).multiple(true)),
-    group(ArgGroup::new("goal").required(true).multiple(true).args([
+    group(ArgGroup::new("unplanned").args(["target", "plan"])),
+    group(ArgGroup::new("goal").required(true).args([
         "target", "plan", "like", "target_size", "target_bpw", "max_kld"
     ])),
     after_help = "Targets, smallest first:\n  IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ2_M IQ3_XXS IQ3_XS IQ3_S IQ3_M IQ4_XS IQ4_NL\n  \
@@ -49,13 +49,12 @@ pub struct QuantizeArgs {
     /// File to write [default: INPUT's name with the target, beside it]; of several targets the folder
     output: Option<PathBuf>,
     /// Target name, such as Q4_K_M, IQ3_M or COPY; any letter case; several, as Q4_K_M,Q3_K_M, make a file each
-    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = parse_target, conflicts_with = "budget")]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = parse_target)]
     target: Vec<Target>,
     /// Plan made by `lwq plan` for this model and this imatrix; several make a file each
     #[arg(
-        long, value_name = "FILE", value_delimiter = ',', conflicts_with_all = [
-            "budget", "tensor_type", "tensor_type_file", "output_tensor_type", "token_embedding_type"
-        ]
+        long, value_name = "FILE", value_delimiter = ',',
+        conflicts_with_all = ["tensor_type", "tensor_type_file", "output_tensor_type", "token_embedding_type"]
     )]
     plan: Vec<PathBuf>,
     #[command(flatten)]
