@@ -6,7 +6,7 @@ use super::*;
 use crate::gguf::TensorType;
 
 /// Uniform in [-1, 1), from a small generator (xorshift64*), so that failures repeat.
-fn random_floats(seed: u64, count: usize) -> Vec<f32> {
+pub(super) fn random_floats(seed: u64, count: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..count)
         .map(|_| {

@@ -49,21 +49,21 @@ pub fn multiplies_as_integers(ty: TensorType) -> bool {
 }
 
 /// One panel of weights with some tokens: `rows` of activations from `x` on, records [`activations::RECORD`] elements
-/// apart, into `c`, rows `ldc` floats apart. `accumulate` adds to C, otherwise values are stored.
+/// apart. The buffer is the engine's own.
 ///
 /// # Safety
-/// `1 <= rows <= mr` of the engine; records hold a block; the panel holds `columns` columns; C is writable at `rows`
-/// rows of `nr` floats; the CPU has the engine's instructions.
-type TileFn = unsafe fn(
-    shape: TileShape,
-    rows: usize,
-    x: *const u32,
-    panel: &Panel,
-    c: *mut f32,
-    ldc: usize,
+/// `1 <= rows <= mr` of the engine; records hold a block; the panel holds `columns` columns; the target is writable at
+/// `rows` rows of `nr` floats; the CPU has the engine's instructions.
+type TileFn = unsafe fn(TileShape, rows: usize, x: *const u32, &Panel, Target, &mut AlignedBuf);
+
+/// Where a tile goes: rows `stride` floats apart from `start` on.
+#[derive(Clone, Copy)]
+struct Target {
+    start: *mut f32,
+    stride: usize,
+    /// Adds to what is there instead of replacing it.
     accumulate: bool,
-    scratch: &mut AlignedBuf,
-);
+}
 
 /// What a tile does besides its sizes.
 #[derive(Clone, Copy, Debug)]
@@ -184,16 +184,18 @@ unsafe fn multiply_tile(
                 // SAFETY: the records hold `tokens` tokens, the panel was packed above; a whole panel of outputs lies
                 // within `output` by contract, and a part of one goes through `scratch.tile`, which holds any tile.
                 unsafe {
-                    let c = output.start.add(token * output.stride + row);
+                    let (start, stride) = (output.start.add(token * output.stride + row), output.stride);
                     let Scratch { panel, tile, engine: own } = scratch;
                     if rows == nr {
-                        (engine.tile)(shape, tokens, records, panel, c, output.stride, block > 0, own);
+                        let target = Target { start, stride, accumulate: block > 0 };
+                        (engine.tile)(shape, tokens, records, panel, target, own);
                         continue;
                     }
                     let tile = tile.as_mut_f32();
-                    (engine.tile)(shape, tokens, records, panel, tile.as_mut_ptr(), nr, false, own);
+                    let whole = Target { start: tile.as_mut_ptr(), stride: nr, accumulate: false };
+                    (engine.tile)(shape, tokens, records, panel, whole, own);
                     for (index, sums) in tile.chunks_exact(nr).take(tokens).enumerate() {
-                        let target = std::slice::from_raw_parts_mut(c.add(index * output.stride), rows);
+                        let target = std::slice::from_raw_parts_mut(start.add(index * stride), rows);
                         super::matmul::add_or_store(target, sums, block > 0);
                     }
                 }

@@ -2,11 +2,10 @@
 
 use super::activations::{RECORD, STEPS, SUMS_16, SUMS_32};
 use super::panel::Panel;
-use super::{BLOCK, Engine, Steps, TileShape};
+use super::{BLOCK, Engine, Steps, Target, TileShape};
 use crate::compute::Precision;
 use crate::compute::aligned::AlignedBuf;
 use crate::compute::micro::{Kernel, ROW_STRIDE};
-use crate::cpu::Level;
 
 pub(super) fn engine() -> Engine {
     let kernel = Kernel::best(Precision::Accurate);
@@ -24,17 +23,7 @@ fn pack(panel: &mut Panel) {
 }
 
 /// See [`super::TileFn`].
-#[allow(clippy::too_many_arguments)]
-unsafe fn tile(
-    shape: TileShape,
-    rows: usize,
-    x: *const u32,
-    panel: &Panel,
-    c: *mut f32,
-    ldc: usize,
-    accumulate: bool,
-    scratch: &mut AlignedBuf,
-) {
+unsafe fn tile(shape: TileShape, rows: usize, x: *const u32, panel: &Panel, target: Target, scratch: &mut AlignedBuf) {
     let kernel = Kernel::best(Precision::Accurate);
     let lanes = panel.lanes;
     // SAFETY: `rows` records lie at `x` by contract.
@@ -68,17 +57,23 @@ unsafe fn tile(
                 _ => f32::from_bits(record[SUMS_32 + index]),
             };
             let step = f32::from_bits(record[STEPS + index * group / 32]);
-            let level_sum = shape.lines.affine.then_some(level_sum);
-            add_group(totals, sums, scales, offsets, level_sum, (shape.steps == Steps::Of32).then_some(step));
+            let group = Group {
+                sums,
+                scales,
+                offsets,
+                level_sum: shape.lines.affine.then_some(level_sum),
+                step: (shape.steps == Steps::Of32).then_some(step),
+            };
+            group.add_to(totals);
         }
     }
     for (row, (totals, record)) in totals.chunks_exact(lanes).zip(records.chunks_exact(RECORD)).enumerate() {
-        // SAFETY: C has `rows` rows of `lanes` floats by contract.
-        let target = unsafe { std::slice::from_raw_parts_mut(c.add(row * ldc), lanes) };
+        // SAFETY: the target has `rows` rows of `lanes` floats by contract.
+        let places = unsafe { std::slice::from_raw_parts_mut(target.start.add(row * target.stride), lanes) };
         let step = if shape.steps == Steps::Of256 { f32::from_bits(record[STEPS]) } else { 1.0 };
-        for (target, total) in target.iter_mut().zip(totals) {
+        for (place, total) in places.iter_mut().zip(totals) {
             let value = total * step;
-            *target = if accumulate { *target + value } else { value };
+            *place = if target.accumulate { *place + value } else { value };
         }
     }
 }
@@ -90,48 +85,46 @@ unsafe fn lines(buffer: &AlignedBuf, index: usize, lanes: usize) -> &[f32] {
     unsafe { std::slice::from_raw_parts(buffer.as_ptr().add(index * lanes).cast(), lanes) }
 }
 
-/// Adds the sums of a group: see the arithmetic of the module.
-fn add_group(
-    totals: &mut [f32],
-    sums: &[f32],
-    scales: &[f32],
-    offsets: &[f32],
+/// What a group of weights adds to the outputs of a token, a lane each; see the arithmetic of the module.
+#[derive(Clone, Copy)]
+struct Group<'a> {
+    sums: &'a [f32],
+    scales: &'a [f32],
+    offsets: &'a [f32],
+    /// Of types with offsets.
     level_sum: Option<f32>,
+    /// Of steps of 32.
     step: Option<f32>,
-) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2,fma")]
-        fn fused(t: &mut [f32], s: &[f32], scales: &[f32], offsets: &[f32], level_sum: Option<f32>, step: Option<f32>) {
-            add_group_body(t, s, scales, offsets, level_sum, step);
-        }
-        if Level::Avx2.is_available() {
-            // SAFETY: the level has the only features that the safe function above asks for.
-            return unsafe { fused(totals, sums, scales, offsets, level_sum, step) };
-        }
-    }
-    let _ = Level::Scalar;
-    add_group_body(totals, sums, scales, offsets, level_sum, step);
 }
 
-#[inline(always)]
-fn add_group_body(
-    totals: &mut [f32],
-    sums: &[f32],
-    scales: &[f32],
-    offsets: &[f32],
-    level_sum: Option<f32>,
-    step: Option<f32>,
-) {
-    let lanes = totals.iter_mut().zip(sums).zip(scales);
-    match (step, level_sum) {
-        (None, None) => lanes.for_each(|((total, sum), scale)| *total = sum.mul_add(*scale, *total)),
-        (None, Some(level_sum)) => lanes.zip(offsets).for_each(|(((total, sum), scale), offset)| {
-            *total = level_sum.mul_add(*offset, sum.mul_add(*scale, *total));
-        }),
-        (Some(step), None) => lanes.for_each(|((total, sum), scale)| *total = (sum * scale).mul_add(step, *total)),
-        (Some(step), Some(level_sum)) => lanes.zip(offsets).for_each(|(((total, sum), scale), offset)| {
-            *total = level_sum.mul_add(*offset, sum * scale).mul_add(step, *total);
-        }),
+impl Group<'_> {
+    fn add_to(self, totals: &mut [f32]) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            #[target_feature(enable = "avx2,fma")]
+            fn fused(group: Group<'_>, totals: &mut [f32]) {
+                group.add_fused(totals);
+            }
+            if crate::cpu::Level::Avx2.is_available() {
+                // SAFETY: the level has the only features that the safe function above asks for.
+                return unsafe { fused(self, totals) };
+            }
+        }
+        self.add_fused(totals);
+    }
+
+    #[inline(always)]
+    fn add_fused(self, totals: &mut [f32]) {
+        let lanes = totals.iter_mut().zip(self.sums).zip(self.scales);
+        match (self.step, self.level_sum) {
+            (None, None) => lanes.for_each(|((total, sum), scale)| *total = sum.mul_add(*scale, *total)),
+            (None, Some(level_sum)) => lanes.zip(self.offsets).for_each(|(((total, sum), scale), offset)| {
+                *total = level_sum.mul_add(*offset, sum.mul_add(*scale, *total));
+            }),
+            (Some(step), None) => lanes.for_each(|((total, sum), scale)| *total = (sum * scale).mul_add(step, *total)),
+            (Some(step), Some(level_sum)) => lanes.zip(self.offsets).for_each(|(((total, sum), scale), offset)| {
+                *total = level_sum.mul_add(*offset, sum * scale).mul_add(step, *total);
+            }),
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Every engine against exact sums and against one another.
 
 use super::*;
+use crate::compute::tests::random_floats;
 use crate::gguf::TensorType;
 use crate::quant::{codec, quantize_rows};
 
@@ -12,19 +13,6 @@ fn engines() -> Vec<Engine> {
         None => eprintln!("skipped: avx512-vnni (this CPU lacks it, or LWQ_ISA forbids it)"),
     }
     engines
-}
-
-/// Uniform in [-1, 1), from a small generator (xorshift64*), so that failures repeat.
-fn random_floats(seed: u64, count: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..count)
-        .map(|_| {
-            state ^= state >> 12;
-            state ^= state << 25;
-            state ^= state >> 27;
-            (state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 40) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect()
 }
 
 fn product(engine: Engine, x: &IntegerActivations, w: &Matrix, ldy: usize) -> Vec<f32> {

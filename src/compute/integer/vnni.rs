@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 use super::activations::{RECORD, STEPS, SUMS_16, SUMS_32, low_byte};
 use super::panel::Panel;
-use super::{BLOCK, Engine, Steps, TileShape};
+use super::{BLOCK, Engine, Steps, Target, TileShape};
 use crate::compute::aligned::AlignedBuf;
 use crate::cpu::Level;
 use crate::vectorized::vectorized;
@@ -59,26 +59,16 @@ vectorized! {
 }
 
 /// See [`super::TileFn`].
-#[allow(clippy::too_many_arguments)]
-unsafe fn tile(
-    shape: TileShape,
-    rows: usize,
-    x: *const u32,
-    panel: &Panel,
-    c: *mut f32,
-    ldc: usize,
-    accumulate: bool,
-    _: &mut AlignedBuf,
-) {
+unsafe fn tile(shape: TileShape, rows: usize, x: *const u32, panel: &Panel, target: Target, _: &mut AlignedBuf) {
     macro_rules! with_rows {
         ($group:literal, $affine:literal, $of_32:literal) => {
             match rows {
-                1 => tile_rows::<1, $group, $affine, $of_32>(shape.columns, x, panel, c, ldc, accumulate),
-                2 => tile_rows::<2, $group, $affine, $of_32>(shape.columns, x, panel, c, ldc, accumulate),
-                3 => tile_rows::<3, $group, $affine, $of_32>(shape.columns, x, panel, c, ldc, accumulate),
-                4 => tile_rows::<4, $group, $affine, $of_32>(shape.columns, x, panel, c, ldc, accumulate),
-                5 => tile_rows::<5, $group, $affine, $of_32>(shape.columns, x, panel, c, ldc, accumulate),
-                6 => tile_rows::<6, $group, $affine, $of_32>(shape.columns, x, panel, c, ldc, accumulate),
+                1 => tile_rows::<1, $group, $affine, $of_32>(shape.columns, x, panel, target),
+                2 => tile_rows::<2, $group, $affine, $of_32>(shape.columns, x, panel, target),
+                3 => tile_rows::<3, $group, $affine, $of_32>(shape.columns, x, panel, target),
+                4 => tile_rows::<4, $group, $affine, $of_32>(shape.columns, x, panel, target),
+                5 => tile_rows::<5, $group, $affine, $of_32>(shape.columns, x, panel, target),
+                6 => tile_rows::<6, $group, $affine, $of_32>(shape.columns, x, panel, target),
                 rows => unreachable!("a tile of {rows} rows"),
             }
         };
@@ -105,14 +95,12 @@ unsafe fn tile_rows<const ROWS: usize, const GROUP: usize, const AFFINE: bool, c
     columns: usize,
     x: *const u32,
     panel: &Panel,
-    c: *mut f32,
-    ldc: usize,
-    accumulate: bool,
+    target: Target,
 ) {
     let (codes, starts) = (panel.packed.as_ptr(), panel.starts.as_ptr());
     let (scales, offsets) = (panel.scales.as_ptr(), panel.offsets.as_ptr());
     let sums_at = if GROUP == 16 { SUMS_16 } else { SUMS_32 };
-    // SAFETY: tokens below ROWS, groups of the columns and lanes below NR lie within the records, the panel and C by
+    // SAFETY: tokens below ROWS, groups of the columns and lanes below NR lie within the records, the panel and the target by
     // the contract of `TileFn`; all vectors of the panel are whole cache lines.
     unsafe {
         // The records of the tokens that follow come from the second-level cache or farther.
@@ -158,12 +146,12 @@ unsafe fn tile_rows<const ROWS: usize, const GROUP: usize, const AFFINE: bool, c
         for (row, totals) in totals.iter().enumerate() {
             let step = if OF_32 { 1.0 } else { f32::from_bits(*x.add(row * RECORD + STEPS)) };
             for (half, total) in totals.iter().enumerate() {
-                let target = c.add(row * ldc + 16 * half);
+                let place = target.start.add(row * target.stride + 16 * half);
                 let mut value = _mm512_mul_ps(*total, _mm512_set1_ps(step));
-                if accumulate {
-                    value = _mm512_add_ps(_mm512_loadu_ps(target), value);
+                if target.accumulate {
+                    value = _mm512_add_ps(_mm512_loadu_ps(place), value);
                 }
-                _mm512_storeu_ps(target, value);
+                _mm512_storeu_ps(place, value);
             }
         }
     }

@@ -16,7 +16,7 @@ pub(in crate::quant::kernels) fn dequantizer(ty: TensorType, level: Level) -> Op
     if level >= Level::Avx512 && level.is_available() {
         avx512::dequantizer(ty)
     } else if level >= Level::Avx2 && level.is_available() {
-        avx2::dequantizer(ty)
+        avx2::dequantizer(ty).or_else(|| avx2::alone(ty))
     } else {
         None
     }
@@ -136,26 +136,18 @@ fn first_trits(fractions: __m256i) -> __m256i {
     _mm256_sub_epi8(_mm256_sub_epi8(_mm256_set1_epi8(-1), at_least(86)), at_least(171))
 }
 
-/// The decoders of one level. `store` of the module around it writes 32 signed bytes as `level * scale (+ offset)`, with the first scale and
+/// The decoders that both levels have. `store` of the module around it writes 32 signed bytes as `level * scale (+ offset)`, with the first scale and
 /// offset for the first 16 weights and the second for the rest.
 macro_rules! decoders {
     ($feature:literal, $level:expr) => {
         pub(super) fn dequantizer(ty: TensorType) -> Option<DequantizeFn> {
             match ty {
                 TensorType::F16 => Some(|src, dst| checked(src, dst, f16)),
-                TensorType::Q4_0 => Some(|src, dst| checked(src, dst, q4_0)),
-                TensorType::Q4_1 => Some(|src, dst| checked(src, dst, q4_1)),
-                TensorType::Q5_0 => Some(|src, dst| checked(src, dst, q5_0)),
-                TensorType::Q5_1 => Some(|src, dst| checked(src, dst, q5_1)),
-                TensorType::Q8_0 => Some(|src, dst| checked(src, dst, q8_0)),
                 TensorType::Q2_K => Some(|src, dst| checked(src, dst, q2_k)),
                 TensorType::Q3_K => Some(|src, dst| checked(src, dst, q3_k)),
-                TensorType::Q4_K => Some(|src, dst| checked(src, dst, q4_k)),
-                TensorType::Q5_K => Some(|src, dst| checked(src, dst, q5_k)),
                 TensorType::Q6_K => Some(|src, dst| checked(src, dst, q6_k)),
                 TensorType::IQ4_NL => Some(|src, dst| checked(src, dst, iq4_nl)),
                 TensorType::IQ4_XS => Some(|src, dst| checked(src, dst, iq4_xs)),
-                TensorType::TQ1_0 => Some(|src, dst| checked(src, dst, tq1_0)),
                 TensorType::TQ2_0 => Some(|src, dst| checked(src, dst, tq2_0)),
                 TensorType::MXFP4 => Some(|src, dst| checked(src, dst, mxfp4)),
                 TensorType::NVFP4 => Some(|src, dst| checked(src, dst, nvfp4)),
@@ -169,49 +161,6 @@ macro_rules! decoders {
             assert!($level.is_available());
             // SAFETY: the level, just checked, has the features of every decoder here, and they need no more.
             unsafe { decode(src, dst) }
-        }
-
-        #[target_feature(enable = $feature)]
-        fn q4_0(src: &[u8], dst: &mut [f32]) {
-            for ([d0, d1, levels @ ..], x) in src.as_chunks::<18>().0.iter().zip(dst.as_chunks_mut().0) {
-                let levels = _mm256_sub_epi8(nibbles_of_16(levels), _mm256_set1_epi8(8));
-                store(levels, [get_f16(&[*d0, *d1], 0); 2], None, x);
-            }
-        }
-
-        #[target_feature(enable = $feature)]
-        fn q4_1(src: &[u8], dst: &mut [f32]) {
-            for ([d0, d1, m0, m1, levels @ ..], x) in src.as_chunks::<20>().0.iter().zip(dst.as_chunks_mut().0) {
-                let (d, m) = (get_f16(&[*d0, *d1], 0), get_f16(&[*m0, *m1], 0));
-                store(nibbles_of_16(levels), [d; 2], Some([m; 2]), x);
-            }
-        }
-
-        #[target_feature(enable = $feature)]
-        fn q5_0(src: &[u8], dst: &mut [f32]) {
-            for (block, x) in src.as_chunks::<22>().0.iter().zip(dst.as_chunks_mut().0) {
-                let [d0, d1, b0, b1, b2, b3, low @ ..] = block;
-                let levels = _mm256_or_si256(nibbles_of_16(low), fifth_bits([*b0, *b1, *b2, *b3]));
-                let levels = _mm256_sub_epi8(levels, _mm256_set1_epi8(16));
-                store(levels, [get_f16(&[*d0, *d1], 0); 2], None, x);
-            }
-        }
-
-        #[target_feature(enable = $feature)]
-        fn q5_1(src: &[u8], dst: &mut [f32]) {
-            for (block, x) in src.as_chunks::<24>().0.iter().zip(dst.as_chunks_mut().0) {
-                let [d0, d1, m0, m1, b0, b1, b2, b3, low @ ..] = block;
-                let levels = _mm256_or_si256(nibbles_of_16(low), fifth_bits([*b0, *b1, *b2, *b3]));
-                let (d, m) = (get_f16(&[*d0, *d1], 0), get_f16(&[*m0, *m1], 0));
-                store(levels, [d; 2], Some([m; 2]), x);
-            }
-        }
-
-        #[target_feature(enable = $feature)]
-        fn q8_0(src: &[u8], dst: &mut [f32]) {
-            for ([d0, d1, levels @ ..], x) in src.as_chunks::<34>().0.iter().zip(dst.as_chunks_mut().0) {
-                store(load_32(levels), [get_f16(&[*d0, *d1], 0); 2], None, x);
-            }
         }
 
         #[target_feature(enable = $feature)]
@@ -239,32 +188,6 @@ macro_rules! decoders {
                     let levels = _mm256_or_si256(field(load_32(&planes[j / 4]), j % 4 * 2, 3), plane(high, j, 4));
                     let scales = [2 * j, 2 * j + 1].map(|group| d * f32::from(scales[group]));
                     store(_mm256_sub_epi8(levels, _mm256_set1_epi8(4)), scales, None, x);
-                }
-            }
-        }
-
-        #[target_feature(enable = $feature)]
-        fn q4_k(src: &[u8], dst: &mut [f32]) {
-            for (block, x) in src.as_chunks::<144>().0.iter().zip(dst.as_chunks_mut::<256>().0) {
-                let Some((header, nibbles)) = block.split_first_chunk() else { continue };
-                let lines = affine_k::group_lines(header);
-                let nibbles = nibbles.as_chunks().0;
-                for (g, (x, (scale, min))) in x.as_chunks_mut().0.iter_mut().zip(lines).enumerate() {
-                    store(field(load_32(&nibbles[g / 2]), g % 2 * 4, 0x0f), [scale; 2], Some([-min; 2]), x);
-                }
-            }
-        }
-
-        #[target_feature(enable = $feature)]
-        fn q5_k(src: &[u8], dst: &mut [f32]) {
-            for (block, x) in src.as_chunks::<176>().0.iter().zip(dst.as_chunks_mut::<256>().0) {
-                let Some((header, bits)) = block.split_first_chunk() else { continue };
-                let [high, nibbles @ ..] = bits.as_chunks().0 else { continue };
-                let lines = affine_k::group_lines(header);
-                let high = load_32(high);
-                for (g, (x, (scale, min))) in x.as_chunks_mut().0.iter_mut().zip(lines).enumerate() {
-                    let low = field(load_32(&nibbles[g / 2]), g % 2 * 4, 0x0f);
-                    store(_mm256_or_si256(low, plane(high, g, 16)), [scale; 2], Some([-min; 2]), x);
                 }
             }
         }
@@ -304,21 +227,6 @@ macro_rules! decoders {
                     let code = i32::from(low) | i32::from((high >> (2 * g)) & 3) << 4;
                     let scale = d * (code - 32) as f32;
                     store(look_up(&iq4::VALUES, nibbles_of_16(&codes[g])), [scale; 2], None, x);
-                }
-            }
-        }
-
-        #[target_feature(enable = $feature)]
-        fn tq1_0(src: &[u8], dst: &mut [f32]) {
-            for (block, x) in src.as_chunks::<54>().0.iter().zip(dst.as_chunks_mut::<256>().0) {
-                let scales = [get_f16(block, ternary::TQ1_0_D); 2];
-                let (chunks, _) = x.as_chunks_mut();
-                // 32 bytes hold the first 160 weights, 32 to a trit; of the rest, two trits of 16 bytes make 32 weights.
-                let mut fractions = trit_fractions(block).into_iter();
-                for x in chunks {
-                    if let Some(fractions) = fractions.next() {
-                        store(first_trits(load_32(&fractions)), scales, None, x);
-                    }
                 }
             }
         }
@@ -370,6 +278,105 @@ mod avx2 {
     use super::*;
 
     decoders!("avx2,f16c", Level::Avx2);
+
+    /// Types that AVX-512 looks up instead (`look_up`).
+    pub(super) fn alone(ty: TensorType) -> Option<DequantizeFn> {
+        match ty {
+            TensorType::Q4_0 => Some(|src, dst| checked(src, dst, q4_0)),
+            TensorType::Q4_1 => Some(|src, dst| checked(src, dst, q4_1)),
+            TensorType::Q5_0 => Some(|src, dst| checked(src, dst, q5_0)),
+            TensorType::Q5_1 => Some(|src, dst| checked(src, dst, q5_1)),
+            TensorType::Q8_0 => Some(|src, dst| checked(src, dst, q8_0)),
+            TensorType::Q4_K => Some(|src, dst| checked(src, dst, q4_k)),
+            TensorType::Q5_K => Some(|src, dst| checked(src, dst, q5_k)),
+            TensorType::TQ1_0 => Some(|src, dst| checked(src, dst, tq1_0)),
+            _ => None,
+        }
+    }
+
+    #[target_feature(enable = "avx2,f16c")]
+    fn q4_0(src: &[u8], dst: &mut [f32]) {
+        for ([d0, d1, levels @ ..], x) in src.as_chunks::<18>().0.iter().zip(dst.as_chunks_mut().0) {
+            let levels = _mm256_sub_epi8(nibbles_of_16(levels), _mm256_set1_epi8(8));
+            store(levels, [get_f16(&[*d0, *d1], 0); 2], None, x);
+        }
+    }
+
+    #[target_feature(enable = "avx2,f16c")]
+    fn q4_1(src: &[u8], dst: &mut [f32]) {
+        for ([d0, d1, m0, m1, levels @ ..], x) in src.as_chunks::<20>().0.iter().zip(dst.as_chunks_mut().0) {
+            let (d, m) = (get_f16(&[*d0, *d1], 0), get_f16(&[*m0, *m1], 0));
+            store(nibbles_of_16(levels), [d; 2], Some([m; 2]), x);
+        }
+    }
+
+    #[target_feature(enable = "avx2,f16c")]
+    fn q5_0(src: &[u8], dst: &mut [f32]) {
+        for (block, x) in src.as_chunks::<22>().0.iter().zip(dst.as_chunks_mut().0) {
+            let [d0, d1, b0, b1, b2, b3, low @ ..] = block;
+            let levels = _mm256_or_si256(nibbles_of_16(low), fifth_bits([*b0, *b1, *b2, *b3]));
+            let levels = _mm256_sub_epi8(levels, _mm256_set1_epi8(16));
+            store(levels, [get_f16(&[*d0, *d1], 0); 2], None, x);
+        }
+    }
+
+    #[target_feature(enable = "avx2,f16c")]
+    fn q5_1(src: &[u8], dst: &mut [f32]) {
+        for (block, x) in src.as_chunks::<24>().0.iter().zip(dst.as_chunks_mut().0) {
+            let [d0, d1, m0, m1, b0, b1, b2, b3, low @ ..] = block;
+            let levels = _mm256_or_si256(nibbles_of_16(low), fifth_bits([*b0, *b1, *b2, *b3]));
+            let (d, m) = (get_f16(&[*d0, *d1], 0), get_f16(&[*m0, *m1], 0));
+            store(levels, [d; 2], Some([m; 2]), x);
+        }
+    }
+
+    #[target_feature(enable = "avx2,f16c")]
+    fn q8_0(src: &[u8], dst: &mut [f32]) {
+        for ([d0, d1, levels @ ..], x) in src.as_chunks::<34>().0.iter().zip(dst.as_chunks_mut().0) {
+            store(load_32(levels), [get_f16(&[*d0, *d1], 0); 2], None, x);
+        }
+    }
+
+    #[target_feature(enable = "avx2,f16c")]
+    fn q4_k(src: &[u8], dst: &mut [f32]) {
+        for (block, x) in src.as_chunks::<144>().0.iter().zip(dst.as_chunks_mut::<256>().0) {
+            let Some((header, nibbles)) = block.split_first_chunk() else { continue };
+            let lines = affine_k::group_lines(header);
+            let nibbles = nibbles.as_chunks().0;
+            for (g, (x, (scale, min))) in x.as_chunks_mut().0.iter_mut().zip(lines).enumerate() {
+                store(field(load_32(&nibbles[g / 2]), g % 2 * 4, 0x0f), [scale; 2], Some([-min; 2]), x);
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx2,f16c")]
+    fn q5_k(src: &[u8], dst: &mut [f32]) {
+        for (block, x) in src.as_chunks::<176>().0.iter().zip(dst.as_chunks_mut::<256>().0) {
+            let Some((header, bits)) = block.split_first_chunk() else { continue };
+            let [high, nibbles @ ..] = bits.as_chunks().0 else { continue };
+            let lines = affine_k::group_lines(header);
+            let high = load_32(high);
+            for (g, (x, (scale, min))) in x.as_chunks_mut().0.iter_mut().zip(lines).enumerate() {
+                let low = field(load_32(&nibbles[g / 2]), g % 2 * 4, 0x0f);
+                store(_mm256_or_si256(low, plane(high, g, 16)), [scale; 2], Some([-min; 2]), x);
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx2,f16c")]
+    fn tq1_0(src: &[u8], dst: &mut [f32]) {
+        for (block, x) in src.as_chunks::<54>().0.iter().zip(dst.as_chunks_mut::<256>().0) {
+            let scales = [get_f16(block, ternary::TQ1_0_D); 2];
+            let (chunks, _) = x.as_chunks_mut();
+            // 32 bytes hold the first 160 weights, 32 to a trit; of the rest, two trits of 16 bytes make 32 weights.
+            let mut fractions = trit_fractions(block).into_iter();
+            for x in chunks {
+                if let Some(fractions) = fractions.next() {
+                    store(first_trits(load_32(&fractions)), scales, None, x);
+                }
+            }
+        }
+    }
 
     #[inline]
     #[target_feature(enable = "avx2")]
