@@ -172,6 +172,28 @@ fn bytes_depend_neither_on_threads_nor_on_memory() {
     assert!(bytes("1", "1G") == bytes("3", "600K"));
 }
 
+#[test]
+fn bytes_do_not_depend_on_the_instruction_set() {
+    let dir = tempfile::tempdir().unwrap();
+    // Two layers are enough, as scalar code takes its time.
+    let model = dir.path().join("two-layers.gguf");
+    stdout_of(run(args!["quantize", doclet(), &model, "--target", "COPY", "--prune-layers", "1,2,3,4", "--quiet"]));
+    // Types by columns, by table and by groups of eight.
+    let types = ["--tensor-type", "ffn_up=iq3_s", "--tensor-type", "ffn_gate=iq4_xs", "--token-embedding-type", "f16"];
+    let bytes = |isa: &str| {
+        let output = dir.path().join(format!("{isa}.gguf"));
+        let mut command = lwq();
+        command.env("LWQ_ISA", isa).args(args!["quantize", &model, &output, "-f", calibration()]);
+        command.args(args!["--calibration-tokens", "512", "--gate-file", gate(), "--target", "Q4_K_S", "--quiet"]);
+        stdout_of(command.args(types).output().unwrap());
+        std::fs::read(output).unwrap()
+    };
+    let expected = bytes("scalar");
+    for isa in ["avx2", "avx512"] {
+        assert!(bytes(isa) == expected, "{isa}");
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn an_interrupted_run_goes_on_and_ends_with_the_same_bytes() {

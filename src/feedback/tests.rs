@@ -90,23 +90,26 @@ pub(super) fn decoded(ty: TensorType, bytes: &[u8], len: usize) -> Vec<f32> {
     out
 }
 
-/// What the tiled loop has to agree with: one row, every sum written out.
+/// Weight `j` of a row with the feedback of the errors of all columns before `end`, every sum written out.
+pub(super) fn fed_back(weights: &[f32], errors: &[f32], feedback: &[f32], j: usize, end: usize) -> f32 {
+    let n = weights.len();
+    let mut target = weights[j];
+    let tile = j / TILE * TILE;
+    for start in (0..tile).step_by(TILE) {
+        let products = (start..start + TILE).fold(0.0f32, |sum, k| errors[k].mul_add(feedback[k * n + j], sum));
+        target += products;
+    }
+    for k in tile..end {
+        target += errors[k] * feedback[k * n + j];
+    }
+    target
+}
+
+/// What the tiled loop has to agree with: one row, column by column.
 fn naive_row(layout: &Layout, weights: &[f32], cost: &[f32], feedback: &[f32]) -> (Vec<u8>, Vec<f32>) {
     let n = weights.len();
     let mut errors = vec![0.0f32; n];
-    // The weight of column j with the feedback of all columns before `end`.
-    let target = |errors: &[f32], j: usize, end: usize| {
-        let mut target = weights[j];
-        let tile = j / TILE * TILE;
-        for start in (0..tile).step_by(TILE) {
-            let products = (start..start + TILE).fold(0.0f32, |sum, k| errors[k].mul_add(feedback[k * n + j], sum));
-            target += products;
-        }
-        for k in tile..end {
-            target += errors[k] * feedback[k * n + j];
-        }
-        target
-    };
+    let target = |errors: &[f32], j: usize, end: usize| fed_back(weights, errors, feedback, j, end);
     let mut bytes = Vec::new();
     for block in (0..n).step_by(layout.len) {
         let columns = block..block + layout.len;

@@ -1,4 +1,4 @@
-use super::super::tests::noise;
+use super::super::tests::{fed_back, moment, noise};
 use super::*;
 
 #[test]
@@ -44,10 +44,79 @@ fn the_nearest_point_is_found_when_columns_are_independent() {
     }
 }
 
+/// What the tiled loop has to agree with: one row, one scale code after the other, with all feedback anew for each.
+fn naive_row(layout: &LatticeLayout, weights: &[f32], factor: &Factor) -> (Vec<u8>, Vec<f32>) {
+    let n = weights.len();
+    let feedback = factor.feedback().unwrap();
+    let cost = column_weights(Some(factor.weights()), n);
+    let mut errors = vec![0.0f32; n];
+    let mut bytes = Vec::new();
+    for block in (0..n).step_by(LEN) {
+        let target = |errors: &[f32], j: usize, end: usize| fed_back(weights, errors, feedback, j, end);
+        let targets: Vec<f32> = (block..block + LEN).map(|j| target(&errors, j, block)).collect();
+        let mut guess = vec![0; layout.bytes];
+        quant::quantize_rows(layout.ty, &targets, LEN, Some(&cost[block..block + LEN]), &mut guess).unwrap();
+        let mut parts = LatticeParts::ZERO;
+        parts.read_scales(layout.ty, &guess);
+        for (index, group) in (block..block + LEN).step_by(layout.group).enumerate() {
+            let guess = i32::from(parts.scales[index]);
+            let before = errors.clone();
+            let mut least = f32::INFINITY;
+            for code in (guess - REACH).max(0)..=(guess + REACH).min(TOP) {
+                let (mut tried, mut loss) = (before.clone(), 0.0);
+                let mut octets = Vec::new();
+                for first in (group..group + layout.group).step_by(8) {
+                    let metric = Metric::new(&cost, Some((feedback, n)), first);
+                    let targets: Vec<f32> = (first..first + 8).map(|j| target(&tried, j, first)).collect();
+                    let wanted = metric.target(&weights[first..first + 8], &targets);
+                    let found = layout.nearest(&wanted, &metric, layout.scale(parts.d, code as u8));
+                    for (j, value) in (first..).zip(found.values) {
+                        loss += cost[j] * (target(&tried, j, j) - value).powi(2);
+                        tried[j] = weights[j] - value;
+                    }
+                    octets.push(found.octet);
+                }
+                if loss < least {
+                    (least, errors, parts.scales[index]) = (loss, tried, code as u8);
+                    for (at, octet) in (group % LEN / 8..).zip(&octets) {
+                        (parts.points[at], parts.signs[at]) = (octet.points, octet.signs);
+                    }
+                }
+            }
+        }
+        let mut encoded = vec![0; layout.bytes];
+        parts.write(layout.ty, &mut encoded);
+        bytes.extend(encoded);
+    }
+    (bytes, errors)
+}
+
+#[test]
+fn the_tiled_loop_agrees_with_the_naive_one() {
+    let n = 768;
+    let factor = Factor::new(&moment(900, n, 5), 0.02).unwrap();
+    let rows = noise(3 * n, 6);
+    for ty in [TensorType::IQ2_XXS, TensorType::IQ2_XS, TensorType::IQ2_S, TensorType::IQ3_XXS, TensorType::IQ3_S] {
+        let layout = LatticeLayout::of(ty).unwrap();
+        let mut errors = vec![0.0; rows.len()];
+        let parts = round_task(&layout, &rows, &factor, factor.feedback().unwrap(), &mut errors).unwrap();
+        for (row, weights) in rows.chunks_exact(n).enumerate() {
+            let (expected, expected_errors) = naive_row(&layout, weights, &factor);
+            let mut bytes = vec![0; expected.len()];
+            let parts = &parts[row * (n / LEN)..][..n / LEN];
+            for (parts, block) in parts.iter().zip(bytes.chunks_exact_mut(layout.bytes)) {
+                parts.write(ty, block);
+            }
+            assert!(bytes == expected, "{ty}, row {row}");
+            assert_eq!(errors[row * n..][..n], expected_errors, "{ty}");
+        }
+    }
+}
+
 #[test]
 fn rounding_reckons_with_the_values_that_readers_decode() {
     let n = 512;
-    let factor = Factor::new(&super::super::tests::moment(700, n, 3), 0.02).unwrap();
+    let factor = Factor::new(&moment(700, n, 3), 0.02).unwrap();
     let rows = noise(3 * n, 4);
     for ty in [TensorType::IQ2_XXS, TensorType::IQ2_XS, TensorType::IQ2_S, TensorType::IQ3_XXS, TensorType::IQ3_S] {
         let layout = LatticeLayout::of(ty).unwrap();
