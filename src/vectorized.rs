@@ -1,6 +1,7 @@
 //! One loop body, compiled for every vector width that the machine may have.
 
-/// Defines a function whose body is compiled for AVX-512F, AVX2 and the baseline, chosen at run time.
+/// Defines a function whose body is compiled for AVX-512F, AVX2 and the baseline, chosen at run time by
+/// [`Level`](crate::cpu::Level).
 ///
 /// The body must not use fused multiply-add, so that every instruction set gives the same bytes.
 macro_rules! vectorized {
@@ -19,11 +20,11 @@ macro_rules! vectorized {
                 fn avx2($($arg: $ty),*) $(-> $ret)? {
                     body($($arg),*)
                 }
-                if std::arch::is_x86_feature_detected!("avx512f") {
+                if crate::cpu::Level::Avx512.is_available() {
                     // SAFETY: the CPU has AVX-512F, the only thing that the safe function above asks for.
                     return unsafe { avx512($($arg),*) };
                 }
-                if std::arch::is_x86_feature_detected!("avx2") {
+                if crate::cpu::Level::Avx2.is_available() {
                     // SAFETY: the CPU has AVX2, the only thing that the safe function above asks for.
                     return unsafe { avx2($($arg),*) };
                 }

@@ -2,6 +2,7 @@
 
 use super::layout::Layout;
 use crate::quant::types::parts::Parts;
+use crate::vectorized::vectorized;
 
 /// Columns of a tile: those whose feedback is applied column by column. Feedback from before the tile comes as one
 /// matrix product. Every block format divides it.
@@ -61,20 +62,11 @@ impl Layout {
     }
 }
 
-/// Adds `errors[k] * a[k * stride + first + j]` to `targets[j]`, for each `k` in order.
-pub(super) fn pass_on(errors: &[f32], a: &[f32], stride: usize, targets: &mut [f32], first: usize) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2")]
-        fn avx2(errors: &[f32], a: &[f32], stride: usize, targets: &mut [f32], first: usize) {
-            pass_on_in_parts(errors, a, stride, targets, first);
-        }
-        if crate::cpu::Level::Avx2.is_available() {
-            // SAFETY: the CPU has AVX2, as just found.
-            return unsafe { avx2(errors, a, stride, targets, first) };
-        }
+vectorized! {
+    /// Adds `errors[k] * a[k * stride + first + j]` to `targets[j]`, for each `k` in order.
+    pub(super) fn pass_on(errors: &[f32], a: &[f32], stride: usize, targets: &mut [f32], first: usize) {
+        pass_on_in_parts(errors, a, stride, targets, first);
     }
-    pass_on_in_parts(errors, a, stride, targets, first);
 }
 
 #[inline(always)]

@@ -40,8 +40,11 @@ pub(super) struct GroupFit {
     sums: [f32; 5],
 }
 
-/// Sizes of super-scales that are tried, as parts of the one that just reaches the largest group.
-const FACTORS: [f32; 13] = [1.0, 0.9, 0.92, 0.94, 0.96, 0.98, 1.02, 1.04, 1.06, 1.08, 1.1, 0.85, 0.8];
+/// Sizes of a super-scale that are tried.
+const CANDIDATES: usize = 13;
+
+/// These, as parts of the one that just reaches the largest group.
+const FACTORS: [f32; CANDIDATES] = [1.0, 0.9, 0.92, 0.94, 0.96, 0.98, 1.02, 1.04, 1.06, 1.08, 1.1, 0.85, 0.8];
 
 /// Candidates for the scales of a block that are tried in earnest, after all have been ranked by an estimate.
 const FINALISTS: usize = 4;
@@ -85,6 +88,15 @@ fn products<L: Levels>(v: &[f32], w: &[f32], levels: L, inverse: f32) -> [f32; 2
     })
 }
 
+/// The best step for the levels nearest to `v * inverse`, with what it takes off the weighed sum of squares. (A function,
+/// as closures are not compiled for the vectors of their callers.)
+#[inline(always)]
+fn step_for<L: Levels>(v: &[f32], w: &[f32], levels: L, inverse: f32) -> (f32, GroupFit) {
+    let [level_v, level_2] = products(v, w, levels, inverse);
+    let fit = GroupFit { step: level_v / level_2, sums: [level_2, 0.0, 0.0, 0.0, 0.0], min: 0.0 };
+    (level_v * level_v / level_2, fit)
+}
+
 /// The step of a group around zero that loses least: the largest weight is tried at every level of `bounds`, and the
 /// best least-squares step is refined by rounding with it again.
 #[inline(always)]
@@ -94,22 +106,15 @@ fn fit_step<L: Levels>(v: &[f32], w: &[f32], levels: L, bounds: &[f32]) -> Group
         return GroupFit::default();
     }
     let (mut best, mut fit) = (0.0, GroupFit::default());
-    let attempt = |inverse: f32| {
-        let [level_v, level_2] = products(v, w, levels, inverse);
-        (
-            level_v * level_v / level_2,
-            GroupFit { step: level_v / level_2, sums: [level_2, 0.0, 0.0, 0.0, 0.0], min: 0.0 },
-        )
-    };
     for bound in bounds {
-        let (gain, found) = attempt(bound / peak);
+        let (gain, found) = step_for(v, w, levels, bound / peak);
         // NaN, where all levels are zero, is never more.
         if gain > best {
             (best, fit) = (gain, found);
         }
     }
     for _ in 0..3 {
-        let (gain, found) = attempt(inverse(fit.step));
+        let (gain, found) = step_for(v, w, levels, inverse(fit.step));
         if gain > best {
             (best, fit) = (gain, found);
         } else {
@@ -117,6 +122,27 @@ fn fit_step<L: Levels>(v: &[f32], w: &[f32], levels: L, bounds: &[f32]) -> Group
         }
     }
     fit
+}
+
+/// The best line for the levels nearest to `(v + min) * inverse`, with its weighed squared error. `known` holds the sums
+/// of `w`, `w v` and `w v^2`.
+#[inline(always)]
+fn line_for(v: &[f32], w: &[f32], whole: Whole, known: [f32; 3], inverse: f32, min: f32) -> (f32, GroupFit) {
+    let [sum_w, sum_wv, sum_wv2] = known;
+    let [level_2, level_1, level_v] = sums(v, w, |v, w| {
+        let level = whole.nearest((v + min) * inverse);
+        let weighed = w * level;
+        [weighed * level, weighed, weighed * v]
+    });
+    let determinant = level_2 * sum_w - level_1 * level_1;
+    let mut step = (level_v * sum_w - level_1 * sum_wv) / determinant;
+    let mut min = (level_1 * level_v - level_2 * sum_wv) / determinant;
+    // NaN, where all weights have the same level, takes this way too.
+    if !(determinant > 0.0 && min >= 0.0) {
+        (step, min) = (level_v / level_2, 0.0);
+    }
+    let error = if step > 0.0 { sum_wv2 - step * level_v + min * sum_wv } else { f32::INFINITY };
+    (error, GroupFit { step, min, sums: [level_2, level_1, sum_w, level_v, sum_wv] })
 }
 
 /// Deviations from the highest level that a group's range is divided into, in tenths.
@@ -137,33 +163,17 @@ fn fit_line(v: &[f32], w: &[f32], whole: Whole) -> GroupFit {
         // All weights are alike and at or below zero.
         return GroupFit { min: -low, sums: [0.0, 0.0, 1.0, 0.0, low], ..GroupFit::default() };
     }
-    let [sum_w, sum_wv, sum_wv2] = sums(v, w, |v, w| [w, w * v, w * v * v]);
+    let sums = sums(v, w, |v, w| [w, w * v, w * v * v]);
     let (mut best, mut fit, mut base) = (f32::INFINITY, GroupFit::default(), -low);
-    let attempt = |inverse: f32, min: f32| {
-        let [level_2, level_1, level_v] = sums(v, w, |v, w| {
-            let level = whole.nearest((v + min) * inverse);
-            let weighed = w * level;
-            [weighed * level, weighed, weighed * v]
-        });
-        let determinant = level_2 * sum_w - level_1 * level_1;
-        let mut step = (level_v * sum_w - level_1 * sum_wv) / determinant;
-        let mut min = (level_1 * level_v - level_2 * sum_wv) / determinant;
-        // NaN, where all weights have the same level, takes this way too.
-        if !(determinant > 0.0 && min >= 0.0) {
-            (step, min) = (level_v / level_2, 0.0);
-        }
-        let error = if step > 0.0 { sum_wv2 - step * level_v + min * sum_wv } else { f32::INFINITY };
-        (error, GroupFit { step, min, sums: [level_2, level_1, sum_w, level_v, sum_wv] })
-    };
     for tenths in LINE_TENTHS {
-        let (error, found) = attempt((whole.highest + 0.1 * tenths as f32) / (high + base), base);
+        let (error, found) = line_for(v, w, whole, sums, (whole.highest + 0.1 * tenths as f32) / (high + base), base);
         if error < best {
             // What follows divides the range above the better line's start.
             (best, fit, base) = (error, found, found.min);
         }
     }
     for _ in 0..3 {
-        let (error, found) = attempt(inverse(fit.step), fit.min);
+        let (error, found) = line_for(v, w, whole, sums, inverse(fit.step), fit.min);
         if error < best {
             (best, fit) = (error, found);
         } else {
@@ -222,7 +232,7 @@ fn search_line(v: &[f32], w: &[f32], whole: Whole, scales: BlockScales, fit: &Gr
 /// The loops over columns, compiled for the widest vectors that are worth it. The compiler neither reorders nor
 /// contracts float operations, so the results are the same.
 mod vectorized {
-    use super::{BlockScales, GroupFit, Table, Whole};
+    use super::{BlockScales, CANDIDATES, GroupFit, Table, Whole};
 
     macro_rules! vectorized {
         ($($name:ident = $body:ident($($argument:ident: $type:ty),*) -> $result:ty;)*) => {$(
@@ -253,6 +263,8 @@ mod vectorized {
             v: &[f32], w: &[f32], levels: Whole, d: f32, middle: i32, range: [i32; 2]) -> (f32, i32);
         search_table_step = search_step(
             v: &[f32], w: &[f32], levels: Table, d: f32, middle: i32, range: [i32; 2]) -> (f32, i32);
+        line_estimates = line_estimates(
+            fits: &[GroupFit], d: f32, dmins: &[f32; CANDIDATES], top: f32) -> [f32; CANDIDATES];
         search_line = search_line(
             v: &[f32], w: &[f32], whole: Whole, scales: BlockScales, fit: &GroupFit, top: i32) -> (f32, i32, i32);
     }
@@ -445,26 +457,34 @@ fn whole_number(value: f32) -> i32 {
 fn rank_lines(fits: &[GroupFit], top: f32) -> Ranking {
     let largest = |of: fn(&GroupFit) -> f32| fits.iter().map(of).fold(0.0f32, |max, v| if v > max { v } else { max });
     let (d, dmin) = (largest(|fit| fit.step) / top, largest(|fit| fit.min) / top);
+    let dmins = FACTORS.map(|factor| snap(dmin * factor));
     let mut ranking = Ranking::new();
     for factor in FACTORS {
         let d = snap(d * factor);
-        let inverse_d = inverse(d);
-        for factor in FACTORS {
-            let dmin = snap(dmin * factor);
-            let inverse_dmin = inverse(dmin);
-            let mut estimate = 0.0;
-            for fit in fits {
-                let [level_2, level_1, sum_w, level_v, sum_v] = fit.sums;
-                let step = d * bounded(fit.step * inverse_d, top);
-                let min = dmin * bounded((step * level_1 - sum_v) / sum_w * inverse_dmin, top);
-                // Sum of w (step l - min - v)^2 without the part that no candidate changes.
-                estimate +=
-                    step * (step * level_2 - 2.0 * (min * level_1 + level_v)) + min * (min * sum_w + 2.0 * sum_v);
-            }
+        for (estimate, dmin) in vectorized::line_estimates(fits, d, &dmins, top).into_iter().zip(dmins) {
             ranking.add(estimate, BlockScales { d, dmin });
         }
     }
     ranking
+}
+
+/// What the groups of `fits` would lose with `d` and each of `dmins`, without the part that no candidate changes.
+#[inline(always)]
+fn line_estimates(fits: &[GroupFit], d: f32, dmins: &[f32; CANDIDATES], top: f32) -> [f32; CANDIDATES] {
+    let inverse_d = inverse(d);
+    let inverse_dmins = dmins.map(inverse);
+    let mut estimates = [0.0; CANDIDATES];
+    for fit in fits {
+        let [level_2, level_1, sum_w, level_v, sum_v] = fit.sums;
+        let step = d * bounded(fit.step * inverse_d, top);
+        let best_min = (step * level_1 - sum_v) / sum_w;
+        for (estimate, (dmin, inverse_dmin)) in estimates.iter_mut().zip(dmins.iter().zip(&inverse_dmins)) {
+            let min = dmin * bounded(best_min * inverse_dmin, top);
+            // Sum of w (step l - min - v)^2.
+            *estimate += step * (step * level_2 - 2.0 * (min * level_1 + level_v)) + min * (min * sum_w + 2.0 * sum_v);
+        }
+    }
+    estimates
 }
 
 /// The whole number of `0..=top` nearest to `value`.

@@ -14,6 +14,7 @@ use super::grid::{inverse, neighbour, snap};
 use super::layout::{Kind, Layout};
 use crate::compute::{GemmOperand, gemm_f32};
 use crate::quant::types::parts::{MAX_LEN, Parts};
+use crate::vectorized::vectorized;
 
 /// How far the whole-number scales of a group may move at once.
 const REACH: i32 = 3;
@@ -131,6 +132,7 @@ impl TileState<'_> {
     }
 
     /// Sets the errors of a group from its scales and levels as stored.
+    #[inline(always)]
     fn restore_group(&mut self, layout: &Layout, parts: &Parts, block: usize, group: usize) {
         let grid = layout.grid(parts, group);
         for k in group * layout.group..(group + 1) * layout.group {
@@ -148,20 +150,11 @@ fn add_scaled(sums: &mut [f32], factor: f32, values: &[f32]) {
     }
 }
 
-/// One pass over a row of a tile, compiled for wide vectors where there are some.
-fn descend(layout: &Layout, tile: TileState<'_>, parts: &mut [Parts]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2")]
-        fn avx2(layout: &Layout, tile: TileState<'_>, parts: &mut [Parts]) {
-            descend_blocks(layout, tile, parts);
-        }
-        if crate::cpu::Level::Avx2.is_available() {
-            // SAFETY: the CPU has AVX2, as just found.
-            return unsafe { avx2(layout, tile, parts) };
-        }
+vectorized! {
+    /// One pass over a row of a tile.
+    fn descend(layout: &Layout, tile: TileState<'_>, parts: &mut [Parts]) {
+        descend_blocks(layout, tile, parts);
     }
-    descend_blocks(layout, tile, parts);
 }
 
 #[inline(always)]

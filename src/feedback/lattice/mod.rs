@@ -13,20 +13,18 @@ use crate::gguf::TensorType;
 use crate::quant::grid::{IQ2_S_POINTS, IQ2_XS_POINTS, IQ2_XXS_POINTS, IQ3_S_POINTS, IQ3_XXS_POINTS};
 use crate::quant::types::parts::{LatticeParts, OCTETS};
 use crate::quant::{self, QuantError};
+use nearest::{Nearest, Octet};
+use points::{Costs, NO_COSTS, Points};
 use std::sync::OnceLock;
 
+mod nearest;
+mod points;
 #[cfg(test)]
 mod tests;
 
 /// Weights of a block.
 const LEN: usize = 256;
 const _: () = assert!(OCTETS * 8 == LEN && LEN == TILE);
-
-/// Points that are compared with all of M; half of them of each kind for lattices of four dimensions.
-const SHORTLIST: usize = 12;
-
-/// Points of each half of eight weights whose pairs are compared with all of M.
-const HALF_SHORTLIST: usize = 4;
 
 /// Highest scale code.
 const TOP: i32 = 15;
@@ -86,25 +84,6 @@ pub(super) fn search_task(layout: &LatticeLayout, rows: &[f32], cost: &[f32], gu
         layout.round_tile(row, &metrics[octet..octet + OCTETS], None);
     }
     parts
-}
-
-/// The points of a lattice: coordinate `i` of point `p` at `[i][p]`, magnitudes in their own units.
-struct Points {
-    coordinates: Vec<Vec<f32>>,
-    squares: Vec<Vec<f32>>,
-}
-
-impl Points {
-    fn new(points: impl Iterator<Item = u64> + Clone, dims: usize) -> Points {
-        let coordinate = |i: usize| points.clone().map(move |point| f32::from((point >> (8 * i)) as u8));
-        let coordinates: Vec<Vec<f32>> = (0..dims).map(|i| coordinate(i).collect()).collect();
-        let squares = coordinates.iter().map(|values| values.iter().map(|v| v * v).collect()).collect();
-        Points { coordinates, squares }
-    }
-
-    fn len(&self) -> usize {
-        self.coordinates[0].len()
-    }
 }
 
 /// One format.
@@ -192,6 +171,7 @@ impl LatticeLayout {
         feedback: Option<(&[f32], usize)>,
     ) -> GroupChoice {
         let code = i32::from(code);
+        let mut costs: Costs = NO_COSTS;
         let mut best: Option<GroupChoice> = None;
         for code in (code - REACH).max(0)..=(code + REACH).min(TOP) {
             let scale = self.scale(d, code as u8);
@@ -207,7 +187,7 @@ impl LatticeLayout {
                 let columns = first + 8 * index..first + 8 * index + 8;
                 let metric = &metrics[columns.start / 8];
                 let wanted = metric.target(&weights[columns.clone()], &choice.targets[8 * index..8 * index + 8]);
-                let Nearest { octet, values, .. } = self.nearest(&wanted, metric, scale);
+                let Nearest { octet, values, .. } = self.nearest(&wanted, metric, scale, &mut costs);
                 choice.octets[index] = octet;
                 for (k, value) in values.into_iter().enumerate() {
                     let at = 8 * index + k;
@@ -232,170 +212,6 @@ impl LatticeLayout {
             None => unreachable!("there is always a scale code"),
         }
     }
-
-    /// The point and signs that lose least for target `t`, compiled for wide vectors where there are some.
-    fn nearest(&self, t: &[f32; 8], metric: &Metric, scale: f32) -> Nearest {
-        #[cfg(target_arch = "x86_64")]
-        {
-            #[target_feature(enable = "avx2")]
-            fn avx2(layout: &LatticeLayout, t: &[f32; 8], metric: &Metric, scale: f32) -> Nearest {
-                layout.find_nearest(t, metric, scale)
-            }
-            if crate::cpu::Level::Avx2.is_available() {
-                // SAFETY: the CPU has AVX2, as just found.
-                return unsafe { avx2(self, t, metric, scale) };
-            }
-        }
-        self.find_nearest(t, metric, scale)
-    }
-
-    #[inline(always)]
-    fn find_nearest(&self, t: &[f32; 8], metric: &Metric, scale: f32) -> Nearest {
-        let mut nearest = Nearest { best: f32::INFINITY, octet: Octet::default(), values: [0.0; 8] };
-        let (mut linear, mut square, mut signs) = ([0.0; 8], [0.0; 8], 0u8);
-        for i in 0..8 {
-            linear[i] = -2.0 * scale * metric.matrix[i][i] * t[i].abs();
-            square[i] = scale * scale * metric.matrix[i][i];
-            signs |= u8::from(t[i] < 0.0) << i;
-        }
-        let odd = signs.count_ones() % 2 == 1;
-        let turns = if !self.even {
-            Turns::Free
-        } else if odd {
-            Turns::One
-        } else {
-            Turns::None
-        };
-        if self.points.coordinates.len() == 8 {
-            let (list, count) = shortlist::<SHORTLIST>(self.points, &linear, &square);
-            for &point in &list[..count] {
-                let half = self.candidate(point, 0, 8, signs, t, metric, scale);
-                nearest.consider([point, 0], signs, &half, metric, turns);
-            }
-        } else {
-            let (list, count) = shortlist::<HALF_SHORTLIST>(self.points, &linear[..4], &square[..4]);
-            let (second, second_count) = shortlist::<HALF_SHORTLIST>(self.points, &linear[4..], &square[4..]);
-            let mut halves = [Candidate::ZERO; HALF_SHORTLIST];
-            for (half, &point) in halves.iter_mut().zip(&second[..second_count]) {
-                *half = self.candidate(point, 4, 4, signs, t, metric, scale);
-            }
-            for &first in &list[..count] {
-                let half = self.candidate(first, 0, 4, signs, t, metric, scale);
-                for (other, &second) in halves.iter().zip(&second[..second_count]) {
-                    nearest.consider([first, second], signs, &half.plus(other), metric, turns);
-                }
-            }
-        }
-        nearest
-    }
-
-    /// A point as the weights `first..first + dims`, the other weights being left out.
-    #[inline(always)]
-    #[allow(clippy::too_many_arguments)] // what a point is compared with
-    fn candidate(
-        &self,
-        point: u16,
-        first: usize,
-        dims: usize,
-        signs: u8,
-        t: &[f32; 8],
-        metric: &Metric,
-        scale: f32,
-    ) -> Candidate {
-        let mut candidate = Candidate::ZERO;
-        for (i, &t) in t.iter().enumerate().skip(first).take(dims) {
-            let magnitude = scale * self.points.coordinates[i - first][usize::from(point)];
-            let value = if signs >> i & 1 == 1 { -magnitude } else { magnitude };
-            let difference = t - value;
-            (candidate.values[i], candidate.difference[i]) = (value, difference);
-            for (pull, m) in candidate.pull.iter_mut().zip(&metric.matrix[i]) {
-                *pull += difference * m;
-            }
-        }
-        candidate
-    }
-}
-
-/// Whether signs may deviate from those of the target.
-#[derive(Clone, Copy, PartialEq)]
-enum Turns {
-    None,
-    /// One has to.
-    One,
-    /// One may.
-    Free,
-}
-
-/// A point in units of weights, with `difference = t - values` and `pull = M difference`.
-#[derive(Clone, Copy)]
-struct Candidate {
-    values: [f32; 8],
-    difference: [f32; 8],
-    pull: [f32; 8],
-}
-
-impl Candidate {
-    const ZERO: Candidate = Candidate { values: [0.0; 8], difference: [0.0; 8], pull: [0.0; 8] };
-
-    /// Two halves of eight weights together.
-    #[inline(always)]
-    fn plus(&self, other: &Candidate) -> Candidate {
-        let mut sum = *self;
-        for i in 0..8 {
-            sum.values[i] += other.values[i];
-            sum.difference[i] += other.difference[i];
-            sum.pull[i] += other.pull[i];
-        }
-        sum
-    }
-}
-
-impl Nearest {
-    /// Compares a point, with the signs of the target or one of them turned, with the best so far.
-    #[inline(always)]
-    fn consider(&mut self, points: [u16; 2], signs: u8, candidate: &Candidate, metric: &Metric, turns: Turns) {
-        let Candidate { values, difference, pull } = candidate;
-        let mut terms = [0.0f32; 8];
-        for i in 0..8 {
-            terms[i] = difference[i] * pull[i];
-        }
-        let loss = ((terms[0] + terms[4]) + (terms[2] + terms[6])) + ((terms[1] + terms[5]) + (terms[3] + terms[7]));
-        let (mut best, mut turn) = if turns == Turns::One { (f32::INFINITY, Some(0)) } else { (loss, None) };
-        if turns != Turns::None {
-            // Turning sign i adds 2 values[i] to the difference.
-            for i in 0..8 {
-                terms[i] = loss + 4.0 * values[i] * (pull[i] + values[i] * metric.diagonal[i]);
-            }
-            for (i, &loss) in terms.iter().enumerate() {
-                if loss < best {
-                    (best, turn) = (loss, Some(i));
-                }
-            }
-        }
-        if best < self.best {
-            self.best = best;
-            self.values = *values;
-            self.octet = Octet { points, signs };
-            if let Some(i) = turn {
-                self.values[i] = -self.values[i];
-                self.octet.signs ^= 1 << i;
-            }
-        }
-    }
-}
-
-/// What eight weights store.
-#[derive(Clone, Copy, Debug, Default)]
-struct Octet {
-    points: [u16; 2],
-    signs: u8,
-}
-
-/// A search among points.
-struct Nearest {
-    best: f32,
-    octet: Octet,
-    values: [f32; 8],
 }
 
 /// What a scale code makes of a group.
@@ -416,6 +232,8 @@ pub(super) struct Metric {
     /// I + A_g.
     unit: [[f32; 8]; 8],
     cost: [f32; 8],
+    /// Whether M has nothing beside its diagonal.
+    diagonal_only: bool,
 }
 
 impl Metric {
@@ -433,7 +251,8 @@ impl Metric {
         let cost: [f32; 8] = std::array::from_fn(|i| cost[first + i]);
         let element = |i: usize, j: usize| (i.max(j)..8).fold(0.0, |sum, k| sum + unit[i][k] * cost[k] * unit[j][k]);
         let matrix = std::array::from_fn(|i| std::array::from_fn(|j| element(i, j)));
-        Metric { matrix, diagonal: std::array::from_fn(|i| element(i, i)), unit, cost }
+        let diagonal = std::array::from_fn(|i| element(i, i));
+        Metric { matrix, diagonal, unit, cost, diagonal_only: feedback.is_none() }
     }
 
     /// `w + F (I + A_g)^-1` for `targets = w + F`.
@@ -444,39 +263,4 @@ impl Metric {
         }
         std::array::from_fn(|j| weights[j] + x[j])
     }
-}
-
-/// The `K` points with the least `sum of linear * coordinate + square * coordinate^2`, best first, and how many of the
-/// list are filled.
-#[inline(always)]
-fn shortlist<const K: usize>(points: &Points, linear: &[f32], square: &[f32]) -> ([u16; K], usize) {
-    /// Points that are passed over at once when none of them is good enough.
-    const CHUNK: usize = 16;
-    let mut costs = [0.0f32; 1024];
-    let costs = &mut costs[..points.len()];
-    for (i, (l, s)) in linear.iter().zip(square).enumerate() {
-        for ((cost, v), v2) in costs.iter_mut().zip(&points.coordinates[i]).zip(&points.squares[i]) {
-            *cost += l * v + s * v2;
-        }
-    }
-    let (mut best, mut list) = ([f32::INFINITY; K], [0u16; K]);
-    let mut count = 0;
-    for (chunk, costs) in costs.as_chunks::<CHUNK>().0.iter().enumerate() {
-        let worst = best[K - 1];
-        if !costs.iter().fold(false, |any, &cost| any | (cost < worst)) {
-            continue;
-        }
-        for (k, &cost) in costs.iter().enumerate() {
-            if cost < best[K - 1] {
-                let place = best.iter().position(|&known| cost < known).unwrap_or(K - 1);
-                for i in (place + 1..K).rev() {
-                    (best[i], list[i]) = (best[i - 1], list[i - 1]);
-                }
-                (best[place], list[place]) = (cost, (chunk * CHUNK + k) as u16);
-                count = (count + 1).min(K);
-            }
-        }
-    }
-    // Costs that are not finite leave the list empty: then any point does.
-    (list, count.max(1))
 }

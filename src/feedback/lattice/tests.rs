@@ -6,13 +6,14 @@ fn the_nearest_point_is_found_when_columns_are_independent() {
     let costs: Vec<f32> = noise(8, 1).iter().map(|x| x * x + 0.1).collect();
     for ty in [TensorType::IQ2_XXS, TensorType::IQ2_XS, TensorType::IQ2_S, TensorType::IQ3_XXS, TensorType::IQ3_S] {
         let layout = LatticeLayout::of(ty).unwrap();
-        let dims = layout.points.coordinates.len();
+        let dims = layout.points.dims;
         let metric = Metric::new(&costs, None, 0);
-        let (mut sum, mut sum_expected) = (0.0, 0.0);
+        let (mut sum, mut sum_expected, mut room) = (0.0, 0.0, NO_COSTS);
         for seed in 0..20 {
             let t: [f32; 8] = noise(8, seed + 2).try_into().unwrap();
-            let scale = 0.9 / layout.points.coordinates[0].iter().fold(0.0f32, |max, v| max.max(*v));
-            let found = layout.nearest(&t, &metric, scale);
+            let largest = (0..layout.points.len()).map(|point| layout.points.row(point as u16)[0]).max().unwrap();
+            let scale = 0.9 / f32::from(largest);
+            let found = layout.nearest(&t, &metric, scale, &mut room);
             let loss = |values: &[f32; 8]| (0..8).map(|i| costs[i] * (t[i] - values[i]).powi(2)).sum::<f32>();
             assert!((loss(&found.values) - found.best).abs() <= 1e-4 * found.best);
             assert!(!layout.even || found.octet.signs.count_ones().is_multiple_of(2), "{ty}");
@@ -21,8 +22,9 @@ fn the_nearest_point_is_found_when_columns_are_independent() {
             for point in 0..layout.points.len() {
                 let others = if dims == 4 { layout.points.len() } else { 1 };
                 for other in 0..others {
-                    let magnitude =
-                        |i: usize| scale * layout.points.coordinates[i % dims][if i < dims { point } else { other }];
+                    let magnitude = |i: usize| {
+                        scale * f32::from(layout.points.row(if i < dims { point } else { other } as u16)[i % dims])
+                    };
                     let values: [f32; 8] = std::array::from_fn(|i| magnitude(i).copysign(t[i]));
                     let odd = t.iter().filter(|t| **t < 0.0).count() % 2 == 1;
                     if !(layout.even && odd) {
@@ -60,7 +62,7 @@ fn naive_row(layout: &LatticeLayout, weights: &[f32], factor: &Factor) -> (Vec<u
         parts.read_scales(layout.ty, &guess);
         for (index, group) in (block..block + LEN).step_by(layout.group).enumerate() {
             let guess = i32::from(parts.scales[index]);
-            let before = errors.clone();
+            let (before, mut room) = (errors.clone(), NO_COSTS);
             let mut least = f32::INFINITY;
             for code in (guess - REACH).max(0)..=(guess + REACH).min(TOP) {
                 let (mut tried, mut loss) = (before.clone(), 0.0);
@@ -69,7 +71,7 @@ fn naive_row(layout: &LatticeLayout, weights: &[f32], factor: &Factor) -> (Vec<u
                     let metric = Metric::new(&cost, Some((feedback, n)), first);
                     let targets: Vec<f32> = (first..first + 8).map(|j| target(&tried, j, first)).collect();
                     let wanted = metric.target(&weights[first..first + 8], &targets);
-                    let found = layout.nearest(&wanted, &metric, layout.scale(parts.d, code as u8));
+                    let found = layout.nearest(&wanted, &metric, layout.scale(parts.d, code as u8), &mut room);
                     for (j, value) in (first..).zip(found.values) {
                         loss += cost[j] * (target(&tried, j, j) - value).powi(2);
                         tried[j] = weights[j] - value;

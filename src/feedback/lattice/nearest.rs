@@ -1,0 +1,203 @@
+//! The best point and signs for eight weights.
+
+use super::points::{Costs, Lookup, Portable};
+use super::{LatticeLayout, Metric};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::Level;
+
+/// Points of eight dimensions that are compared with all of M.
+const SHORTLIST: usize = 12;
+
+/// Points of each half of eight weights whose pairs are compared with all of M.
+const HALF_SHORTLIST: usize = 4;
+
+impl LatticeLayout {
+    /// The point and signs that lose least for target `t`, compiled for wide vectors where there are some.
+    /// `costs` is room for the search.
+    pub(super) fn nearest(&self, t: &[f32; 8], metric: &Metric, scale: f32, costs: &mut Costs) -> Nearest {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use super::points::{Avx2, Avx512};
+            #[target_feature(enable = "avx512f")]
+            fn avx512(layout: &LatticeLayout, t: &[f32; 8], metric: &Metric, scale: f32, costs: &mut Costs) -> Nearest {
+                layout.find_nearest::<Avx512>(t, metric, scale, costs)
+            }
+            #[target_feature(enable = "avx2")]
+            fn avx2(layout: &LatticeLayout, t: &[f32; 8], metric: &Metric, scale: f32, costs: &mut Costs) -> Nearest {
+                layout.find_nearest::<Avx2>(t, metric, scale, costs)
+            }
+            if Level::Avx512.is_available() {
+                // SAFETY: the CPU has AVX-512, as just found.
+                return unsafe { avx512(self, t, metric, scale, costs) };
+            }
+            if Level::Avx2.is_available() {
+                // SAFETY: the CPU has AVX2, as just found.
+                return unsafe { avx2(self, t, metric, scale, costs) };
+            }
+        }
+        self.find_nearest::<Portable>(t, metric, scale, costs)
+    }
+
+    #[inline(always)]
+    fn find_nearest<L: Lookup>(&self, t: &[f32; 8], metric: &Metric, scale: f32, costs: &mut Costs) -> Nearest {
+        if metric.diagonal_only && !self.even {
+            // The list is in the right order then.
+            self.find_nearest_of::<1, 1, L>(t, metric, scale, costs)
+        } else {
+            self.find_nearest_of::<SHORTLIST, HALF_SHORTLIST, L>(t, metric, scale, costs)
+        }
+    }
+
+    /// Compares the `K` nearest points of eight dimensions, or all pairs of the `H` nearest of four.
+    #[inline(always)]
+    fn find_nearest_of<const K: usize, const H: usize, L: Lookup>(
+        &self,
+        t: &[f32; 8],
+        metric: &Metric,
+        scale: f32,
+        costs: &mut Costs,
+    ) -> Nearest {
+        let mut nearest = Nearest { best: f32::INFINITY, octet: Octet::default(), values: [0.0; 8] };
+        let (mut linear, mut square, mut signs) = ([0.0; 8], [0.0; 8], 0u8);
+        for i in 0..8 {
+            linear[i] = -2.0 * scale * metric.diagonal[i] * t[i].abs();
+            square[i] = scale * scale * metric.diagonal[i];
+            signs |= u8::from(t[i] < 0.0) << i;
+        }
+        let odd = signs.count_ones() % 2 == 1;
+        let turns = if !self.even {
+            Turns::Free
+        } else if odd {
+            Turns::One
+        } else {
+            Turns::None
+        };
+        if self.points.dims == 8 {
+            let (list, count) = self.points.shortlist::<K, L>(&linear, &square, costs);
+            for &point in &list[..count] {
+                let candidate = self.candidate::<0, 8>(point, signs, t, metric, scale);
+                nearest.consider([point, 0], signs, &candidate, metric, turns);
+            }
+        } else {
+            let (list, count) = self.points.shortlist::<H, L>(&linear[..4], &square[..4], costs);
+            let (second, second_count) = self.points.shortlist::<H, L>(&linear[4..], &square[4..], costs);
+            let mut halves = [Candidate::ZERO; H];
+            for (half, &point) in halves.iter_mut().zip(&second[..second_count]) {
+                *half = self.candidate::<4, 4>(point, signs, t, metric, scale);
+            }
+            for &first in &list[..count] {
+                let half = self.candidate::<0, 4>(first, signs, t, metric, scale);
+                for (other, &second) in halves.iter().zip(&second[..second_count]) {
+                    nearest.consider([first, second], signs, &half.plus(other), metric, turns);
+                }
+            }
+        }
+        nearest
+    }
+
+    /// A point as the weights `FIRST..FIRST + DIMS`, the other weights being left out.
+    #[inline(always)]
+    fn candidate<const FIRST: usize, const DIMS: usize>(
+        &self,
+        point: u16,
+        signs: u8,
+        t: &[f32; 8],
+        metric: &Metric,
+        scale: f32,
+    ) -> Candidate {
+        let mut candidate = Candidate::ZERO;
+        let row = self.points.row(point);
+        for i in FIRST..FIRST + DIMS {
+            let magnitude = scale * f32::from(row[i - FIRST]);
+            let value = if signs >> i & 1 == 1 { -magnitude } else { magnitude };
+            let difference = t[i] - value;
+            (candidate.values[i], candidate.difference[i]) = (value, difference);
+            for (pull, m) in candidate.pull.iter_mut().zip(&metric.matrix[i]) {
+                *pull += difference * m;
+            }
+        }
+        candidate
+    }
+}
+
+/// Whether signs may deviate from those of the target.
+#[derive(Clone, Copy, PartialEq)]
+enum Turns {
+    None,
+    /// One has to.
+    One,
+    /// One may.
+    Free,
+}
+
+/// A point in units of weights, with `difference = t - values` and `pull = M difference`.
+#[derive(Clone, Copy)]
+struct Candidate {
+    values: [f32; 8],
+    difference: [f32; 8],
+    pull: [f32; 8],
+}
+
+impl Candidate {
+    const ZERO: Candidate = Candidate { values: [0.0; 8], difference: [0.0; 8], pull: [0.0; 8] };
+
+    /// Two halves of eight weights together.
+    #[inline(always)]
+    fn plus(&self, other: &Candidate) -> Candidate {
+        let mut sum = *self;
+        for i in 0..8 {
+            sum.values[i] += other.values[i];
+            sum.difference[i] += other.difference[i];
+            sum.pull[i] += other.pull[i];
+        }
+        sum
+    }
+}
+
+impl Nearest {
+    /// Compares a point, with the signs of the target or one of them turned, with the best so far.
+    #[inline(always)]
+    fn consider(&mut self, points: [u16; 2], signs: u8, candidate: &Candidate, metric: &Metric, turns: Turns) {
+        let Candidate { values, difference, pull } = candidate;
+        let mut terms = [0.0f32; 8];
+        for i in 0..8 {
+            terms[i] = difference[i] * pull[i];
+        }
+        let loss = ((terms[0] + terms[4]) + (terms[2] + terms[6])) + ((terms[1] + terms[5]) + (terms[3] + terms[7]));
+        let (mut best, mut turn) = if turns == Turns::One { (f32::INFINITY, Some(0)) } else { (loss, None) };
+        if turns != Turns::None {
+            // Turning sign i adds 2 values[i] to the difference.
+            for i in 0..8 {
+                terms[i] = loss + 4.0 * values[i] * (pull[i] + values[i] * metric.diagonal[i]);
+            }
+            for (i, &loss) in terms.iter().enumerate() {
+                if loss < best {
+                    (best, turn) = (loss, Some(i));
+                }
+            }
+        }
+        if best < self.best {
+            self.best = best;
+            self.values = *values;
+            self.octet = Octet { points, signs };
+            if let Some(i) = turn {
+                self.values[i] = -self.values[i];
+                self.octet.signs ^= 1 << i;
+            }
+        }
+    }
+}
+
+/// What eight weights store.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Octet {
+    pub points: [u16; 2],
+    pub signs: u8,
+}
+
+/// A search among points.
+pub(super) struct Nearest {
+    pub best: f32,
+    pub octet: Octet,
+    pub values: [f32; 8],
+}
