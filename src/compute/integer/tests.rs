@@ -6,13 +6,12 @@ use crate::gguf::TensorType;
 use crate::quant::{codec, quantize_rows};
 
 fn engines() -> Vec<Engine> {
-    let mut engines = vec![portable::engine()];
     #[cfg(target_arch = "x86_64")]
     match vnni::engine() {
-        Some(engine) => engines.push(engine),
+        Some(engine) => return vec![portable::engine(), engine],
         None => eprintln!("skipped: avx512-vnni (this CPU lacks it, or LWQ_ISA forbids it)"),
     }
-    engines
+    vec![portable::engine()]
 }
 
 fn product(engine: Engine, x: &IntegerActivations, w: &Matrix, ldy: usize) -> Vec<f32> {

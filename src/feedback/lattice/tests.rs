@@ -1,10 +1,13 @@
 use super::super::tests::{fed_back, moment, noise};
 use super::*;
 
+const TYPES: [TensorType; 5] =
+    [TensorType::IQ2_XXS, TensorType::IQ2_XS, TensorType::IQ2_S, TensorType::IQ3_XXS, TensorType::IQ3_S];
+
 #[test]
 fn the_nearest_point_is_found_when_columns_are_independent() {
     let costs: Vec<f32> = noise(8, 1).iter().map(|x| x * x + 0.1).collect();
-    for ty in [TensorType::IQ2_XXS, TensorType::IQ2_XS, TensorType::IQ2_S, TensorType::IQ3_XXS, TensorType::IQ3_S] {
+    for ty in TYPES {
         let layout = LatticeLayout::of(ty).unwrap();
         let dims = layout.points.dims;
         let metric = Metric::new(&costs, None, 0);
@@ -93,23 +96,28 @@ fn naive_row(layout: &LatticeLayout, weights: &[f32], factor: &Factor) -> (Vec<u
     (bytes, errors)
 }
 
+/// Blocks and errors of the tiled loop.
+fn tiled(layout: &LatticeLayout, rows: &[f32], factor: &Factor) -> (Vec<u8>, Vec<f32>) {
+    let mut errors = vec![0.0; rows.len()];
+    let parts = round_task(layout, rows, factor, factor.feedback().unwrap(), &mut errors).unwrap();
+    let mut bytes = vec![0; parts.len() * layout.bytes];
+    for (parts, block) in parts.iter().zip(bytes.chunks_exact_mut(layout.bytes)) {
+        parts.write(layout.ty, block);
+    }
+    (bytes, errors)
+}
+
 #[test]
 fn the_tiled_loop_agrees_with_the_naive_one() {
     let n = 768;
     let factor = Factor::new(&moment(900, n, 5), 0.02).unwrap();
     let rows = noise(3 * n, 6);
-    for ty in [TensorType::IQ2_XXS, TensorType::IQ2_XS, TensorType::IQ2_S, TensorType::IQ3_XXS, TensorType::IQ3_S] {
+    for ty in TYPES {
         let layout = LatticeLayout::of(ty).unwrap();
-        let mut errors = vec![0.0; rows.len()];
-        let parts = round_task(&layout, &rows, &factor, factor.feedback().unwrap(), &mut errors).unwrap();
+        let (bytes, errors) = tiled(&layout, &rows, &factor);
         for (row, weights) in rows.chunks_exact(n).enumerate() {
             let (expected, expected_errors) = naive_row(&layout, weights, &factor);
-            let mut bytes = vec![0; expected.len()];
-            let parts = &parts[row * (n / LEN)..][..n / LEN];
-            for (parts, block) in parts.iter().zip(bytes.chunks_exact_mut(layout.bytes)) {
-                parts.write(ty, block);
-            }
-            assert!(bytes == expected, "{ty}, row {row}");
+            assert!(bytes[row * expected.len()..][..expected.len()] == expected, "{ty}, row {row}");
             assert_eq!(errors[row * n..][..n], expected_errors, "{ty}");
         }
     }
@@ -120,14 +128,8 @@ fn rounding_reckons_with_the_values_that_readers_decode() {
     let n = 512;
     let factor = Factor::new(&moment(700, n, 3), 0.02).unwrap();
     let rows = noise(3 * n, 4);
-    for ty in [TensorType::IQ2_XXS, TensorType::IQ2_XS, TensorType::IQ2_S, TensorType::IQ3_XXS, TensorType::IQ3_S] {
-        let layout = LatticeLayout::of(ty).unwrap();
-        let mut errors = vec![0.0; rows.len()];
-        let parts = round_task(&layout, &rows, &factor, factor.feedback().unwrap(), &mut errors).unwrap();
-        let mut bytes = vec![0; parts.len() * layout.bytes];
-        for (parts, block) in parts.iter().zip(bytes.chunks_exact_mut(layout.bytes)) {
-            parts.write(ty, block);
-        }
+    for ty in TYPES {
+        let (bytes, errors) = tiled(&LatticeLayout::of(ty).unwrap(), &rows, &factor);
         let mut decoded = vec![0.0; rows.len()];
         quant::dequantize(ty, &bytes, &mut decoded).unwrap();
         for ((w, q), error) in rows.iter().zip(&decoded).zip(&errors) {
