@@ -67,6 +67,11 @@ fn several_targets_and_plans_make_a_file_each() {
     let plans = report(args!["--plan", &plan, "--plan", &larger]);
     assert_eq!(plans["outputs"][1]["target"].as_str(), Some("plan: like Q6_K"));
     assert_eq!(files_in(&folder).len(), 4);
+    let twin = dir.path().join("twin.json");
+    std::fs::copy(&plan, &twin).unwrap();
+    report(args!["--plan", &plan, "--plan", &twin]);
+    assert!(folder.join("model-plan.gguf").is_file(), "plans of the same bits per weight name their outputs");
+    assert!(folder.join("model-twin.gguf").is_file());
     let alone = dir.path().join("alone.gguf");
     stdout_of(run(args!["quantize", &model, &alone, "--imatrix", &imatrix, "--plan", &plan, "--quiet"]));
     let planned = plans["outputs"][0]["output"][0].as_str().unwrap();

@@ -133,7 +133,7 @@ impl QuantizeArgs {
         let started = Instant::now();
         self.check_folder()?;
         let gguf = plan::open_source(&self.input)?;
-        let plans = self.plan.iter().map(|path| Planned::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
+        let plans = Planned::read_all(&self.plan)?;
         let method = self.method(&plans)?;
         if method == Method::Feedback && !self.prune_layers.is_empty() {
             let advice = "remove the layers first with --target COPY, then quantize that file";

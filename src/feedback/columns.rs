@@ -8,6 +8,15 @@ use crate::vectorized::vectorized;
 /// matrix product. Every block format divides it.
 pub(super) const TILE: usize = 256;
 
+/// Least rows of one task.
+pub(super) const TASK_ROWS: usize = 64;
+
+/// Rows that are worth multiplying with a matrix of `n` columns at once: enough to make good use of each tile that is
+/// read, and more where the matrix is larger than the caches and reading takes the time.
+pub(super) fn rows_at_once(n: usize) -> usize {
+    TASK_ROWS * (n / 384).clamp(1, 4)
+}
+
 /// One row of a tile. All slices have one element per column of the tile.
 pub(super) struct TileRow<'a, P> {
     /// The weights themselves.
@@ -31,11 +40,13 @@ impl Layout {
         for (block, parts) in parts.iter_mut().enumerate() {
             let start = block * self.len;
             let end = start + self.len;
-            let scales = self.block_scales(&targets[start..end], &cost[start..end]);
+            let (scales, fits) = self.block_scales(&targets[start..end], &cost[start..end]);
             (parts.d, parts.dmin) = (scales.d, scales.dmin);
             for (index, first) in (start..end).step_by(self.group).enumerate() {
                 let group = first..first + self.group;
-                let choice = self.group_choice(scales, &targets[group.clone()], &cost[group.clone()]);
+                // The targets are still those that the block's scales were chosen for.
+                let fit = (index == 0 || feedback.is_none()).then_some(&fits[index]);
+                let choice = self.group_choice(scales, fit, &targets[group.clone()], &cost[group.clone()]);
                 (parts.scales[index], parts.mins[index]) = (choice.scale, choice.min);
                 for j in group.clone() {
                     let (value, level) = choice.grid.round(targets[j]);

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::columns::TILE;
+use super::columns::{TILE, rows_at_once};
 use super::error::FeedbackError;
 use crate::compute::{GemmOperand, accumulate_second_moment, gemm_f32};
 
@@ -15,9 +15,6 @@ const ROWS_FOR_MEDIAN: usize = 32;
 
 /// Rows scaled at a time.
 const CHUNK_TOKENS: usize = 2048;
-
-/// Rows of weights of one task of [`SecondMoment::loss`].
-const LOSS_ROWS: usize = 64;
 
 /// Sums of `x x^T` over the inputs `x` of a weight matrix.
 #[derive(Clone, Debug)]
@@ -151,8 +148,8 @@ impl SecondMoment {
         }
         let diagonals: Vec<Vec<f32>> = (0..n).step_by(TILE).map(|start| self.halved_diagonal_tile(start)).collect();
         let sums: Vec<f64> = original
-            .par_chunks(LOSS_ROWS * n)
-            .zip(rounded.par_chunks(LOSS_ROWS * n))
+            .par_chunks(rows_at_once(n) * n)
+            .zip(rounded.par_chunks(rows_at_once(n) * n))
             .map(|(original, rounded)| {
                 let errors: Vec<f32> = original.iter().zip(rounded).map(|(w, q)| w - q).collect();
                 self.quadratic_form(&errors, &diagonals)

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::columns::{TILE, TileRow};
+use super::columns::{TASK_ROWS, TILE, TileRow, rows_at_once};
 use super::error::FeedbackError;
 use super::factor::Factor;
 use super::lattice::{self, LatticeLayout};
@@ -13,11 +13,14 @@ use crate::gguf::TensorType;
 use crate::quant::types::parts::{LatticeParts, Parts};
 use crate::quant::{self, QuantError, codec, first_non_finite};
 
-/// Rows of one task: enough to make good use of each tile of A that is read for them.
-const TASK_ROWS: usize = 64;
-
 /// Passes of coordinate descent after rounding.
 const SWEEPS: usize = 2;
+
+/// Rows of one task: every thread of the pool should have a share of `rows`.
+fn task_rows(n: usize, rows: usize) -> usize {
+    let share = rows.div_ceil(rayon::current_num_threads());
+    rows_at_once(n).min(share).max(TASK_ROWS)
+}
 
 /// A format that this module knows how to round to.
 enum Format {
@@ -64,7 +67,8 @@ pub fn round_rows(
     }
     let row_bytes = checked_row_bytes(ty, rows, n, out)?;
     let plain = column_weights(Some(factor.plain()), n);
-    let tasks = rows.par_chunks(TASK_ROWS * n).zip(out.par_chunks_mut(TASK_ROWS * row_bytes));
+    let task_rows = task_rows(n, rows.len() / n);
+    let tasks = rows.par_chunks(task_rows * n).zip(out.par_chunks_mut(task_rows * row_bytes));
     tasks.try_for_each(|(rows, out)| {
         search_task(ty, Some(&format), rows, &plain, Some(factor.plain()), out)?;
         let Some(feedback) = factor.feedback() else { return Ok(()) };

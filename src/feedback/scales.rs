@@ -300,13 +300,14 @@ impl Ranking {
 }
 
 impl Layout {
-    /// Chooses the scales of a block for weights `v` whose errors weigh `w`.
-    pub(super) fn block_scales(&self, v: &[f32], w: &[f32]) -> BlockScales {
-        match self.kind {
+    /// Chooses the scales of a block for weights `v` whose errors weigh `w`. Beside them stand the optima of its groups,
+    /// if it has any.
+    pub(super) fn block_scales(&self, v: &[f32], w: &[f32]) -> (BlockScales, [GroupFit; MAX_GROUPS]) {
+        let mut fits = [GroupFit::default(); MAX_GROUPS];
+        let scales = match self.kind {
             Kind::Step => self.block_step(v, w),
             Kind::Line => self.block_line(v, w),
             Kind::GroupSteps { .. } | Kind::GroupLines { .. } => {
-                let mut fits = [GroupFit::default(); MAX_GROUPS];
                 let groups = self.len / self.group;
                 for (fit, (v, w)) in fits.iter_mut().zip(v.chunks_exact(self.group).zip(w.chunks_exact(self.group))) {
                     *fit = self.fit(v, w);
@@ -327,17 +328,28 @@ impl Layout {
                 }
                 best.1
             }
-        }
+        };
+        (scales, fits)
     }
 
-    /// Chooses what a group stores under the scales of its block, for weights `v` whose errors weigh `w`.
-    pub(super) fn group_choice(&self, scales: BlockScales, v: &[f32], w: &[f32]) -> GroupChoice {
+    /// Chooses what a group stores under the scales of its block, for weights `v` whose errors weigh `w`. `fit` is the
+    /// group's optimum, if it is known already.
+    pub(super) fn group_choice(
+        &self,
+        scales: BlockScales,
+        fit: Option<&GroupFit>,
+        v: &[f32],
+        w: &[f32],
+    ) -> GroupChoice {
         match self.kind {
             Kind::Step | Kind::Line => {
                 let grid = Grid::new(scales.d, scales.dmin, self.whole);
                 GroupChoice { grid, scale: 0, min: 0, error: self.error(v, w, scales.d, scales.dmin) }
             }
-            Kind::GroupSteps { .. } | Kind::GroupLines { .. } => self.choose(scales, &self.fit(v, w), v, w),
+            Kind::GroupSteps { .. } | Kind::GroupLines { .. } => match fit {
+                Some(fit) => self.choose(scales, fit, v, w),
+                None => self.choose(scales, &self.fit(v, w), v, w),
+            },
         }
     }
 

@@ -114,12 +114,12 @@ fn naive_row(layout: &Layout, weights: &[f32], cost: &[f32], feedback: &[f32]) -
     for block in (0..n).step_by(layout.len) {
         let columns = block..block + layout.len;
         let targets: Vec<f32> = columns.clone().map(|j| target(&errors, j, block)).collect();
-        let scales = layout.block_scales(&targets, &cost[columns.clone()]);
+        let (scales, _) = layout.block_scales(&targets, &cost[columns.clone()]);
         let mut parts = Parts { d: scales.d, dmin: scales.dmin, ..Parts::ZERO };
         for (index, group) in columns.step_by(layout.group).enumerate() {
             let columns = group..group + layout.group;
             let targets: Vec<f32> = columns.clone().map(|j| target(&errors, j, group)).collect();
-            let choice = layout.group_choice(scales, &targets, &cost[columns.clone()]);
+            let choice = layout.group_choice(scales, None, &targets, &cost[columns.clone()]);
             (parts.scales[index], parts.mins[index]) = (choice.scale, choice.min);
             for j in columns {
                 let (value, level) = choice.grid.round(target(&errors, j, j));
@@ -269,13 +269,19 @@ fn the_number_of_threads_changes_nothing() {
 
 #[test]
 fn rows_do_not_depend_on_their_neighbours() {
-    let n = 256;
-    let factor = Factor::new(&moment(500, n, 13), 0.02).unwrap();
-    let weights = noise(70 * n, 14);
-    let ty = TensorType::Q4_K;
-    let all = rounded(ty, &weights, n, &factor);
-    let alone = rounded(ty, &weights[65 * n..66 * n], n, &factor);
-    assert!(all[65 * alone.len()..66 * alone.len()] == alone);
+    // Wide rows come in larger tasks, unless there are threads enough to share them out.
+    for (n, ty, threads) in [(256, TensorType::Q4_K, 1), (2048, TensorType::Q4_K, 1), (2048, TensorType::IQ3_S, 2)] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let factor = Factor::new(&moment(300, n, 13), 0.02).unwrap();
+            let weights = noise(140 * n, 14);
+            let all = rounded(ty, &weights, n, &factor);
+            for row in [0, 63, 65, 139] {
+                let alone = rounded(ty, &weights[row * n..(row + 1) * n], n, &factor);
+                assert!(all[row * alone.len()..(row + 1) * alone.len()] == alone, "{ty}, {n} columns, row {row}");
+            }
+        });
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Quantizing after a plan, read from a file or made on the way.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
@@ -25,6 +25,8 @@ pub(super) struct Planned {
     name: String,
     /// Digest of the plan's text.
     sha256: String,
+    /// What the output's default name ends in.
+    suffix: String,
 }
 
 impl QuantizeArgs {
@@ -67,18 +69,30 @@ impl QuantizeArgs {
         notes.iter().for_each(|line| common.warn(line));
         common.note(summary(&plan));
         let sha256 = PlanFile::digest(&plan.to_text());
-        Ok(Some(Planned { plan, name: "the plan".to_owned(), sha256 }))
+        Ok(Some(Planned { suffix: suffix(&plan), plan, name: "the plan".to_owned(), sha256 }))
     }
 }
 
 impl Planned {
-    /// A plan of `--plan`.
+    /// The plans of `--plan`. Those that come to the same bits per weight name their outputs after their files.
     ///
     /// # Errors
-    /// When it cannot be read.
-    pub fn read(path: &Path) -> Result<Planned> {
+    /// When one cannot be read.
+    pub fn read_all(paths: &[PathBuf]) -> Result<Vec<Planned>> {
+        let mut plans = paths.iter().map(|path| Planned::read(path)).collect::<Result<Vec<_>>>()?;
+        let suffixes: Vec<String> = plans.iter().map(|planned| planned.suffix.clone()).collect();
+        for (planned, path) in plans.iter_mut().zip(paths) {
+            let sharing = suffixes.iter().filter(|suffix| **suffix == planned.suffix).count();
+            if let Some(stem) = path.file_stem().filter(|_| sharing > 1) {
+                planned.suffix = stem.to_string_lossy().into_owned();
+            }
+        }
+        Ok(plans)
+    }
+
+    fn read(path: &Path) -> Result<Planned> {
         let (plan, sha256) = PlanFile::read(path)?;
-        Ok(Planned { plan, name: path.display().to_string(), sha256 })
+        Ok(Planned { suffix: suffix(&plan), plan, name: path.display().to_string(), sha256 })
     }
 
     /// The types of all tensors, after checking that the plan belongs to these files.
@@ -137,7 +151,7 @@ impl Planned {
 
     /// What the output's default name ends in.
     pub fn suffix(&self) -> String {
-        format!("{:.2}bpw", self.plan.bits_per_weight)
+        self.suffix.clone()
     }
 
     /// A note where the files come out larger than planned for: other options of the run make them so.
@@ -149,6 +163,10 @@ impl Planned {
             self.name
         ))
     }
+}
+
+fn suffix(plan: &PlanFile) -> String {
+    format!("{:.2}bpw", plan.bits_per_weight)
 }
 
 /// Bytes of the file that `lwq quantize --target` writes with this imatrix, headers and padding included. With feedback

@@ -76,7 +76,7 @@ impl LatticeLayout {
             let (list, count) = self.points.shortlist::<K, L>(&linear, &square, costs);
             for &point in &list[..count] {
                 let candidate = self.candidate::<0, 8>(point, signs, t, metric, scale);
-                nearest.consider([point, 0], signs, &candidate, metric, turns);
+                nearest.consider::<L>([point, 0], signs, &candidate, metric, turns);
             }
         } else {
             let (list, count) = self.points.shortlist::<H, L>(&linear[..4], &square[..4], costs);
@@ -88,7 +88,7 @@ impl LatticeLayout {
             for &first in &list[..count] {
                 let half = self.candidate::<0, 4>(first, signs, t, metric, scale);
                 for (other, &second) in halves.iter().zip(&second[..second_count]) {
-                    nearest.consider([first, second], signs, &half.plus(other), metric, turns);
+                    nearest.consider::<L>([first, second], signs, &half.plus(other), metric, turns);
                 }
             }
         }
@@ -157,23 +157,22 @@ impl Candidate {
 impl Nearest {
     /// Compares a point, with the signs of the target or one of them turned, with the best so far.
     #[inline(always)]
-    fn consider(&mut self, points: [u16; 2], signs: u8, candidate: &Candidate, metric: &Metric, turns: Turns) {
+    fn consider<L: Lookup>(
+        &mut self,
+        points: [u16; 2],
+        signs: u8,
+        candidate: &Candidate,
+        metric: &Metric,
+        turns: Turns,
+    ) {
         let Candidate { values, difference, pull } = candidate;
-        let mut terms = [0.0f32; 8];
-        for i in 0..8 {
-            terms[i] = difference[i] * pull[i];
-        }
-        let loss = ((terms[0] + terms[4]) + (terms[2] + terms[6])) + ((terms[1] + terms[5]) + (terms[3] + terms[7]));
+        let loss = L::dot(difference, pull);
         let (mut best, mut turn) = if turns == Turns::One { (f32::INFINITY, Some(0)) } else { (loss, None) };
         if turns != Turns::None {
             // Turning sign i adds 2 values[i] to the difference.
-            for i in 0..8 {
-                terms[i] = loss + 4.0 * values[i] * (pull[i] + values[i] * metric.diagonal[i]);
-            }
-            for (i, &loss) in terms.iter().enumerate() {
-                if loss < best {
-                    (best, turn) = (loss, Some(i));
-                }
+            let (turned, place) = L::least_turn(loss, values, pull, &metric.diagonal);
+            if turned < best {
+                (best, turn) = (turned, Some(place));
             }
         }
         if best < self.best {

@@ -110,11 +110,12 @@ impl Points {
         let (mut best, mut list) = ([f32::INFINITY; K], [0u16; K]);
         let mut count = 0;
         for (chunk, costs) in costs.as_chunks::<CHUNK>().0.iter().enumerate() {
-            if !costs.iter().fold(false, |any, &cost| any | (cost <= bound)) {
-                continue;
-            }
-            for (k, &cost) in costs.iter().enumerate() {
-                if cost <= bound && cost < best[K - 1] {
+            let mut near = L::near(costs, bound);
+            while near != 0 {
+                let k = near.trailing_zeros() as usize;
+                near &= near - 1;
+                let cost = costs[k % CHUNK];
+                if cost < best[K - 1] {
                     let place = best.iter().position(|&known| cost < known).unwrap_or(K - 1);
                     for i in (place + 1..K).rev() {
                         (best[i], list[i]) = (best[i - 1], list[i - 1]);
@@ -151,6 +152,15 @@ pub(super) trait Lookup {
     /// Writes what each point costs: `(0 + 1) + (2 + 3)` of its entries. Gives the least of the costs at each place of
     /// a chunk, infinity where there is none.
     fn costs(entries: &[Vec<u8>; TABLES], tables: &Tables, costs: &mut [f32]) -> [f32; CHUNK];
+
+    /// A bit for each of the costs that is at most `bound`.
+    fn near(costs: &[f32; CHUNK], bound: f32) -> u32;
+
+    /// `sum of x * y`, as `((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7))`.
+    fn dot(x: &[f32; 8], y: &[f32; 8]) -> f32;
+
+    /// The least of `base + 4 v (p + v d)` over eight values each, and the first place where it is.
+    fn least_turn(base: f32, v: &[f32; 8], p: &[f32; 8], d: &[f32; 8]) -> (f32, usize);
 }
 
 /// For every machine.
@@ -168,6 +178,26 @@ impl Lookup for Portable {
         }
         least
     }
+
+    fn near(costs: &[f32; CHUNK], bound: f32) -> u32 {
+        costs.iter().rev().fold(0, |near, &cost| near << 1 | u32::from(cost <= bound))
+    }
+
+    fn dot(x: &[f32; 8], y: &[f32; 8]) -> f32 {
+        let terms: [f32; 8] = std::array::from_fn(|i| x[i] * y[i]);
+        ((terms[0] + terms[4]) + (terms[2] + terms[6])) + ((terms[1] + terms[5]) + (terms[3] + terms[7]))
+    }
+
+    fn least_turn(base: f32, v: &[f32; 8], p: &[f32; 8], d: &[f32; 8]) -> (f32, usize) {
+        let mut least = (f32::INFINITY, 0);
+        for i in 0..8 {
+            let turn = base + 4.0 * v[i] * (p[i] + v[i] * d[i]);
+            if turn < least.0 {
+                least = (turn, i);
+            }
+        }
+        least
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -175,7 +205,7 @@ pub(super) use x86_64::{Avx2, Avx512};
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64 {
-    use super::{CHUNK, ENTRIES, Lookup, TABLES, Tables};
+    use super::{CHUNK, Lookup, TABLES, Tables};
     use std::arch::x86_64::*;
 
     /// For callers that are compiled for AVX2.
@@ -187,17 +217,74 @@ mod x86_64 {
             // SAFETY: the caller runs on a CPU with AVX2.
             unsafe { avx2(entries, tables, costs) }
         }
+
+        #[inline(always)]
+        fn near(costs: &[f32; CHUNK], bound: f32) -> u32 {
+            // SAFETY: the caller runs on a CPU with AVX2.
+            unsafe { near_avx2(costs, bound) }
+        }
+
+        #[inline(always)]
+        fn dot(x: &[f32; 8], y: &[f32; 8]) -> f32 {
+            // SAFETY: the caller runs on a CPU with AVX2.
+            unsafe { dot_avx2(x, y) }
+        }
+
+        #[inline(always)]
+        fn least_turn(base: f32, v: &[f32; 8], p: &[f32; 8], d: &[f32; 8]) -> (f32, usize) {
+            // SAFETY: the caller runs on a CPU with AVX2.
+            unsafe { least_turn_avx2(base, v, p, d) }
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn load(from: &[f32; 8]) -> __m256 {
+        // SAFETY: eight floats are there.
+        unsafe { _mm256_loadu_ps(from.as_ptr()) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn near_avx2(costs: &[f32; CHUNK], bound: f32) -> u32 {
+        let near = |costs| {
+            let near = _mm256_cmp_ps::<_CMP_LE_OQ>(load(costs), _mm256_set1_ps(bound));
+            _mm256_movemask_ps(near) as u32
+        };
+        let halves = costs.as_chunks::<8>().0;
+        near(&halves[0]) | near(&halves[1]) << 8
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn dot_avx2(x: &[f32; 8], y: &[f32; 8]) -> f32 {
+        let terms = _mm256_mul_ps(load(x), load(y));
+        let four = _mm_add_ps(_mm256_castps256_ps128(terms), _mm256_extractf128_ps::<1>(terms));
+        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn least_turn_avx2(base: f32, v: &[f32; 8], p: &[f32; 8], d: &[f32; 8]) -> (f32, usize) {
+        let (v, p, d) = (load(v), load(p), load(d));
+        let gain = _mm256_mul_ps(_mm256_mul_ps(_mm256_set1_ps(4.0), v), _mm256_add_ps(p, _mm256_mul_ps(v, d)));
+        // NaN becomes infinity.
+        let turns = _mm256_min_ps(_mm256_add_ps(_mm256_set1_ps(base), gain), _mm256_set1_ps(f32::INFINITY));
+        let four = _mm_min_ps(_mm256_castps256_ps128(turns), _mm256_extractf128_ps::<1>(turns));
+        let two = _mm_min_ps(four, _mm_movehl_ps(four, four));
+        let least = _mm_cvtss_f32(_mm_min_ss(two, _mm_movehdup_ps(two)));
+        let places = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_EQ_OQ>(turns, _mm256_set1_ps(least)));
+        (least, places.trailing_zeros() as usize % 8)
     }
 
     #[inline]
     #[target_feature(enable = "avx2")]
     fn avx2(entries: &[Vec<u8>; TABLES], tables: &Tables, costs: &mut [f32]) -> [f32; CHUNK] {
-        let load = |from: &[f32; ENTRIES], at: usize| {
-            let half = &from[at..at + 8];
-            // SAFETY: eight floats are there.
-            unsafe { _mm256_loadu_ps(half.as_ptr()) }
-        };
-        let tables = [0, 1, 2, 3].map(|k| [load(&tables[k], 0), load(&tables[k], 8)]);
+        let tables = tables.each_ref().map(|table| {
+            let halves = table.as_chunks::<8>().0;
+            [load(&halves[0]), load(&halves[1])]
+        });
         let mut least = [_mm256_set1_ps(f32::INFINITY); 2];
         let chunks = entries.each_ref().map(|entries| entries.as_chunks::<8>().0);
         for (chunk, out) in costs.as_chunks_mut::<8>().0.iter_mut().enumerate() {
@@ -230,6 +317,30 @@ mod x86_64 {
             // SAFETY: the caller runs on a CPU with AVX-512.
             unsafe { avx512(entries, tables, costs) }
         }
+
+        #[inline(always)]
+        fn near(costs: &[f32; CHUNK], bound: f32) -> u32 {
+            // SAFETY: the caller runs on a CPU with AVX-512.
+            unsafe { near_avx512(costs, bound) }
+        }
+
+        #[inline(always)]
+        fn dot(x: &[f32; 8], y: &[f32; 8]) -> f32 {
+            Avx2::dot(x, y)
+        }
+
+        #[inline(always)]
+        fn least_turn(base: f32, v: &[f32; 8], p: &[f32; 8], d: &[f32; 8]) -> (f32, usize) {
+            Avx2::least_turn(base, v, p, d)
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn near_avx512(costs: &[f32; CHUNK], bound: f32) -> u32 {
+        // SAFETY: sixteen floats are there.
+        let costs = unsafe { _mm512_loadu_ps(costs.as_ptr()) };
+        _mm512_cmp_ps_mask::<_CMP_LE_OQ>(costs, _mm512_set1_ps(bound)).into()
     }
 
     #[inline]

@@ -1,4 +1,5 @@
 use super::super::tests::{fed_back, moment, noise};
+use super::points::{Lookup, Portable};
 use super::*;
 
 const TYPES: [TensorType; 5] =
@@ -46,6 +47,40 @@ fn the_nearest_point_is_found_when_columns_are_independent() {
         }
         // The list is made without regard to parity.
         assert!(sum <= 1.02 * sum_expected, "{ty}: {sum} for {sum_expected}");
+    }
+}
+
+/// What the small functions of a search find in `x` and `y`: all NaN are one, and so are both zeros.
+fn found_by<L: Lookup>(x: &[f32; 16], y: &[f32; 16]) -> (u32, u32, (u32, usize)) {
+    let [[a, b], [c, _]] = [x, y].map(|v| [0, 8].map(|at| v[at..at + 8].try_into().unwrap()));
+    let bits = |x: f32| if x.is_nan() { f32::NAN.to_bits() } else { (x + 0.0).to_bits() };
+    let (least, place) = L::least_turn(x[3], &a, &b, &c);
+    (L::near(x, y[0]), bits(L::dot(&a, &b)), (bits(least), place))
+}
+
+#[test]
+fn vector_code_finds_what_portable_code_finds() {
+    let odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, 1e38, 1.0, 1.0];
+    for seed in 0..200 {
+        let mut numbers = noise(32, seed);
+        // Ties, and every second time numbers that no model has.
+        numbers.iter_mut().for_each(|x| *x = (*x * 4.0).round() / 4.0);
+        if seed % 2 == 1 {
+            numbers[seed as usize % 32] = odd[seed as usize / 2 % 8];
+        }
+        let [x, y] = [0, 16].map(|at| numbers[at..at + 16].try_into().unwrap());
+        let expected = found_by::<Portable>(&x, &y);
+        assert_eq!(expected.0.count_ones() as usize, x.iter().filter(|x| **x <= y[0]).count());
+        #[cfg(target_arch = "x86_64")]
+        {
+            use super::points::{Avx2, Avx512};
+            if crate::cpu::Level::Avx2.is_available() {
+                assert_eq!(found_by::<Avx2>(&x, &y), expected, "{x:?} {y:?}");
+            }
+            if crate::cpu::Level::Avx512.is_available() {
+                assert_eq!(found_by::<Avx512>(&x, &y), expected, "{x:?} {y:?}");
+            }
+        }
     }
 }
 
