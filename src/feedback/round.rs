@@ -82,9 +82,9 @@ pub fn round_rows(
                 losses
             }
             Format::Lattice(layout) => {
-                let parts = lattice::round_task(layout, rows, factor, feedback, &mut errors)?;
+                let (parts, losses) = lattice::round_task(layout, rows, factor, feedback, &mut errors, SWEEPS)?;
                 write_lattice(layout, &parts, &mut bytes);
-                losses(&errors, n, factor, feedback)
+                losses
             }
         };
         let rows = out.chunks_exact_mut(row_bytes).zip(bytes.chunks_exact(row_bytes));

@@ -6,7 +6,8 @@
 //! and five sums say what any step along them is worth. Steps are only taken when they lower the loss.
 //!
 //! H is not at hand but for tiles on its diagonal: the `g` of a tile's columns comes from the factor, as
-//! `(u D) (I + A)^T`, and the tile's changes go back into `u` by another product.
+//! `(u D) (I + A)^T`, and the tile's changes go back into `u` by another product. What is done within a tile depends on
+//! the format: here for weights that are rounded one by one, in [`lattice`](super::lattice) for eight at a time.
 
 use super::columns::TILE;
 use super::factor::Factor;
@@ -20,25 +21,37 @@ use crate::vectorized::vectorized;
 const REACH: i32 = 3;
 
 /// Rows that are being rounded, row-major: `[rows, n]` floats, `[rows, n / block]` parts.
-pub(super) struct Rounded<'a> {
+pub(super) struct Rounded<'a, P> {
     pub weights: &'a [f32],
     /// Weights minus rounded weights.
     pub errors: &'a mut [f32],
     /// Errors with their feedback, `E (I + A)`.
     pub u: &'a mut [f32],
-    pub parts: &'a mut [Parts],
+    pub parts: &'a mut [P],
 }
 
-/// Goes through all columns once.
-pub(super) fn sweep(layout: &Layout, rows: Rounded<'_>, factor: &Factor, feedback: &[f32]) {
+/// Goes through all columns of weights that are rounded one by one.
+pub(super) fn sweep(layout: &Layout, rows: Rounded<'_, Parts>, factor: &Factor, feedback: &[f32]) {
+    sweep_tiles(layout.len, rows, factor, feedback, |_, tile, parts| descend(layout, tile, parts));
+}
+
+/// Goes through all columns once, in blocks of `len`: `descend` takes the number of a tile, one row of it, and the
+/// row's blocks.
+pub(super) fn sweep_tiles<P>(
+    len: usize,
+    rows: Rounded<'_, P>,
+    factor: &Factor,
+    feedback: &[f32],
+    descend: impl Fn(usize, TileState<'_>, &mut [P]),
+) {
     let Rounded { weights, errors, u, parts } = rows;
     let n = factor.n();
     let count = weights.len() / n;
-    let blocks = n / layout.len;
+    let blocks = n / len;
     let mut weighed = vec![0.0f32; u.len()];
     let mut gradient = vec![0.0f32; count * TILE];
     let mut change = vec![0.0f32; count * TILE];
-    for (start, tile) in (0..n).step_by(TILE).zip(factor.tiles()) {
+    for (index, (start, tile)) in (0..n).step_by(TILE).zip(factor.tiles()).enumerate() {
         let columns = TILE.min(n - start);
         for (weighed, u) in weighed.chunks_exact_mut(n).zip(u.chunks_exact(n)) {
             for ((weighed, u), cost) in weighed[start..].iter_mut().zip(&u[start..]).zip(&factor.weights()[start..]) {
@@ -55,10 +68,10 @@ pub(super) fn sweep(layout: &Layout, rows: Rounded<'_>, factor: &Factor, feedbac
                 *gradient += weighed;
             }
             change.copy_from_slice(&errors[at.clone()]);
-            let first = row * blocks + start / layout.len;
+            let first = row * blocks + start / len;
             let tile =
                 TileState { weights: &weights[at.clone()], errors: &mut errors[at.clone()], gradient, moment: tile };
-            descend(layout, tile, &mut parts[first..first + columns / layout.len]);
+            descend(index, tile, &mut parts[first..first + columns / len]);
             for ((change, error), u) in change.iter_mut().zip(&errors[at.clone()]).zip(&mut u[at]) {
                 *change = error - *change;
                 *u += *change;
@@ -70,31 +83,32 @@ pub(super) fn sweep(layout: &Layout, rows: Rounded<'_>, factor: &Factor, feedbac
 }
 
 /// One row of a tile: all slices have one element per column, `moment` is `[columns, columns]`.
-struct TileState<'a> {
-    weights: &'a [f32],
-    errors: &'a mut [f32],
-    gradient: &'a mut [f32],
-    moment: &'a [f32],
+pub(super) struct TileState<'a> {
+    pub weights: &'a [f32],
+    pub errors: &'a mut [f32],
+    /// The errors times the damped moment.
+    pub gradient: &'a mut [f32],
+    pub moment: &'a [f32],
 }
 
 /// Directions in which errors can be moved, as negative changes of the errors: along `steps`, and along `shifts`.
-struct Directions<const N: usize> {
-    steps: [f32; N],
-    shifts: [f32; N],
+pub(super) struct Directions<const N: usize> {
+    pub steps: [f32; N],
+    pub shifts: [f32; N],
 }
 
 /// What moving by `a` along the steps and `b` along the shifts does to the loss:
 /// `-2 (a s + b t) + a^2 ss + 2 a b st + b^2 tt`.
-struct Slopes {
-    s: f32,
+pub(super) struct Slopes {
+    pub s: f32,
     t: f32,
-    ss: f32,
+    pub ss: f32,
     st: f32,
     tt: f32,
 }
 
 impl Slopes {
-    fn change(&self, a: f32, b: f32) -> f32 {
+    pub(super) fn change(&self, a: f32, b: f32) -> f32 {
         a * (a * self.ss + 2.0 * (b * self.st - self.s)) + b * (b * self.tt - 2.0 * self.t)
     }
 }
@@ -102,7 +116,7 @@ impl Slopes {
 impl TileState<'_> {
     /// Sets the error of column `j` and keeps the gradient in step.
     #[inline(always)]
-    fn set_error(&mut self, j: usize, error: f32) {
+    pub(super) fn set_error(&mut self, j: usize, error: f32) {
         let change = error - self.errors[j];
         if change != 0.0 {
             self.errors[j] = error;
@@ -111,8 +125,9 @@ impl TileState<'_> {
         }
     }
 
+    /// What moving the errors of the columns from `start` on along `directions` does.
     #[inline(always)]
-    fn slopes<const N: usize>(&self, directions: &Directions<N>, start: usize) -> Slopes {
+    pub(super) fn slopes<const N: usize>(&self, directions: &Directions<N>, start: usize) -> Slopes {
         let columns = self.gradient.len();
         let (mut by_steps, mut by_shifts) = ([0.0f32; N], [0.0f32; N]);
         for k in 0..N {

@@ -8,15 +8,18 @@
 use super::columns::{TILE, TileRow, pass_on};
 use super::factor::Factor;
 use super::round::column_weights;
+use super::sweep::{Rounded, sweep_tiles};
 use crate::compute::{GemmOperand, gemm_f32};
 use crate::gguf::TensorType;
 use crate::quant::grid::{IQ2_S_POINTS, IQ2_XS_POINTS, IQ2_XXS_POINTS, IQ3_S_POINTS, IQ3_XXS_POINTS};
 use crate::quant::types::parts::{LatticeParts, OCTETS};
 use crate::quant::{self, QuantError};
+use descent::{Descent, descend};
 use nearest::{Nearest, Octet};
 use points::{Costs, NO_COSTS, Points};
 use std::sync::OnceLock;
 
+mod descent;
 mod nearest;
 mod points;
 #[cfg(test)]
@@ -32,26 +35,29 @@ const TOP: i32 = 15;
 /// Steps to either side of the first scale code that are tried.
 const REACH: i32 = 1;
 
-/// Rounds a few rows with feedback; `errors`, `[rows, n]`, gets weights minus rounded weights. Gives the blocks.
+/// Rounds a few rows with feedback; `errors`, `[rows, n]`, gets weights minus rounded weights. Gives the blocks and the
+/// losses of the rows.
 pub(super) fn round_task(
     layout: &LatticeLayout,
     rows: &[f32],
     factor: &Factor,
     feedback: &[f32],
     errors: &mut [f32],
-) -> Result<Vec<LatticeParts>, QuantError> {
+    sweeps: usize,
+) -> Result<(Vec<LatticeParts>, Vec<f64>), QuantError> {
     let n = factor.n();
     let count = rows.len() / n;
     let cost = column_weights(Some(factor.weights()), n);
     let mut parts = vec![LatticeParts::ZERO; count * (n / LEN)];
+    let mut u = rows.to_vec();
     let mut targets = vec![0.0; count * LEN];
     let mut guesses = vec![0; count * layout.bytes];
     for (tile, start) in (0..n).step_by(LEN).enumerate() {
-        for (targets, row) in targets.chunks_exact_mut(LEN).zip(rows.chunks_exact(n)) {
-            targets.copy_from_slice(&row[start..start + LEN]);
-        }
         let a = GemmOperand::Plain { data: &feedback[start..], stride: n };
-        gemm_f32(count, LEN, start, errors, n, a, &mut targets, LEN, true);
+        gemm_f32(count, LEN, start, errors, n, a, &mut u[start..], n, true);
+        for (targets, u) in targets.chunks_exact_mut(LEN).zip(u.chunks_exact(n)) {
+            targets.copy_from_slice(&u[start..start + LEN]);
+        }
         let cost = &cost[start..start + LEN];
         let feedback = Some((&feedback[start * n + start..], n));
         let metrics: Vec<Metric> = (0..LEN).step_by(8).map(|first| Metric::new(cost, feedback, first)).collect();
@@ -61,12 +67,26 @@ pub(super) fn round_task(
             let parts = &mut parts[row * (n / LEN) + tile..][..1];
             parts[0].read_scales(layout.ty, &guesses[row * layout.bytes..][..layout.bytes]);
             let at = row * n + start..row * n + start + LEN;
-            let targets = &mut targets[row * LEN..][..LEN];
+            let targets = &mut u[at.clone()];
             let row = TileRow { weights: &rows[at.clone()], targets, errors: &mut errors[at], parts };
             layout.round_tile(row, &metrics, feedback);
         }
     }
-    Ok(parts)
+    // What is left of the targets after the rounded weights.
+    for ((u, w), error) in u.iter_mut().zip(rows).zip(errors.iter()) {
+        *u -= w - error;
+    }
+    if sweeps > 0 {
+        let descents: Vec<Vec<Descent>> = factor.tiles().iter().map(|tile| Descent::of_tile(tile)).collect();
+        for _ in 0..sweeps {
+            let rounded = Rounded { weights: rows, errors, u: &mut u, parts: &mut parts };
+            sweep_tiles(LEN, rounded, factor, feedback, |tile, state, parts| {
+                descend(layout, state, &descents[tile], &mut parts[0]);
+            });
+        }
+    }
+    let losses = errors.chunks_exact(n).zip(u.chunks_exact(n)).map(|(errors, u)| factor.loss(errors, u)).collect();
+    Ok((parts, losses))
 }
 
 /// Rounds a few rows, `[rows, n]` with `n` elements of `cost`, without feedback. `guesses` holds ggml's bytes for them.
@@ -253,6 +273,13 @@ impl Metric {
         let matrix = std::array::from_fn(|i| std::array::from_fn(|j| element(i, j)));
         let diagonal = std::array::from_fn(|i| element(i, i));
         Metric { matrix, diagonal, unit, cost, diagonal_only: feedback.is_none() }
+    }
+
+    /// M as it is given, for a search without feedback.
+    fn of_moment(matrix: [[f32; 8]; 8]) -> Metric {
+        let diagonal = std::array::from_fn(|i| matrix[i][i]);
+        let unit = std::array::from_fn(|i| std::array::from_fn(|j| f32::from(u8::from(i == j))));
+        Metric { matrix, diagonal, unit, cost: diagonal, diagonal_only: false }
     }
 
     /// `w + F (I + A_g)^-1` for `targets = w + F`.

@@ -131,15 +131,15 @@ fn naive_row(layout: &LatticeLayout, weights: &[f32], factor: &Factor) -> (Vec<u
     (bytes, errors)
 }
 
-/// Blocks and errors of the tiled loop.
-fn tiled(layout: &LatticeLayout, rows: &[f32], factor: &Factor) -> (Vec<u8>, Vec<f32>) {
+/// Blocks, errors and losses of the tiled loop.
+fn tiled(layout: &LatticeLayout, rows: &[f32], factor: &Factor, sweeps: usize) -> (Vec<u8>, Vec<f32>, Vec<f64>) {
     let mut errors = vec![0.0; rows.len()];
-    let parts = round_task(layout, rows, factor, factor.feedback().unwrap(), &mut errors).unwrap();
+    let (parts, losses) = round_task(layout, rows, factor, factor.feedback().unwrap(), &mut errors, sweeps).unwrap();
     let mut bytes = vec![0; parts.len() * layout.bytes];
     for (parts, block) in parts.iter().zip(bytes.chunks_exact_mut(layout.bytes)) {
         parts.write(layout.ty, block);
     }
-    (bytes, errors)
+    (bytes, errors, losses)
 }
 
 #[test]
@@ -149,7 +149,7 @@ fn the_tiled_loop_agrees_with_the_naive_one() {
     let rows = noise(3 * n, 6);
     for ty in TYPES {
         let layout = LatticeLayout::of(ty).unwrap();
-        let (bytes, errors) = tiled(&layout, &rows, &factor);
+        let (bytes, errors, _) = tiled(&layout, &rows, &factor, 0);
         for (row, weights) in rows.chunks_exact(n).enumerate() {
             let (expected, expected_errors) = naive_row(&layout, weights, &factor);
             assert!(bytes[row * expected.len()..][..expected.len()] == expected, "{ty}, row {row}");
@@ -164,11 +164,48 @@ fn rounding_reckons_with_the_values_that_readers_decode() {
     let factor = Factor::new(&moment(700, n, 3), 0.02).unwrap();
     let rows = noise(3 * n, 4);
     for ty in TYPES {
-        let (bytes, errors) = tiled(&LatticeLayout::of(ty).unwrap(), &rows, &factor);
+        let (bytes, errors, _) = tiled(&LatticeLayout::of(ty).unwrap(), &rows, &factor, 2);
         let mut decoded = vec![0.0; rows.len()];
         quant::dequantize(ty, &bytes, &mut decoded).unwrap();
         for ((w, q), error) in rows.iter().zip(&decoded).zip(&errors) {
             assert_eq!(w - q, *error, "{ty}");
+        }
+    }
+}
+
+#[test]
+fn sweeps_lower_the_loss_of_every_row() {
+    let n = 768;
+    let moment = moment(900, n, 8);
+    let factor = Factor::new(&moment, 0.02).unwrap();
+    let rows = noise(4 * n, 9);
+    for ty in TYPES {
+        let layout = LatticeLayout::of(ty).unwrap();
+        let [before, one, two] = [0, 1, 2].map(|sweeps| tiled(&layout, &rows, &factor, sweeps).2);
+        for row in 0..rows.len() / n {
+            // Sweeps go by the damped moment, losses are those of the moment itself.
+            let falls = one[row] < before[row] && two[row] <= 1.02 * one[row];
+            assert!(falls, "{ty}, row {row}: {before:?} {one:?} {two:?}");
+        }
+        let (sum, sum_before): (f64, f64) = (two.iter().sum(), before.iter().sum());
+        assert!(sum < 0.97 * sum_before, "{ty}: {sum} after {sum_before}");
+    }
+}
+
+#[test]
+fn the_gradient_of_a_tile_leads_to_its_least_loss() {
+    // An octet alone, with errors and gradient as of another rounding: what is wanted leaves no gradient.
+    let n = 256;
+    let factor = Factor::new(&moment(600, n, 10), 0.02).unwrap();
+    let tile = &factor.tiles()[0];
+    let descents = Descent::of_tile(tile);
+    for (octet, descent) in descents.iter().enumerate() {
+        let gradient: [f32; 8] = noise(8, octet as u64 + 1).try_into().unwrap();
+        let step = descent.step(&gradient);
+        for (i, gradient) in gradient.iter().enumerate() {
+            let row = &tile[(8 * octet + i) * n + 8 * octet..][..8];
+            let moved: f32 = row.iter().zip(&step).map(|(h, x)| h * x).sum();
+            assert!((moved - gradient).abs() < 1e-3, "{octet}: {moved} for {gradient}");
         }
     }
 }
