@@ -67,7 +67,8 @@ pub struct RoundingFlags {
     /// Text that judges whether feedback is kept, other than the calibration text; repeatable [default: a built-in text]
     #[arg(long, value_name = "TEXT")]
     gate_file: Vec<PathBuf>,
-    /// Run the model with bfloat16 products where the processor has them: faster, but the bytes depend on the processor
+    /// Run the model and add up its second moments with bfloat16 products where the processor has them: faster, but the
+    /// bytes depend on the processor
     #[arg(long)]
     fast: bool,
     /// Memory for the second moments of a layer, such as 1G; a layer that needs more is run several times [default: 1.7G]

@@ -29,14 +29,22 @@ impl MomentSum for f64 {
 /// floats apart, S row-major `[n, n]`. The part below the diagonal is left alone: mirror it once at the end
 /// with [`mirror_second_moment`].
 ///
-/// Tokens are taken in blocks of 256: the products of a block are one chain of f32 fused multiply-adds, and
-/// blocks are added to S in order. The same calls give the same bytes on every instruction set and for any
-/// number of threads of rayon's current pool.
+/// With [`Precision::Accurate`], tokens are taken in blocks of 256: the products of a block are one chain of f32 fused
+/// multiply-adds, and blocks are added to S in order. The same calls give the same bytes on every instruction set.
+/// [`Precision::Fast`] multiplies X rounded to bfloat16 where the CPU can, in blocks of 512 tokens. Neither depends on
+/// the number of threads of rayon's current pool.
 ///
 /// # Panics
 /// When `x` or `sums` is shorter than the shapes say.
-pub fn accumulate_second_moment<S: MomentSum>(x: &[f32], tokens: usize, n: usize, stride: usize, sums: &mut [S]) {
-    accumulate_with(Kernel::best(Precision::Accurate), x, tokens, n, stride, sums);
+pub fn accumulate_second_moment<S: MomentSum>(
+    precision: Precision,
+    x: &[f32],
+    tokens: usize,
+    n: usize,
+    stride: usize,
+    sums: &mut [S],
+) {
+    accumulate_with(Kernel::best(precision), x, tokens, n, stride, sums);
 }
 
 pub(super) fn accumulate_with<S: MomentSum>(
@@ -47,25 +55,39 @@ pub(super) fn accumulate_with<S: MomentSum>(
     stride: usize,
     sums: &mut [S],
 ) {
-    assert!(kernel.level.is_available() && !kernel.is_bf16(), "{} cannot multiply here", kernel.name);
+    assert!(kernel.level.is_available(), "{} cannot multiply here", kernel.name);
     check_rows("x", x.len(), tokens, n, stride);
     assert_eq!(Some(sums.len()), n.checked_mul(n), "second moments of {n} columns");
     if tokens == 0 || n == 0 {
         return;
     }
-    let (mr, nr) = (kernel.mr, kernel.nr);
+    let (mr, nr, per_element) = (kernel.mr, kernel.nr, kernel.columns_per_element);
     let mut packed = AlignedBuf::default();
     packed.reserve(n.div_ceil(nr) * nr * DEPTH);
-    for first in (0..tokens).step_by(DEPTH) {
-        let depth = DEPTH.min(tokens - first);
+    for first in (0..tokens).step_by(DEPTH * per_element) {
+        let count = tokens.min(first + DEPTH * per_element) - first;
+        let depth = count.div_ceil(per_element);
         let block = &x[first * stride..];
-        packed.as_mut_f32().par_chunks_exact_mut(DEPTH * nr).take(n.div_ceil(nr)).enumerate().for_each(
+        // Element `k` of a column: the value of token `k`, or those of the tokens `2 k` and `2 k + 1`.
+        let element = |k: usize, column: usize| {
+            let value = |t: usize| if t < count { block[t * stride + column] } else { 0.0 };
+            match per_element {
+                1 => value(k).to_bits(),
+                _ => {
+                    let [low, high] = [2 * k, 2 * k + 1].map(|t| u32::from(half::bf16::from_f32(value(t)).to_bits()));
+                    low | high << 16
+                }
+            }
+        };
+        packed.as_mut_slice().par_chunks_exact_mut(DEPTH * nr).take(n.div_ceil(nr)).enumerate().for_each(
             |(panel, packed)| {
                 let columns = panel * nr..n.min((panel + 1) * nr);
-                for (t, target) in packed.chunks_exact_mut(nr).take(depth).enumerate() {
+                for (k, target) in packed.chunks_exact_mut(nr).take(depth).enumerate() {
                     let (valid, rest) = target.split_at_mut(columns.len());
-                    valid.copy_from_slice(&block[t * stride..][columns.clone()]);
-                    rest.fill(0.0);
+                    for (target, column) in valid.iter_mut().zip(columns.clone()) {
+                        *target = element(k, column);
+                    }
+                    rest.fill(0);
                 }
             },
         );
@@ -75,10 +97,10 @@ pub(super) fn accumulate_with<S: MomentSum>(
             SCRATCH.with_borrow_mut(|scratch| {
                 scratch.decoded.reserve(mr * ROW_STRIDE);
                 scratch.tile.reserve(MAX_TILE);
-                let transposed = scratch.decoded.as_mut_f32();
-                for t in 0..depth {
-                    for (row, &value) in block[t * stride..][rows.clone()].iter().enumerate() {
-                        transposed[row * ROW_STRIDE + t] = value;
+                let transposed = scratch.decoded.as_mut_slice();
+                for k in 0..depth {
+                    for (row, column) in rows.clone().enumerate() {
+                        transposed[row * ROW_STRIDE + k] = element(k, column);
                     }
                 }
                 for panel in rows.start / nr..n.div_ceil(nr) {

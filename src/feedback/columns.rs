@@ -40,7 +40,7 @@ impl Layout {
         for (block, parts) in parts.iter_mut().enumerate() {
             let start = block * self.len;
             let end = start + self.len;
-            let (scales, fits) = self.block_scales(&targets[start..end], &cost[start..end]);
+            let (scales, fits) = self.block_scales(&targets[start..end], &cost[start..end], feedback.is_some());
             (parts.d, parts.dmin) = (scales.d, scales.dmin);
             for (index, first) in (start..end).step_by(self.group).enumerate() {
                 let group = first..first + self.group;

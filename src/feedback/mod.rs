@@ -11,9 +11,9 @@
 //! the group does, both from weights that already carry the feedback.
 //!
 //! - [`SecondMoment`] sums up inputs; [`Factor`] factors the sum, damped and repaired so that it never fails.
-//! - [`round_rows`] rounds with feedback, IQ2 and IQ3 eight columns at a time, and then improves levels and scales by
-//!   coordinate descent. No row ends worse on the calibration moment than [`search_rows`] leaves it.
 //! - [`search_rows`] knows importance only and searches the scales of each block on the grid that readers decode.
+//! - [`improve_rows`] rounds with feedback, IQ2 and IQ3 eight columns at a time, and then improves levels and scales by
+//!   coordinate descent. No row ends worse on the calibration moment than it was; [`round_rows`] does both.
 //!
 //! Rows are independent and divided among the threads of rayon's current pool; sums have a fixed order. The bytes
 //! depend neither on the number of threads nor on the instruction set.
@@ -34,4 +34,4 @@ mod tests;
 pub use error::FeedbackError;
 pub use factor::{DEFAULT_DAMPING, Factor};
 pub use moment::SecondMoment;
-pub use round::{round_rows, search_rows, supports_feedback, supports_search};
+pub use round::{improve_rows, round_rows, search_rows, supports_feedback, supports_search};

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::columns::{TILE, rows_at_once};
 use super::error::FeedbackError;
-use crate::compute::{GemmOperand, accumulate_second_moment, gemm_f32};
+use crate::compute::{GemmOperand, Precision, accumulate_second_moment, gemm_f32};
 
 /// Inputs longer than this many times the median length of their block are scaled down to it: a few tokens, such as
 /// the first of a text, reach hundreds of times the length of all others and would own the sum.
@@ -20,6 +20,8 @@ const CHUNK_TOKENS: usize = 2048;
 #[derive(Clone, Debug)]
 pub struct SecondMoment {
     n: usize,
+    /// Arithmetic of the products.
+    precision: Precision,
     /// Row-major `[n, n]`; what is below the diagonal counts for nothing.
     sums: Vec<f32>,
     /// Sum of the weights of all tokens.
@@ -37,8 +39,17 @@ impl SecondMoment {
     /// # Errors
     /// [`FeedbackError::TooLarge`] when there is no memory for them.
     pub fn new(n: usize) -> Result<SecondMoment, FeedbackError> {
+        SecondMoment::with_precision(n, Precision::Accurate)
+    }
+
+    /// As [`Self::new`], with products of this precision: the fast ones round inputs to bfloat16 where the CPU can
+    /// multiply it, so that the sums depend on the CPU.
+    ///
+    /// # Errors
+    /// Those of [`Self::new`].
+    pub fn with_precision(n: usize, precision: Precision) -> Result<SecondMoment, FeedbackError> {
         let sums = zeros(n)?;
-        Ok(SecondMoment { n, sums, weight: 0.0, tokens: 0, skipped: 0, capped: 0, limit: None })
+        Ok(SecondMoment { n, precision, sums, weight: 0.0, tokens: 0, skipped: 0, capped: 0, limit: None })
     }
 
     /// Adds the inputs `rows`, row-major `[tokens, n]`; `weights`, when given, says how much each token counts (not
@@ -46,7 +57,7 @@ impl SecondMoment {
     ///
     /// A row longer than ten times the median length of this call's rows is scaled down to that; with fewer than 32
     /// rows, the median of an earlier call serves, if there was one. Rows that are not finite are left out and
-    /// counted in [`Self::skipped`]. Sums are f32, in blocks of 256 tokens (see
+    /// counted in [`Self::skipped`]. Sums are f32, in blocks of tokens (see
     /// [`accumulate_second_moment`]); the same calls give the same sums for any number of threads.
     ///
     /// # Panics
@@ -76,7 +87,7 @@ impl SecondMoment {
             factors.push(counts.then_some(factor as f32));
         }
         if factors.iter().all(|factor| *factor == Some(1.0)) {
-            accumulate_second_moment(rows, tokens, n, n, &mut self.sums);
+            accumulate_second_moment(self.precision, rows, tokens, n, n, &mut self.sums);
             return;
         }
         let mut scaled = Vec::new();
@@ -88,7 +99,7 @@ impl SecondMoment {
                     None => scaled.resize(scaled.len() + n, 0.0),
                 }
             }
-            accumulate_second_moment(&scaled, factors.len(), n, n, &mut self.sums);
+            accumulate_second_moment(self.precision, &scaled, factors.len(), n, n, &mut self.sums);
         }
     }
 

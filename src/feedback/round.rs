@@ -47,13 +47,10 @@ pub fn supports_search(ty: TensorType) -> bool {
 }
 
 /// Rounds `rows`, row-major `[rows, n]`, to blocks of `ty` with the feedback of `factor`, `out` being exactly as long
-/// as the encoded rows. A row that feedback does not make better on the moment that was factored (before damping) is
-/// rounded as [`search_rows`] does it with the moment's diagonal.
-///
-/// Uses rayon's current pool. The bytes depend neither on the number of threads nor on which rows are given together.
+/// as the encoded rows: [`search_rows`] with the moment's diagonal, then [`improve_rows`].
 ///
 /// # Errors
-/// [`FeedbackError`] when the type is none of [`supports_feedback`], a weight is not finite, or lengths disagree.
+/// Those of [`improve_rows`].
 pub fn round_rows(
     ty: TensorType,
     rows: &[f32],
@@ -61,19 +58,34 @@ pub fn round_rows(
     factor: &Factor,
     out: &mut [u8],
 ) -> Result<(), FeedbackError> {
-    let format = Format::of(ty).ok_or(FeedbackError::NoFeedback { ty })?;
-    if n != factor.n() {
-        return Err(FeedbackError::Inputs { row_len: n, found: factor.n() });
-    }
+    checked_format(ty, n, factor)?;
+    search_rows(ty, rows, n, Some(factor.plain()), out)?;
+    improve_rows(ty, rows, n, factor, out)
+}
+
+/// Rounds `rows`, row-major `[rows, n]`, to blocks of `ty` with the feedback of `factor`. `out` holds them rounded in
+/// another way, as by [`search_rows`]; a row that feedback does not make better than that on the moment that was
+/// factored (before damping) stays as it is.
+///
+/// Uses rayon's current pool. The bytes depend neither on the number of threads nor on which rows are given together.
+///
+/// # Errors
+/// [`FeedbackError`] when the type is none of [`supports_feedback`], a weight is not finite, or lengths disagree.
+pub fn improve_rows(
+    ty: TensorType,
+    rows: &[f32],
+    n: usize,
+    factor: &Factor,
+    out: &mut [u8],
+) -> Result<(), FeedbackError> {
+    let format = checked_format(ty, n, factor)?;
     let row_bytes = checked_row_bytes(ty, rows, n, out)?;
-    let plain = column_weights(Some(factor.plain()), n);
+    let Some(feedback) = factor.feedback() else { return Ok(()) };
     let task_rows = task_rows(n, rows.len() / n);
     let tasks = rows.par_chunks(task_rows * n).zip(out.par_chunks_mut(task_rows * row_bytes));
     tasks.try_for_each(|(rows, out)| {
-        search_task(ty, Some(&format), rows, &plain, Some(factor.plain()), out)?;
-        let Some(feedback) = factor.feedback() else { return Ok(()) };
         let mut errors = decoded_errors(ty, rows, out)?;
-        let searched = losses(&errors, n, factor, feedback);
+        let before = losses(&errors, n, factor, feedback);
         let mut bytes = vec![0; out.len()];
         let found = match &format {
             Format::Columns(layout) => {
@@ -88,13 +100,19 @@ pub fn round_rows(
             }
         };
         let rows = out.chunks_exact_mut(row_bytes).zip(bytes.chunks_exact(row_bytes));
-        for ((out, bytes), (found, searched)) in rows.zip(found.iter().zip(&searched)) {
-            if found < searched {
+        for ((out, bytes), (found, before)) in rows.zip(found.iter().zip(&before)) {
+            if found < before {
                 out.copy_from_slice(bytes);
             }
         }
         Ok(())
     })
+}
+
+/// The format of `ty`, after checking that `factor` is of rows as long as these.
+fn checked_format(ty: TensorType, n: usize, factor: &Factor) -> Result<Format, FeedbackError> {
+    let format = Format::of(ty).ok_or(FeedbackError::NoFeedback { ty })?;
+    if n == factor.n() { Ok(format) } else { Err(FeedbackError::Inputs { row_len: n, found: factor.n() }) }
 }
 
 /// Rounds `rows`, row-major `[rows, n]`, to blocks of `ty` by a search over the scales of each block on the values that

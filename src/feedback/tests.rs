@@ -114,7 +114,7 @@ fn naive_row(layout: &Layout, weights: &[f32], cost: &[f32], feedback: &[f32]) -
     for block in (0..n).step_by(layout.len) {
         let columns = block..block + layout.len;
         let targets: Vec<f32> = columns.clone().map(|j| target(&errors, j, block)).collect();
-        let (scales, _) = layout.block_scales(&targets, &cost[columns.clone()]);
+        let (scales, _) = layout.block_scales(&targets, &cost[columns.clone()], true);
         let mut parts = Parts { d: scales.d, dmin: scales.dmin, ..Parts::ZERO };
         for (index, group) in columns.step_by(layout.group).enumerate() {
             let columns = group..group + layout.group;

@@ -1,6 +1,7 @@
 //! Second moments of the inputs of one layer.
 
 use super::RoundingError;
+use crate::compute::Precision;
 use crate::feedback::{Factor, SecondMoment};
 use crate::model::{ModelError, TapInput, Taps};
 
@@ -109,10 +110,11 @@ struct Sums {
 }
 
 impl Sums {
-    fn new(shape: &Shape) -> Result<Sums, RoundingError> {
+    fn new(shape: &Shape, precision: Precision) -> Result<Sums, RoundingError> {
         let own = if shape.pooled { 1 } else { shape.matrices };
-        let moments = (0..own).map(|_| SecondMoment::new(shape.n)).collect::<Result<_, _>>()?;
-        let all = (own > 1).then(|| SecondMoment::new(shape.n)).transpose()?;
+        let empty = || SecondMoment::with_precision(shape.n, precision);
+        let moments = (0..own).map(|_| empty()).collect::<Result<_, _>>()?;
+        let all = (own > 1).then(empty).transpose()?;
         Ok(Sums { shape: shape.clone(), moments, all })
     }
 
@@ -137,8 +139,9 @@ pub(super) struct Collector {
 }
 
 impl Collector {
-    pub fn new(shapes: &[Shape]) -> Result<Collector, RoundingError> {
-        Ok(Collector { sums: shapes.iter().map(Sums::new).collect::<Result<_, _>>()? })
+    /// No inputs yet; `precision` is that of the moments' products.
+    pub fn new(shapes: &[Shape], precision: Precision) -> Result<Collector, RoundingError> {
+        Ok(Collector { sums: shapes.iter().map(|shape| Sums::new(shape, precision)).collect::<Result<_, _>>()? })
     }
 
     /// The finished moments of each input.
@@ -288,7 +291,7 @@ mod tests {
 
     #[test]
     fn an_expert_that_nobody_reached_has_the_mean_of_all() {
-        let mut collector = Collector::new(&[shape("up", 4, 3)]).unwrap();
+        let mut collector = Collector::new(&[shape("up", 4, 3)], Precision::Accurate).unwrap();
         let rows: Vec<f32> = (0..4 * 64).map(|at| ((at * 37 % 19) as f32 - 9.0) * 0.1).collect();
         let expert = Some(Expert { index: 1, count: 3 });
         collector.input(&TapInput { tensors: &["up"], layer: None, expert, rows: Rows::new(&rows, 4) }).unwrap();

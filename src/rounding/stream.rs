@@ -194,7 +194,7 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
         mut keeps: Option<&mut StatesWriter>,
         work: &mut Work<'_, '_>,
     ) -> Result<Collector, RoundingError> {
-        let mut collector = Collector::new(shapes)?;
+        let mut collector = Collector::new(shapes, self.settings.forward.precision)?;
         let mut reader = self.reader(step)?;
         let per_token = self.forward_work(step) + shapes.iter().map(|shape| (shape.n * shape.n) as f64).sum::<f64>();
         let mut first = first;

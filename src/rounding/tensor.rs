@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::outcome::{Kept, Outcome};
 use super::{Input, InputMatrix, Method, RoundingError, Unusable};
-use crate::feedback::{round_rows, search_rows, supports_feedback, supports_search};
+use crate::feedback::{improve_rows, search_rows, supports_feedback, supports_search};
 use crate::gguf::{Gguf, TensorInfo, TensorType};
 use crate::model::ModelError;
 use crate::quant::{self, QuantError};
@@ -83,9 +83,10 @@ impl TensorJob<'_> {
                 quant::dequantize(self.ty, bytes, &mut decoded).map_err(|e| self.refused(e.to_string()))?;
                 Ok::<f64, RoundingError>(input.gate.loss(&weights, &decoded))
             };
-            search_error += error_of(&out[range])?;
+            search_error += error_of(&out[range.clone()])?;
+            slice.copy_from_slice(&out[range]);
             // A rounding that fails or gives useless blocks is no reason to stop: search has done it already.
-            sound = round_rows(self.ty, &weights, n as usize, factor, slice).is_ok()
+            sound = improve_rows(self.ty, &weights, n as usize, factor, slice).is_ok()
                 && quant::validate(self.ty, slice).is_ok();
             if sound {
                 feedback_error += error_of(slice)?;

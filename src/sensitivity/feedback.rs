@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde::{Deserialize, Serialize};
 
 use super::file::{rounded, type_name};
-use crate::feedback::{round_rows, supports_feedback};
+use crate::feedback::{improve_rows, supports_feedback};
 use crate::gguf::{Gguf, TensorInfo, TensorType};
 use crate::quant;
 use crate::rounding::{Input, InputMatrix, RoundingError, Visitor, round_by_search};
@@ -223,11 +223,17 @@ impl Sample<'_> {
     /// As a run with feedback rounds and keeps.
     fn kept(&self, ty: TensorType) -> f64 {
         let importance = Some(self.matrix.importance.as_slice());
-        let by_search = self.error(ty, |out| round_by_search(ty, &self.weights, self.n, importance, out).is_ok());
+        let mut searched = Vec::new();
+        let by_search = self.error(ty, |out| {
+            let done = round_by_search(ty, &self.weights, self.n, importance, out).is_ok();
+            searched.extend_from_slice(out);
+            done
+        });
         let with_feedback = match &self.matrix.factor {
-            Ok(factor) if supports_feedback(ty) => {
-                self.error(ty, |out| round_rows(ty, &self.weights, self.n, factor, out).is_ok())
-            }
+            Ok(factor) if supports_feedback(ty) => self.error(ty, |out| {
+                out.copy_from_slice(&searched);
+                improve_rows(ty, &self.weights, self.n, factor, out).is_ok()
+            }),
             _ => None,
         };
         by_search.into_iter().chain(with_feedback).fold(f64::INFINITY, f64::min)

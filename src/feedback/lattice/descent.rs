@@ -11,6 +11,7 @@ use super::nearest::Octet;
 use super::points::{Costs, NO_COSTS};
 use super::{LEN, LatticeLayout, Metric, REACH, TOP};
 use crate::quant::types::parts::{LatticeParts, OCTETS};
+use crate::vectorized::vectorized;
 
 /// The part of the damped moment that belongs to eight columns.
 pub(super) struct Descent {
@@ -62,8 +63,20 @@ fn inverse(matrix: &[[f32; 8]; 8]) -> [[f32; 8]; 8] {
     right.map(|row| row.map(|v| v as f32))
 }
 
-/// One pass over a row of a tile, which is one block.
-pub(super) fn descend(layout: &LatticeLayout, mut tile: TileState<'_>, descents: &[Descent], parts: &mut LatticeParts) {
+vectorized! {
+    /// One pass over a row of a tile, which is one block.
+    pub(super) fn descend(
+        layout: &LatticeLayout,
+        tile: TileState<'_>,
+        descents: &[Descent],
+        parts: &mut LatticeParts,
+    ) {
+        descend_block(layout, tile, descents, parts);
+    }
+}
+
+#[inline(always)]
+fn descend_block(layout: &LatticeLayout, mut tile: TileState<'_>, descents: &[Descent], parts: &mut LatticeParts) {
     let mut costs: Costs = NO_COSTS;
     let mut magnitudes = [0.0f32; LEN];
     for octet in 0..OCTETS {
@@ -84,6 +97,7 @@ pub(super) fn descend(layout: &LatticeLayout, mut tile: TileState<'_>, descents:
 }
 
 /// Takes the point and signs that lose least with a scale, where they are better than what is there.
+#[inline(always)]
 fn choose_octet(
     layout: &LatticeLayout,
     tile: &mut TileState<'_>,
@@ -109,6 +123,7 @@ fn choose_octet(
 }
 
 /// Moves the scale of a block to where its points lose least.
+#[inline(always)]
 fn refit_block(layout: &LatticeLayout, tile: &mut TileState<'_>, parts: &mut LatticeParts, magnitudes: &[f32; LEN]) {
     let mut directions = Directions { steps: [0.0; LEN], shifts: [0.0; LEN] };
     for (k, (step, magnitude)) in directions.steps.iter_mut().zip(magnitudes).enumerate() {
@@ -133,6 +148,7 @@ fn refit_block(layout: &LatticeLayout, tile: &mut TileState<'_>, parts: &mut Lat
 }
 
 /// Moves the scale code of a group to where its points lose least.
+#[inline(always)]
 fn refit_group<const N: usize>(
     layout: &LatticeLayout,
     tile: &mut TileState<'_>,
@@ -159,6 +175,7 @@ fn refit_group<const N: usize>(
 }
 
 /// Sets the errors of a group from its scales as stored.
+#[inline(always)]
 fn restore_group(
     layout: &LatticeLayout,
     tile: &mut TileState<'_>,
@@ -174,6 +191,7 @@ fn restore_group(
 
 impl LatticeLayout {
     /// The signed magnitudes that eight weights store.
+    #[inline(always)]
     fn read_octet(&self, parts: &LatticeParts, octet: usize, magnitudes: &mut [f32; LEN]) {
         for (i, magnitude) in magnitudes[8 * octet..][..8].iter_mut().enumerate() {
             let point = parts.points[octet][i / self.points.dims];
