@@ -9,11 +9,12 @@ use super::eval::loaded::{bos, calibration_context, file_names, open_tokenizer, 
 use super::{Common, Usage, printable};
 use crate::calibration;
 use crate::compute::Precision;
-use crate::feedback::DEFAULT_DAMPING;
 use crate::gguf::Gguf;
 use crate::model::{ForwardOptions, Model};
 use crate::os;
-use crate::rounding::{CalibrationRecord, DEFAULT_MOMENT_MEMORY, Method, RoundingRecord, StreamSettings, Text};
+use crate::rounding::{
+    CalibrationRecord, DEFAULT_MOMENT_MEMORY, Damping, Method, RoundingRecord, StreamSettings, Text,
+};
 
 /// What files rounded with the built-in text name as their text.
 const BUILT_IN_TEXT: &str = "lwq built-in calibration mix";
@@ -55,7 +56,8 @@ pub struct RoundingFlags {
     /// How weights are rounded [default: as the plan says; feedback with a calibration text; else ggml]
     #[arg(long, value_enum)]
     rounding: Option<RoundingArg>,
-    /// Part of the correlation between inputs that feedback does not rely on, from 0 to 1 [default: 0.02]
+    /// Part of the correlation between inputs that feedback does not rely on, from 0 to 1 [default: for each input what
+    /// is best on a sixteenth of the text]
     #[arg(long, value_name = "PART", value_parser = parse_damping)]
     damping: Option<f64>,
     /// Use at most this many tokens of the calibration text, spread over it [default: 65536]
@@ -156,7 +158,7 @@ impl RoundingFlags {
         let precision = if self.fast { Precision::Fast } else { Precision::Accurate };
         let forward = ForwardOptions { precision, ..ForwardOptions::default() };
         let settings = StreamSettings {
-            damping: self.damping.unwrap_or(DEFAULT_DAMPING),
+            damping: self.damping.map_or(Damping::Chosen, Damping::Given),
             moment_memory: self.moment_memory.unwrap_or(DEFAULT_MOMENT_MEMORY),
             forward,
         };
@@ -185,14 +187,21 @@ impl Calibration {
                 text: self.text.name().to_owned(),
                 text_sha256: self.text.sha256(),
                 tokens: self.text.len() as u64,
-                damping: self.settings.damping as f32,
+                damping: match self.settings.damping {
+                    Damping::Given(damping) => Some(damping as f32),
+                    Damping::Chosen => None,
+                },
             }),
         }
     }
 
     /// Everything beside model and texts that the result depends on.
     pub fn words(&self) -> String {
-        let mut words = format!("damping {}, moment memory {}", self.settings.damping, self.settings.moment_memory);
+        let damping = match self.settings.damping {
+            Damping::Given(damping) => damping.to_string(),
+            Damping::Chosen => "chosen".to_owned(),
+        };
+        let mut words = format!("damping {damping}, moment memory {}", self.settings.moment_memory);
         if self.fast {
             words.push_str(&format!(", fast on {}", crate::cpu::level().name()));
         }

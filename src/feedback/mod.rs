@@ -11,6 +11,7 @@
 //! the group does, both from weights that already carry the feedback.
 //!
 //! - [`SecondMoment`] sums up inputs; [`Factor`] factors the sum, damped and repaired so that it never fails.
+//!   [`choose_damping`] finds out how much of it holds on other text.
 //! - [`search_rows`] knows importance only and searches the scales of each block on the grid that readers decode.
 //! - [`improve_rows`] rounds with feedback, IQ2 and IQ3 eight columns at a time, and then improves levels and scales by
 //!   coordinate descent. No row ends worse on the calibration moment than it was; [`round_rows`] does both.
@@ -19,6 +20,7 @@
 //! depend neither on the number of threads nor on the instruction set.
 
 mod columns;
+mod damping;
 mod error;
 mod factor;
 mod grid;
@@ -31,6 +33,7 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 
+pub use damping::choose_damping;
 pub use error::FeedbackError;
 pub use factor::{DEFAULT_DAMPING, Factor};
 pub use moment::SecondMoment;

@@ -8,7 +8,7 @@ use crate::compute::{GemmOperand, Precision, accumulate_second_moment, gemm_f32}
 
 /// Inputs longer than this many times the median length of their block are scaled down to it: a few tokens, such as
 /// the first of a text, reach hundreds of times the length of all others and would own the sum.
-const LONGEST: f64 = 10.0;
+const LONGEST: f64 = 3.0;
 
 /// Rows needed for a median of their lengths.
 const ROWS_FOR_MEDIAN: usize = 32;
@@ -67,10 +67,7 @@ impl SecondMoment {
         assert!(n > 0 && rows.len().is_multiple_of(n), "{} values are not rows of {n}", rows.len());
         let tokens = rows.len() / n;
         assert!(weights.is_none_or(|weights| weights.len() == tokens), "one weight per token");
-        let lengths: Vec<f64> = rows
-            .par_chunks_exact(n)
-            .map(|row| row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt())
-            .collect();
+        let lengths: Vec<f64> = rows.par_chunks_exact(n).map(length).collect();
         if let Some(median) = median(&lengths) {
             self.limit = Some(LONGEST * median);
         }
@@ -101,6 +98,20 @@ impl SecondMoment {
             }
             accumulate_second_moment(self.precision, &scaled, factors.len(), n, n, &mut self.sums);
         }
+    }
+
+    /// The rows as [`Self::accumulate`] would add them to what is here, without those that are left out.
+    pub(super) fn capped_rows(&self, rows: &[f32]) -> Vec<f32> {
+        let limit = self.limit.filter(|&limit| limit > 0.0).unwrap_or(f64::INFINITY);
+        let mut capped = Vec::with_capacity(rows.len());
+        for row in rows.chunks_exact(self.n) {
+            let length = length(row);
+            if length.is_finite() {
+                let factor = if length > limit { (limit / length) as f32 } else { 1.0 };
+                capped.extend(row.iter().map(|x| x * factor));
+            }
+        }
+        capped
     }
 
     /// Mixes in the mean second moment of `all` as if it came from `k` tokens more: for experts that few tokens were
@@ -213,6 +224,10 @@ impl SecondMoment {
     pub(super) fn weight(&self) -> f64 {
         self.weight
     }
+}
+
+fn length(row: &[f32]) -> f64 {
+    row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt()
 }
 
 /// `n * n` zeros.

@@ -16,10 +16,10 @@ use crate::quant::{self, QuantError, codec, first_non_finite};
 /// Passes of coordinate descent after rounding.
 const SWEEPS: usize = 2;
 
-/// Rows of one task: every thread of the pool should have a share of `rows`.
+/// Rows of one task: every thread of the pool should have the same share of `rows`.
 fn task_rows(n: usize, rows: usize) -> usize {
-    let share = rows.div_ceil(rayon::current_num_threads());
-    rows_at_once(n).min(share).max(TASK_ROWS)
+    let tasks = rows.div_ceil(rows_at_once(n)).next_multiple_of(rayon::current_num_threads());
+    rows.div_ceil(tasks.max(1)).max(TASK_ROWS)
 }
 
 /// A format that this module knows how to round to.

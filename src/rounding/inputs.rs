@@ -1,8 +1,9 @@
 //! Second moments of the inputs of one layer.
 
 use super::RoundingError;
+use super::stream::Damping;
 use crate::compute::Precision;
-use crate::feedback::{Factor, SecondMoment};
+use crate::feedback::{Factor, FeedbackError, SecondMoment, choose_damping};
 use crate::model::{ModelError, TapInput, Taps};
 
 /// Fewer tokens than this say nothing about an input.
@@ -92,9 +93,14 @@ pub(super) fn plan_passes(shapes: Vec<Shape>, memory: u64) -> Vec<Vec<Shape>> {
     passes
 }
 
-/// A moment of which all tokens are in.
+/// Of so many rows of inputs one is held out of a moment, to choose the damping by.
+const HELD_OUT: usize = 16;
+
+/// A moment of which all tokens are in but those held out.
 pub(super) struct Finished {
     pub moment: SecondMoment,
+    /// `[tokens, n]`.
+    held_out: Vec<f32>,
     /// Tokens that the matrix itself saw.
     pub own_tokens: u64,
     /// Tokens behind the moment: for experts those of all of them.
@@ -105,6 +111,8 @@ pub(super) struct Finished {
 struct Sums {
     shape: Shape,
     moments: Vec<SecondMoment>,
+    /// Rows held out of each moment, `[tokens, n]`.
+    held_out: Vec<Vec<f32>>,
     /// Of all experts' rows.
     all: Option<SecondMoment>,
 }
@@ -115,19 +123,20 @@ impl Sums {
         let empty = || SecondMoment::with_precision(shape.n, precision);
         let moments = (0..own).map(|_| empty()).collect::<Result<_, _>>()?;
         let all = (own > 1).then(empty).transpose()?;
-        Ok(Sums { shape: shape.clone(), moments, all })
+        Ok(Sums { shape: shape.clone(), moments, held_out: vec![Vec::new(); own], all })
     }
 
     /// The moments, those of experts drawn towards the mean of all.
     fn finish(self) -> Vec<Finished> {
         let shrinkage = (SHRINKAGE * self.shape.n) as f64;
-        let shrunk = self.moments.into_iter().map(|mut moment| {
-            let own_tokens = moment.tokens();
+        let n = self.shape.n.max(1);
+        let shrunk = self.moments.into_iter().zip(self.held_out).map(|(mut moment, held_out)| {
+            let own_tokens = moment.tokens() + (held_out.len() / n) as u64;
             if let Some(all) = &self.all {
                 moment.shrink_towards(all, shrinkage);
             }
             let tokens = self.all.as_ref().map_or(own_tokens, SecondMoment::tokens);
-            Finished { moment, own_tokens, tokens }
+            Finished { moment, held_out, own_tokens, tokens }
         });
         shrunk.collect()
     }
@@ -136,12 +145,14 @@ impl Sums {
 /// Adds up the moments of some inputs of a layer.
 pub(super) struct Collector {
     sums: Vec<Sums>,
+    holds_out: bool,
 }
 
 impl Collector {
-    /// No inputs yet; `precision` is that of the moments' products.
-    pub fn new(shapes: &[Shape], precision: Precision) -> Result<Collector, RoundingError> {
-        Ok(Collector { sums: shapes.iter().map(|shape| Sums::new(shape, precision)).collect::<Result<_, _>>()? })
+    /// No inputs yet. `precision` is that of the moments' products; `holds_out` says whether some rows are held out.
+    pub fn new(shapes: &[Shape], precision: Precision, holds_out: bool) -> Result<Collector, RoundingError> {
+        let sums = shapes.iter().map(|shape| Sums::new(shape, precision)).collect::<Result<_, _>>()?;
+        Ok(Collector { sums, holds_out })
     }
 
     /// The finished moments of each input.
@@ -160,7 +171,13 @@ impl Taps for Collector {
         let Some(sums) = self.sums.iter_mut().find(of_this) else { return Ok(()) };
         let matrix = if sums.shape.pooled { 0 } else { input.expert.map_or(0, |expert| expert.index) };
         match sums.moments.get_mut(matrix) {
-            Some(moment) if sums.shape.n == input.rows.width() => moment.accumulate(input.rows.data(), None),
+            Some(moment) if sums.shape.n == input.rows.width() => {
+                // The last rows of a batch, which are a sequence of their own where there are many.
+                let held_out = if self.holds_out { input.rows.len() / HELD_OUT } else { 0 };
+                let (rows, rest) = input.rows.data().split_at((input.rows.len() - held_out) * sums.shape.n);
+                moment.accumulate(rows, None);
+                sums.held_out[matrix].extend_from_slice(rest);
+            }
             _ => {
                 let reason = format!("inputs of {} changed their shape between two blocks", sums.shape.tensors[0]);
                 return Err(ModelError::BadInput { reason });
@@ -226,15 +243,24 @@ pub(super) struct Calibrated {
 }
 
 impl Calibrated {
-    /// Factors a moment, which is gone afterwards.
-    pub fn new(found: Finished, damping: f64) -> Calibrated {
-        let importance = found.moment.diagonal();
-        // A rare expert has the moment of all; only what no text reaches has too few.
-        let factor = match found.tokens {
-            tokens if tokens < LEAST_TOKENS => Err(Unusable::TooFewTokens(tokens)),
-            _ => Factor::new(&found.moment, damping).map_err(|error| Unusable::Factorization(error.to_string())),
+    /// Factors a moment, which is gone afterwards, with all tokens in. `sample` are rows `[.., n]` of a matrix that has
+    /// the input, to choose the damping with.
+    pub fn new(found: Finished, damping: Damping, sample: &[f32]) -> Calibrated {
+        let Finished { mut moment, held_out, own_tokens, tokens } = found;
+        let damping = match damping {
+            Damping::Given(damping) => Ok(damping),
+            Damping::Chosen => choose_damping(&moment, &held_out, sample),
         };
-        Calibrated { factor, importance, tokens: found.own_tokens }
+        if !held_out.is_empty() {
+            moment.accumulate(&held_out, None);
+        }
+        let factored = |damping: Result<f64, FeedbackError>| Factor::new(&moment, damping?);
+        // A rare expert has the moment of all; only what no text reaches has too few.
+        let factor = match tokens {
+            tokens if tokens < LEAST_TOKENS => Err(Unusable::TooFewTokens(tokens)),
+            _ => factored(damping).map_err(|error| Unusable::Factorization(error.to_string())),
+        };
+        Calibrated { factor, importance: moment.diagonal(), tokens: own_tokens }
     }
 }
 
@@ -291,7 +317,7 @@ mod tests {
 
     #[test]
     fn an_expert_that_nobody_reached_has_the_mean_of_all() {
-        let mut collector = Collector::new(&[shape("up", 4, 3)], Precision::Accurate).unwrap();
+        let mut collector = Collector::new(&[shape("up", 4, 3)], Precision::Accurate, true).unwrap();
         let rows: Vec<f32> = (0..4 * 64).map(|at| ((at * 37 % 19) as f32 - 9.0) * 0.1).collect();
         let expert = Some(Expert { index: 1, count: 3 });
         collector.input(&TapInput { tensors: &["up"], layer: None, expert, rows: Rows::new(&rows, 4) }).unwrap();
@@ -301,14 +327,14 @@ mod tests {
         for (a, b) in moments[0].moment.diagonal().iter().zip(moments[1].moment.diagonal()) {
             assert!((a - b).abs() < 1e-5 * b.abs(), "{a} {b}");
         }
-        let calibrated = Calibrated::new(moments.into_iter().next().unwrap(), 0.02);
+        let calibrated = Calibrated::new(moments.into_iter().next().unwrap(), Damping::Chosen, &[]);
         assert!(calibrated.factor.is_ok() && calibrated.tokens == 0);
     }
 
     #[test]
     fn an_input_without_tokens_has_no_factor() {
-        let found = Finished { moment: SecondMoment::new(8).unwrap(), own_tokens: 0, tokens: 0 };
-        let calibrated = Calibrated::new(found, 0.02);
+        let found = Finished { moment: SecondMoment::new(8).unwrap(), held_out: Vec::new(), own_tokens: 0, tokens: 0 };
+        let calibrated = Calibrated::new(found, Damping::Given(0.02), &[]);
         assert_eq!(calibrated.factor.err(), Some(Unusable::TooFewTokens(0)));
     }
 }

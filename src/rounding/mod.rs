@@ -37,7 +37,8 @@ pub use inputs::{Input, InputMatrix, Unusable};
 pub use outcome::{Kept, Outcome, RoleRow, by_role, reasons};
 pub use record::{CalibrationRecord, RoundingRecord};
 pub use run::{Run, RunOutput, has_input, output_tensor};
-pub use stream::{DEFAULT_MOMENT_MEMORY, OnWork, Stream, StreamSettings, Visitor};
+pub use stream::{DEFAULT_MOMENT_MEMORY, Damping, OnWork, Stream, StreamSettings, Visitor};
+pub(crate) use tensor::read_rows;
 pub use tensor::round_by_search;
 pub use text::Text;
 

@@ -25,8 +25,8 @@ pub struct CalibrationRecord {
     pub text_sha256: String,
     /// Tokens that were used.
     pub tokens: u64,
-    /// Damping that was asked for.
-    pub damping: f32,
+    /// Damping that was asked for; none where it was chosen for each input.
+    pub damping: Option<f32>,
 }
 
 impl RoundingRecord {
@@ -41,7 +41,10 @@ impl RoundingRecord {
         if let Some(calibration) = &self.calibration {
             metadata.set("lwq.rounding.text_sha256", calibration.text_sha256.as_str());
             metadata.set("lwq.rounding.tokens", calibration.tokens);
-            metadata.set("lwq.rounding.damping", calibration.damping);
+            match calibration.damping {
+                Some(damping) => metadata.set("lwq.rounding.damping", damping),
+                None => metadata.set("lwq.rounding.damping", "chosen"),
+            }
         }
     }
 }

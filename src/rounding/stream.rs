@@ -5,10 +5,15 @@ use std::path::Path;
 use super::RoundingError;
 use super::inputs::{Calibrated, Collector, Discovery, Input, Shape, join, plan_passes};
 use super::states::{self, StatesReader, StatesWriter};
+use super::tensor::read_rows;
 use super::text::Text;
+use crate::compute::Precision;
 use crate::gguf::TensorInfo;
 use crate::model::{ForwardOptions, HiddenStates, Model, Overrides, Pass, Taps, TokenGroup};
 use crate::recipe::{Role, roles};
+
+/// Rows of a matrix that the damping is chosen with.
+const SAMPLED_ROWS: u64 = 64;
 
 /// Tokens on which a layer is run to find its inputs.
 const DISCOVERY_TOKENS: usize = 16;
@@ -20,12 +25,32 @@ pub const DEFAULT_MOMENT_MEMORY: u64 = 1_700_000_000;
 /// Flop of a multiplication and an addition.
 const FLOP: f64 = 2.0;
 
+/// Products of rows with the moment's n^2 numbers that rounding a tensor takes: feedback, two sweeps, losses.
+const PRODUCTS: f64 = 4.0;
+
+/// What the searches for scales and points take for each weight, as the flop of products in that time: from 40,000 for
+/// the k-quants to 130,000 for IQ2 and IQ3.
+const SEARCH_WORK: f64 = 70_000.0;
+
+/// Time of a bfloat16 product, in that of a 32-bit one.
+const FAST: f64 = 0.5;
+
+/// Share of the second moments' off-diagonal part that is given up, so that they can be factored and do not overfit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Damping {
+    /// The same for all.
+    Given(f64),
+    /// For each input the one that is best on tokens that were held out, see [`choose_damping`].
+    ///
+    /// [`choose_damping`]: crate::feedback::choose_damping
+    Chosen,
+}
+
 /// What a pass depends on beside the model.
 #[derive(Clone, Debug)]
 pub struct StreamSettings {
-    /// Share of the second moments' off-diagonal part that is given up, so that they can be factored and do not
-    /// overfit.
-    pub damping: f64,
+    /// How much of the correlations is not relied on.
+    pub damping: Damping,
     /// Most bytes for the moments of one text; layers that need more are run more than once.
     pub moment_memory: u64,
     /// How the forward pass computes, and what stops it.
@@ -165,10 +190,11 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
         let mut calibrated = Vec::with_capacity(shapes.len());
         for (shape, moments) in collector.finish() {
             let mut of_shape = Vec::with_capacity(moments.len());
-            for found in moments {
-                of_shape.push(Calibrated::new(found, self.settings.damping));
+            for (matrix, found) in moments.into_iter().enumerate() {
+                let sample = self.sample(&shape, matrix)?;
+                of_shape.push(Calibrated::new(found, self.settings.damping, &sample));
                 self.check_cancelled()?;
-                work.add(factor_work(shape.n));
+                work.add(self.factor_work(shape.n));
             }
             calibrated.push(of_shape);
         }
@@ -185,6 +211,21 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
         Ok(())
     }
 
+    /// Some rows of a matrix that has an input, where they are needed to choose a damping.
+    fn sample(&self, shape: &Shape, matrix: usize) -> Result<Vec<f32>, RoundingError> {
+        let gguf = self.pass.model().gguf();
+        let (Some(tensor), Damping::Chosen) = (gguf.tensor(&shape.tensors[0]), self.settings.damping) else {
+            return Ok(Vec::new());
+        };
+        let rows = tensor.rows_per_matrix();
+        let count = SAMPLED_ROWS.min(rows);
+        let mut sample = Vec::with_capacity((count * tensor.row_len()) as usize);
+        for at in 0..count {
+            sample.extend(read_rows(gguf, tensor, matrix as u64 * rows + at * rows / count, 1)?);
+        }
+        Ok(sample)
+    }
+
     fn collect(
         &self,
         step: usize,
@@ -194,9 +235,10 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
         mut keeps: Option<&mut StatesWriter>,
         work: &mut Work<'_, '_>,
     ) -> Result<Collector, RoundingError> {
-        let mut collector = Collector::new(shapes, self.settings.forward.precision)?;
+        let holds_out = self.settings.damping == Damping::Chosen && std::ptr::eq(text, self.calibration);
+        let mut collector = Collector::new(shapes, self.settings.forward.precision, holds_out)?;
         let mut reader = self.reader(step)?;
-        let per_token = self.forward_work(step) + shapes.iter().map(|shape| (shape.n * shape.n) as f64).sum::<f64>();
+        let per_token = self.forward_work(step) + shapes.iter().map(|shape| self.moment_work(shape.n)).sum::<f64>();
         let mut first = first;
         for group in text.batches() {
             let tokens = group.len();
@@ -234,13 +276,32 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
         if step == self.pass.model().n_layer() {
             return 0.0;
         }
-        self.tensors_of(step).map(|tensor| FLOP * tensor.elements() as f64).sum()
+        self.pace() * self.tensors_of(step).map(|tensor| FLOP * tensor.elements() as f64).sum::<f64>()
+    }
+
+    /// Flop of adding a token to a moment of rows of `n`: one triangle.
+    fn moment_work(&self, n: usize) -> f64 {
+        self.pace() * (n * n) as f64
+    }
+
+    /// Flop of factoring a moment, as often as choosing a damping takes.
+    fn factor_work(&self, n: usize) -> f64 {
+        let times = if self.settings.damping == Damping::Chosen { 4.0 } else { 1.0 };
+        times * (n as f64).powi(3) / 3.0
+    }
+
+    fn pace(&self) -> f64 {
+        match self.settings.forward.precision {
+            Precision::Accurate => 1.0,
+            Precision::Fast => FAST,
+        }
     }
 
     /// Flop of rounding a tensor and of judging the result.
     fn rounding_work(&self, name: &str) -> f64 {
         let tensor = self.pass.model().gguf().tensor(name);
-        tensor.map_or(0.0, |tensor| 3.0 * FLOP * tensor.elements() as f64 * tensor.row_len() as f64)
+        let per_weight = |tensor: &TensorInfo| PRODUCTS * FLOP * tensor.row_len() as f64 + SEARCH_WORK;
+        tensor.map_or(0.0, |tensor| tensor.elements() as f64 * per_weight(tensor))
     }
 
     /// About the flop of the steps from `first` on: the unit of progress. Layers that are run twice are counted once.
@@ -254,17 +315,13 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
                 }
                 let n = tensor.row_len() as usize;
                 let shared = matches!(Role::of(&tensor.name), Role::AttnK | Role::AttnV | Role::FfnUp);
-                let moment = if shared { 0.0 } else { (n * n) as f64 * tokens + factor_work(n) };
+                let moment = if shared { 0.0 } else { self.moment_work(n) * tokens + self.factor_work(n) };
                 moment + self.rounding_work(&tensor.name) * roundings as f64
             };
             self.forward_work(step) * tokens + self.tensors_of(step).map(of_tensor).sum::<f64>()
         };
         (first..self.steps()).map(of_step).sum()
     }
-}
-
-fn factor_work(n: usize) -> f64 {
-    (n as f64).powi(3) / 3.0
 }
 
 /// Work of one step.

@@ -73,7 +73,7 @@ impl TensorJob<'_> {
         for first in (0..rows).step_by(slice_rows as usize) {
             self.check_cancelled()?;
             let count = slice_rows.min(rows - first);
-            let weights = self.read(index as u64 * rows + first, count)?;
+            let weights = read_rows(self.gguf, self.source, index as u64 * rows + first, count)?;
             decoded.resize(weights.len(), 0.0);
             let range = first as usize * row_bytes..(first + count) as usize * row_bytes;
             self.search(&weights, &importance, &mut out[range.clone()])?;
@@ -121,20 +121,6 @@ impl TensorJob<'_> {
         })
     }
 
-    fn read(&self, first: u64, count: u64) -> Result<Vec<f32>, RoundingError> {
-        let data = self.gguf.read_rows(self.source, first, count)?;
-        let mut weights = vec![0.0; (count * self.source.row_len()) as usize];
-        quant::dequantize(self.source.ty, &data, &mut weights).map_err(|e| self.refused(e.to_string()))?;
-        match quant::first_non_finite(&weights) {
-            Some(at) => Err(RoundingError::NonFinite {
-                tensor: self.source.shown_name(),
-                index: first * self.source.row_len() + at as u64,
-                value: weights[at],
-            }),
-            None => Ok(weights),
-        }
-    }
-
     fn summarize(&self, matrices: &[MatrixOutcome], input: &Input) -> Outcome {
         let with_feedback = matrices.iter().filter(|matrix| matrix.kept.is_none()).count();
         let errors = matrices.iter().filter_map(|matrix| matrix.errors);
@@ -161,6 +147,25 @@ impl TensorJob<'_> {
 
     fn refused(&self, problem: String) -> RoundingError {
         RoundingError::Rounding { tensor: self.source.shown_name(), problem }
+    }
+}
+
+/// Rows of a tensor as floats.
+///
+/// # Errors
+/// When they cannot be read or one of the weights is not finite.
+pub(crate) fn read_rows(gguf: &Gguf, tensor: &TensorInfo, first: u64, count: u64) -> Result<Vec<f32>, RoundingError> {
+    let data = gguf.read_rows(tensor, first, count)?;
+    let mut weights = vec![0.0; (count * tensor.row_len()) as usize];
+    quant::dequantize(tensor.ty, &data, &mut weights)
+        .map_err(|error| RoundingError::Rounding { tensor: tensor.shown_name(), problem: error.to_string() })?;
+    match quant::first_non_finite(&weights) {
+        Some(at) => Err(RoundingError::NonFinite {
+            tensor: tensor.shown_name(),
+            index: first * tensor.row_len() + at as u64,
+            value: weights[at],
+        }),
+        None => Ok(weights),
     }
 }
 

@@ -13,7 +13,7 @@ use super::file::{rounded, type_name};
 use crate::feedback::{improve_rows, supports_feedback};
 use crate::gguf::{Gguf, TensorInfo, TensorType};
 use crate::quant;
-use crate::rounding::{Input, InputMatrix, RoundingError, Visitor, round_by_search};
+use crate::rounding::{Input, InputMatrix, RoundingError, Visitor, read_rows, round_by_search};
 
 /// Rows of a tensor that are rounded to every type. Errors of rows differ little: in rows of 1,536 and more, the sum over
 /// 64 is certain to a few percent, and 64 rows of every tensor in 16 types cost less than the pass that shows the moments.
@@ -180,13 +180,7 @@ fn read_samples<'a>(
             let matrix_input = input.matrix(matrix as usize);
             samples.push((matrix, Sample { matrix: matrix_input, importance, n, weights: Vec::new() }));
         }
-        let mut weights = vec![0.0; n];
-        let data = gguf.read_rows(tensor, row, 1)?;
-        quant::dequantize(tensor.ty, &data, &mut weights).map_err(|e| refused(e.to_string()))?;
-        if let Some(at) = quant::first_non_finite(&weights) {
-            let index = row * tensor.row_len() + at as u64;
-            return Err(RoundingError::NonFinite { tensor: tensor.shown_name(), index, value: weights[at] });
-        }
+        let weights = read_rows(gguf, tensor, row, 1)?;
         if let Some((_, sample)) = samples.last_mut() {
             sample.weights.extend(weights);
         }

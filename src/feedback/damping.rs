@@ -1,0 +1,142 @@
+//! The choice of damping: the one that leaves the least error on tokens that the moment has not seen.
+//!
+//! How far correlations between inputs hold on other text depends on the number of tokens for each column, and on how
+//! few of them are much longer than the rest. With 65,536 tokens of a 1.5B model, inputs 1,536 wide want next to no
+//! damping, those of `ffn_down`, 8,960 wide, more than half.
+
+use rayon::prelude::*;
+
+use super::error::FeedbackError;
+use super::factor::{DEFAULT_DAMPING, Factor};
+use super::moment::SecondMoment;
+use super::round::{improve_rows, search_rows};
+use crate::compute::{GemmOperand, gemm_f32};
+use crate::gguf::TensorType;
+use crate::quant;
+
+/// Dampings that are tried.
+const CANDIDATES: [f64; 6] = [0.02, 0.06, 0.15, 0.3, 0.5, 0.7];
+
+/// Tokens for each column from which on the first one tried is small.
+const MANY_TOKENS: u64 = 16;
+
+/// Fewer tokens than this cannot judge.
+const LEAST_TOKENS: usize = 64;
+
+/// Rows whose products with the tokens are computed in one task.
+const TASK_ROWS: usize = 8;
+
+/// Chooses the damping for [`Factor::new`]: `weights`, some rows `[rows, n]` of the matrix, are rounded with feedback for
+/// several dampings and judged by the inputs `held_out`, `[tokens, n]`, which are not in `moment`. Gives
+/// [`DEFAULT_DAMPING`] where these are too few or nothing can be rounded.
+///
+/// Tries neighbours as long as they are better, three in most cases; each takes `4 n^2` bytes and a factorisation. Runs
+/// on rayon's current pool, with the same result for any number of threads.
+///
+/// # Errors
+/// [`FeedbackError`] when there is no memory for a factor or a weight is not finite.
+pub fn choose_damping(moment: &SecondMoment, held_out: &[f32], weights: &[f32]) -> Result<f64, FeedbackError> {
+    let n = moment.n();
+    let tokens = moment.capped_rows(held_out);
+    // The type matters little: what fits the rows.
+    let ty = [TensorType::Q4_K, TensorType::Q4_0].into_iter().find(|ty| {
+        let block_len = ty.info().map_or(n + 1, |info| info.block_len);
+        n.is_multiple_of(block_len)
+    });
+    let (Some(ty), true) = (ty, tokens.len() >= LEAST_TOKENS * n && !weights.is_empty()) else {
+        return Ok(DEFAULT_DAMPING);
+    };
+    let row_bytes = ty.info().and_then(|info| info.row_bytes(n as u64)).unwrap_or(0) as usize;
+    let mut searched = vec![0u8; weights.len() / n * row_bytes];
+    search_rows(ty, weights, n, Some(&moment.diagonal()), &mut searched)?;
+    let mut errors = vec![0.0f32; weights.len()];
+    let mut error_with = |damping: f64| -> Result<f64, FeedbackError> {
+        let factor = Factor::new(moment, damping)?;
+        let mut bytes = searched.clone();
+        improve_rows(ty, weights, n, &factor, &mut bytes)?;
+        quant::dequantize(ty, &bytes, &mut errors)?;
+        errors.iter_mut().zip(weights).for_each(|(error, w)| *error = w - *error);
+        Ok(squared_outputs(&errors, &tokens, n))
+    };
+    let few = moment.tokens() < MANY_TOKENS * n as u64;
+    let start = if few { CANDIDATES.len() / 2 } else { 0 };
+    let (mut best, mut least) = (start, error_with(CANDIDATES[start])?);
+    for step in [1, -1] {
+        while let Some(&damping) = best.checked_add_signed(step).and_then(|next| CANDIDATES.get(next)) {
+            let error = error_with(damping)?;
+            if error >= least {
+                break;
+            }
+            (best, least) = (best.saturating_add_signed(step), error);
+        }
+        if best != start {
+            break;
+        }
+    }
+    Ok(CANDIDATES[best])
+}
+
+/// Sum of the squares of all products of rows of `errors` with rows of `tokens`, both `[.., n]`.
+fn squared_outputs(errors: &[f32], tokens: &[f32], n: usize) -> f64 {
+    let count = tokens.len() / n;
+    let of_rows = |errors: &[f32]| -> f64 {
+        let rows = errors.len() / n;
+        let mut outputs = vec![0.0f32; rows * count];
+        let transposed = GemmOperand::Transposed { data: tokens, stride: n };
+        gemm_f32(rows, count, n, errors, n, transposed, &mut outputs, count, false);
+        outputs.iter().map(|y| f64::from(*y) * f64::from(*y)).sum()
+    };
+    let sums: Vec<f64> = errors.par_chunks(TASK_ROWS * n).map(of_rows).collect();
+    sums.iter().sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{inputs, noise};
+    use super::*;
+
+    #[test]
+    fn many_tokens_want_little_damping_and_few_want_much() {
+        let n = 256;
+        let weights = noise(16 * n, 1);
+        let held_out = inputs(400, n, 2);
+        let chosen = |tokens: usize| {
+            let mut moment = SecondMoment::new(n).unwrap();
+            moment.accumulate(&inputs(tokens, n, 3), None);
+            choose_damping(&moment, &held_out, &weights).unwrap()
+        };
+        let (many, few) = (chosen(20 * n), chosen(n));
+        assert!(many < few, "{many} {few}");
+        assert!(CANDIDATES.contains(&many) && CANDIDATES.contains(&few));
+    }
+
+    #[test]
+    fn without_tokens_to_judge_by_the_default_is_left() {
+        let mut moment = SecondMoment::new(32).unwrap();
+        moment.accumulate(&inputs(200, 32, 4), None);
+        let weights = noise(4 * 32, 5);
+        let few = inputs(LEAST_TOKENS - 1, 32, 6);
+        for (held_out, weights) in [(&few[..], &weights[..]), (&[][..], &weights[..]), (&inputs(100, 32, 7), &[])] {
+            assert_eq!(choose_damping(&moment, held_out, weights).unwrap(), DEFAULT_DAMPING);
+        }
+        // Rows that no type divides.
+        let mut odd = SecondMoment::new(20).unwrap();
+        odd.accumulate(&inputs(200, 20, 8), None);
+        assert_eq!(choose_damping(&odd, &inputs(100, 20, 9), &noise(40, 10)).unwrap(), DEFAULT_DAMPING);
+    }
+
+    #[test]
+    fn outputs_are_those_of_a_plain_loop() {
+        let (n, rows, tokens) = (40, 19, 33);
+        let (errors, x) = (noise(rows * n, 11), noise(tokens * n, 12));
+        let mut expected = 0.0;
+        for error in errors.chunks_exact(n) {
+            for x in x.chunks_exact(n) {
+                let y: f64 = error.iter().zip(x).map(|(e, x)| f64::from(*e) * f64::from(*x)).sum();
+                expected += y * y;
+            }
+        }
+        let found = squared_outputs(&errors, &x, n);
+        assert!((found / expected - 1.0).abs() < 1e-5, "{found} for {expected}");
+    }
+}
