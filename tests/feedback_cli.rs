@@ -150,6 +150,31 @@ fn feedback_rounds_every_matrix_judges_it_and_records_how() {
 }
 
 #[test]
+fn damping_is_chosen_for_each_input_unless_it_is_given() {
+    let dir = tempfile::tempdir().unwrap();
+    let [chosen, given] = ["chosen.gguf", "given.gguf"].map(|name| dir.path().join(name));
+    let reports = [
+        json(feedback(&chosen, &["--target", "Q4_K_M", "--json"])),
+        json(feedback(&given, &["--target", "Q4_K_M", "--damping", "0.02", "--json"])),
+    ];
+    let [chosen_of, given_of] = reports.each_ref().map(|report| {
+        let tensors = report["tensors"].as_array().unwrap().iter();
+        let rounding = tensors.filter(|tensor| tensor["name"].as_str().unwrap().contains("ffn_down"));
+        let of = |tensor: &Json, key: &str| tensor["rounding"][key].as_f64().unwrap();
+        rounding.map(|tensor| (of(tensor, "damping"), of(tensor, "held_out_ratio"))).collect::<Vec<_>>()
+    });
+    assert_eq!((chosen_of.len(), given_of.len()), (6, 6));
+    assert!(given_of.iter().all(|(damping, _)| *damping == 0.02));
+    // 2,048 tokens are few for inputs 512 wide.
+    for ((damping, with_chosen), (_, with_given)) in chosen_of.iter().zip(&given_of) {
+        assert!(*damping > 0.1 && with_chosen < with_given, "{chosen_of:?} {given_of:?}");
+    }
+    let gguf = Gguf::open(&chosen).unwrap();
+    assert_eq!(gguf.metadata().str("lwq.rounding.damping").unwrap(), Some("chosen"));
+    assert!(reports[0]["rounding"]["calibration"]["damping"].is_null(), "{}", reports[0]["rounding"]);
+}
+
+#[test]
 fn the_table_says_what_was_kept_and_a_text_alone_means_feedback() {
     let dir = tempfile::tempdir().unwrap();
     let output = dir.path().join("o.gguf");

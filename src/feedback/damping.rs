@@ -20,6 +20,10 @@ const CANDIDATES: [f64; 6] = [0.02, 0.06, 0.15, 0.3, 0.5, 0.7];
 /// Tokens for each column from which on the first one tried is small.
 const MANY_TOKENS: u64 = 16;
 
+/// A damping counts as no worse when its error exceeds the least by at most this part: held-out tokens come from the
+/// documents of the others, and texts of other documents want more.
+const TOLERANCE: f64 = 0.01;
+
 /// Fewer tokens than this cannot judge.
 const LEAST_TOKENS: usize = 64;
 
@@ -30,8 +34,9 @@ const TASK_ROWS: usize = 8;
 /// several dampings and judged by the inputs `held_out`, `[tokens, n]`, which are not in `moment`. Gives
 /// [`DEFAULT_DAMPING`] where these are too few or nothing can be rounded.
 ///
-/// Tries neighbours as long as they are better, three in most cases; each takes `4 n^2` bytes and a factorisation. Runs
-/// on rayon's current pool, with the same result for any number of threads.
+/// Of dampings that are about as good the largest counts. Tries neighbours as long as they are no worse, four in most
+/// cases; each takes `4 n^2` bytes and a factorisation. Runs on rayon's current pool, with the same result for any number
+/// of threads.
 ///
 /// # Errors
 /// [`FeedbackError`] when there is no memory for a factor or a weight is not finite.
@@ -60,20 +65,21 @@ pub fn choose_damping(moment: &SecondMoment, held_out: &[f32], weights: &[f32]) 
     };
     let few = moment.tokens() < MANY_TOKENS * n as u64;
     let start = if few { CANDIDATES.len() / 2 } else { 0 };
-    let (mut best, mut least) = (start, error_with(CANDIDATES[start])?);
+    let mut errors_of = vec![(start, error_with(CANDIDATES[start])?)];
     for step in [1, -1] {
-        while let Some(&damping) = best.checked_add_signed(step).and_then(|next| CANDIDATES.get(next)) {
-            let error = error_with(damping)?;
-            if error >= least {
+        let mut last = errors_of[0];
+        while let Some(next) = last.0.checked_add_signed(step).filter(|&next| next < CANDIDATES.len()) {
+            let error = error_with(CANDIDATES[next])?;
+            errors_of.push((next, error));
+            if error > last.1 * (1.0 + TOLERANCE) {
                 break;
             }
-            (best, least) = (best.saturating_add_signed(step), error);
-        }
-        if best != start {
-            break;
+            last = (next, error);
         }
     }
-    Ok(CANDIDATES[best])
+    let least = errors_of.iter().map(|(_, error)| *error).fold(f64::INFINITY, f64::min);
+    let good = errors_of.iter().filter(|(_, error)| *error <= least * (1.0 + TOLERANCE)).map(|(at, _)| *at);
+    Ok(good.max().map_or(DEFAULT_DAMPING, |at| CANDIDATES[at]))
 }
 
 /// Sum of the squares of all products of rows of `errors` with rows of `tokens`, both `[.., n]`.

@@ -317,7 +317,7 @@ mod tests {
 
     #[test]
     fn an_expert_that_nobody_reached_has_the_mean_of_all() {
-        let mut collector = Collector::new(&[shape("up", 4, 3)], Precision::Accurate, true).unwrap();
+        let mut collector = Collector::new(&[shape("up", 4, 3)], Precision::Accurate, false).unwrap();
         let rows: Vec<f32> = (0..4 * 64).map(|at| ((at * 37 % 19) as f32 - 9.0) * 0.1).collect();
         let expert = Some(Expert { index: 1, count: 3 });
         collector.input(&TapInput { tensors: &["up"], layer: None, expert, rows: Rows::new(&rows, 4) }).unwrap();
@@ -329,6 +329,25 @@ mod tests {
         }
         let calibrated = Calibrated::new(moments.into_iter().next().unwrap(), Damping::Chosen, &[]);
         assert!(calibrated.factor.is_ok() && calibrated.tokens == 0);
+    }
+
+    #[test]
+    fn rows_are_held_out_of_each_batch_and_counted() {
+        let mut collector = Collector::new(&[shape("down", 4, 1)], Precision::Accurate, true).unwrap();
+        let rows: Vec<f32> = (0..4 * 50).map(|at| ((at * 37 % 19) as f32 - 9.0) * 0.1).collect();
+        for _ in 0..2 {
+            let input = TapInput { tensors: &["down"], layer: None, expert: None, rows: Rows::new(&rows, 4) };
+            collector.input(&input).unwrap();
+        }
+        let found = collector.finish().next().unwrap().1.remove(0);
+        assert_eq!((found.moment.tokens(), found.own_tokens), (94, 100));
+        assert_eq!(found.held_out, [&rows[47 * 4..], &rows[47 * 4..]].concat());
+        // In the end all are in.
+        let mut whole = SecondMoment::new(4).unwrap();
+        whole.accumulate(&rows, None);
+        for (a, b) in Calibrated::new(found, Damping::Chosen, &[]).importance.iter().zip(whole.diagonal()) {
+            assert!((a - b).abs() < 1e-5 * b, "{a} {b}");
+        }
     }
 
     #[test]

@@ -90,8 +90,9 @@ fn descend_block(layout: &LatticeLayout, mut tile: TileState<'_>, descents: &[De
             refit_group::<32>(layout, &mut tile, parts, group, &magnitudes);
         }
         let scale = layout.scale(parts.d, parts.scales[group]);
-        for octet in first / 8..(first + layout.group) / 8 {
-            choose_octet(layout, &mut tile, &descents[octet], parts, octet, scale, &mut costs);
+        let octets = first / 8..(first + layout.group) / 8;
+        for (octet, descent) in octets.clone().zip(&descents[octets]) {
+            choose_octet(layout, &mut tile, descent, parts, octet, scale, &mut costs);
         }
     }
 }
@@ -184,8 +185,9 @@ fn restore_group(
     magnitudes: &[f32; LEN],
 ) {
     let scale = layout.scale(parts.d, parts.scales[group]);
-    for j in group * layout.group..(group + 1) * layout.group {
-        tile.set_error(j, tile.weights[j] - scale * magnitudes[j]);
+    let columns = group * layout.group..(group + 1) * layout.group;
+    for (j, magnitude) in columns.clone().zip(&magnitudes[columns]) {
+        tile.set_error(j, tile.weights[j] - scale * magnitude);
     }
 }
 
