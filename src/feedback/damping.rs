@@ -31,8 +31,9 @@ const LEAST_TOKENS: usize = 64;
 const TASK_ROWS: usize = 8;
 
 /// Chooses the damping for [`Factor::new`]: `weights`, some rows `[rows, n]` of the matrix, are rounded with feedback for
-/// several dampings and judged by the inputs `held_out`, `[tokens, n]`, which are not in `moment`. Gives
-/// [`DEFAULT_DAMPING`] where these are too few or nothing can be rounded.
+/// several dampings and judged by the inputs `held_out`, `[tokens, n]`, which are not in `moment`; those that `moment` would
+/// scale down or leave out are treated so in place. Gives [`DEFAULT_DAMPING`] where these are too few or nothing can be
+/// rounded.
 ///
 /// Of dampings that are about as good the largest counts. Tries neighbours as long as they are no worse, four in most
 /// cases; each takes `4 n^2` bytes and a factorisation. Runs on rayon's current pool, with the same result for any number
@@ -40,15 +41,15 @@ const TASK_ROWS: usize = 8;
 ///
 /// # Errors
 /// [`FeedbackError`] when there is no memory for a factor or a weight is not finite.
-pub fn choose_damping(moment: &SecondMoment, held_out: &[f32], weights: &[f32]) -> Result<f64, FeedbackError> {
+pub fn choose_damping(moment: &SecondMoment, held_out: &mut Vec<f32>, weights: &[f32]) -> Result<f64, FeedbackError> {
     let n = moment.n();
-    let tokens = moment.capped_rows(held_out);
+    moment.cap_rows(held_out);
     // The type matters little: what fits the rows.
     let ty = [TensorType::Q4_K, TensorType::Q4_0].into_iter().find(|ty| {
         let block_len = ty.info().map_or(n + 1, |info| info.block_len);
         n.is_multiple_of(block_len)
     });
-    let (Some(ty), true) = (ty, tokens.len() >= LEAST_TOKENS * n && !weights.is_empty()) else {
+    let (Some(ty), true) = (ty, held_out.len() >= LEAST_TOKENS * n && !weights.is_empty()) else {
         return Ok(DEFAULT_DAMPING);
     };
     let row_bytes = ty.info().and_then(|info| info.row_bytes(n as u64)).unwrap_or(0) as usize;
@@ -61,7 +62,7 @@ pub fn choose_damping(moment: &SecondMoment, held_out: &[f32], weights: &[f32]) 
         improve_rows(ty, weights, n, &factor, &mut bytes)?;
         quant::dequantize(ty, &bytes, &mut errors)?;
         errors.iter_mut().zip(weights).for_each(|(error, w)| *error = w - *error);
-        Ok(squared_outputs(&errors, &tokens, n))
+        Ok(squared_outputs(&errors, held_out, n))
     };
     let few = moment.tokens() < MANY_TOKENS * n as u64;
     let start = if few { CANDIDATES.len() / 2 } else { 0 };
@@ -109,7 +110,7 @@ mod tests {
         let chosen = |tokens: usize| {
             let mut moment = SecondMoment::new(n).unwrap();
             moment.accumulate(&inputs(tokens, n, 3), None);
-            choose_damping(&moment, &held_out, &weights).unwrap()
+            choose_damping(&moment, &mut held_out.clone(), &weights).unwrap()
         };
         let (many, few) = (chosen(20 * n), chosen(n));
         assert!(many < few, "{many} {few}");
@@ -123,12 +124,12 @@ mod tests {
         let weights = noise(4 * 32, 5);
         let few = inputs(LEAST_TOKENS - 1, 32, 6);
         for (held_out, weights) in [(&few[..], &weights[..]), (&[][..], &weights[..]), (&inputs(100, 32, 7), &[])] {
-            assert_eq!(choose_damping(&moment, held_out, weights).unwrap(), DEFAULT_DAMPING);
+            assert_eq!(choose_damping(&moment, &mut held_out.to_vec(), weights).unwrap(), DEFAULT_DAMPING);
         }
         // Rows that no type divides.
         let mut odd = SecondMoment::new(20).unwrap();
         odd.accumulate(&inputs(200, 20, 8), None);
-        assert_eq!(choose_damping(&odd, &inputs(100, 20, 9), &noise(40, 10)).unwrap(), DEFAULT_DAMPING);
+        assert_eq!(choose_damping(&odd, &mut inputs(100, 20, 9), &noise(40, 10)).unwrap(), DEFAULT_DAMPING);
     }
 
     #[test]

@@ -100,18 +100,21 @@ impl SecondMoment {
         }
     }
 
-    /// The rows as [`Self::accumulate`] would add them to what is here, without those that are left out.
-    pub(super) fn capped_rows(&self, rows: &[f32]) -> Vec<f32> {
+    /// Scales rows `[.., n]` down as [`Self::accumulate`] would do when adding them to what is here, and drops those that
+    /// are not finite.
+    pub(super) fn cap_rows(&self, rows: &mut Vec<f32>) {
         let limit = self.limit.filter(|&limit| limit > 0.0).unwrap_or(f64::INFINITY);
-        let mut capped = Vec::with_capacity(rows.len());
-        for row in rows.chunks_exact(self.n) {
-            let length = length(row);
+        let mut kept = 0;
+        for at in (0..rows.len()).step_by(self.n) {
+            let length = length(&rows[at..at + self.n]);
             if length.is_finite() {
                 let factor = if length > limit { (limit / length) as f32 } else { 1.0 };
-                capped.extend(row.iter().map(|x| x * factor));
+                rows[at..at + self.n].iter_mut().for_each(|x| *x *= factor);
+                rows.copy_within(at..at + self.n, kept);
+                kept += self.n;
             }
         }
-        capped
+        rows.truncate(kept);
     }
 
     /// Mixes in the mean second moment of `all` as if it came from `k` tokens more: for experts that few tokens were
@@ -313,7 +316,11 @@ mod tests {
         assert!(ratio < 3.0, "{ratio}");
         assert_eq!(moment.capped(), capped + 1);
         // The limit is remembered for blocks too short for a median.
-        assert_eq!(moment.capped_rows(&rows[..n]).len(), n);
+        let mut alone = rows[..n].to_vec();
+        alone.extend([f32::NAN; 64]);
+        moment.cap_rows(&mut alone);
+        assert_eq!(alone.len(), n, "what is not finite is dropped");
+        assert!(length(&alone) < 1e-2 * length(&rows[..n]));
         moment.accumulate(&rows[..n], None);
         assert_eq!(moment.capped(), capped + 2);
     }

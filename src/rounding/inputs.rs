@@ -246,10 +246,10 @@ impl Calibrated {
     /// Factors a moment, which is gone afterwards, with all tokens in. `sample` are rows `[.., n]` of a matrix that has
     /// the input, to choose the damping with.
     pub fn new(found: Finished, damping: Damping, sample: &[f32]) -> Calibrated {
-        let Finished { mut moment, held_out, own_tokens, tokens } = found;
+        let Finished { mut moment, mut held_out, own_tokens, tokens } = found;
         let damping = match damping {
             Damping::Given(damping) => Ok(damping),
-            Damping::Chosen => choose_damping(&moment, &held_out, sample),
+            Damping::Chosen => choose_damping(&moment, &mut held_out, sample),
         };
         if !held_out.is_empty() {
             moment.accumulate(&held_out, None);
