@@ -68,40 +68,34 @@ pub(super) fn accumulate_with<S: MomentSum>(
         let count = tokens.min(first + DEPTH * per_element) - first;
         let depth = count.div_ceil(per_element);
         let block = &x[first * stride..];
-        // Element `k` of a column: the value of token `k`, or those of the tokens `2 k` and `2 k + 1`.
-        let element = |k: usize, column: usize| {
-            let value = |t: usize| if t < count { block[t * stride + column] } else { 0.0 };
-            match per_element {
-                1 => value(k).to_bits(),
-                _ => {
-                    let [low, high] = [2 * k, 2 * k + 1].map(|t| u32::from(half::bf16::from_f32(value(t)).to_bits()));
-                    low | high << 16
-                }
-            }
-        };
         packed.as_mut_slice().par_chunks_exact_mut(DEPTH * nr).take(n.div_ceil(nr)).enumerate().for_each(
             |(panel, packed)| {
                 let columns = panel * nr..n.min((panel + 1) * nr);
+                let row = |t: usize| (t < count).then(|| &block[t * stride..][columns.clone()]);
                 for (k, target) in packed.chunks_exact_mut(nr).take(depth).enumerate() {
                     let (valid, rest) = target.split_at_mut(columns.len());
-                    for (target, column) in valid.iter_mut().zip(columns.clone()) {
-                        *target = element(k, column);
+                    // Element `k` of a column: the value of token `k`, or those of the tokens `2 k` and `2 k + 1`.
+                    match (per_element, row(k * per_element).unwrap_or_default(), row(k * per_element + 1)) {
+                        (1, values, _) => valid.iter_mut().zip(values).for_each(|(to, value)| *to = value.to_bits()),
+                        (_, low, Some(high)) => pack_pairs(low, high.iter().copied(), valid),
+                        (_, low, None) => pack_pairs(low, std::iter::repeat(0.0), valid),
                     }
                     rest.fill(0);
                 }
             },
         );
-        let packed = &packed;
+        let packed: &[u32] = packed.as_mut_slice();
         sums.par_chunks_mut(mr * n).enumerate().for_each(|(index, sums)| {
             let rows = index * mr..n.min((index + 1) * mr);
             SCRATCH.with_borrow_mut(|scratch| {
                 scratch.decoded.reserve(mr * ROW_STRIDE);
                 scratch.tile.reserve(MAX_TILE);
                 let transposed = scratch.decoded.as_mut_slice();
-                for k in 0..depth {
-                    for (row, column) in rows.clone().enumerate() {
-                        transposed[row * ROW_STRIDE + k] = element(k, column);
-                    }
+                for (row, column) in rows.clone().enumerate() {
+                    // The same column of X as in its panel, its elements in a row.
+                    let lane = &packed[column / nr * nr * DEPTH + column % nr..];
+                    let target = &mut transposed[row * ROW_STRIDE..][..depth];
+                    target.iter_mut().zip(lane.iter().step_by(nr)).for_each(|(to, element)| *to = *element);
                 }
                 for panel in rows.start / nr..n.div_ceil(nr) {
                     // SAFETY: both panels hold `depth` columns, `scratch.tile` any register tile; the level was
@@ -123,6 +117,14 @@ pub(super) fn accumulate_with<S: MomentSum>(
                 }
             });
         });
+    }
+}
+
+/// Pairs of bfloat16 numbers, the first in the lower half.
+fn pack_pairs(low: &[f32], high: impl Iterator<Item = f32>, pairs: &mut [u32]) {
+    let bits = |value: f32| u32::from(half::bf16::from_f32(value).to_bits());
+    for ((pair, low), high) in pairs.iter_mut().zip(low).zip(high) {
+        *pair = bits(*low) | bits(high) << 16;
     }
 }
 

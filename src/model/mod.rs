@@ -117,11 +117,12 @@ impl<'g> Model<'g> {
     /// Lets the system drop the pages of the embedding and the output matrix. [`Pass::logits`] and [`Pass::embed`]
     /// do it themselves; callers of [`Pass::logits_into`] do it after their last tile.
     pub fn release_output(&self) {
-        for name in [self.weights.token_embd.name, self.weights.output.weight.name] {
-            if let Some(tensor) = self.gguf.tensor(name) {
-                self.gguf.release(tensor);
-            }
-        }
+        self.release(&[self.weights.token_embd.name, self.weights.output.weight.name]);
+    }
+
+    /// Lets the system drop the pages of some weights.
+    fn release(&self, names: &[&str]) {
+        names.iter().filter_map(|name| self.gguf.tensor(name)).for_each(|tensor| self.gguf.release(tensor));
     }
 
     /// Prepares a run.

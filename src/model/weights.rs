@@ -138,6 +138,16 @@ pub(super) enum GateUp<'g> {
     Fused(Linear<'g>),
 }
 
+impl<'g> GateUp<'g> {
+    /// Names of the matrices.
+    pub fn names(&self) -> Vec<&'g str> {
+        match self {
+            GateUp::Separate { gate, up } => vec![gate.weight.name, up.weight.name],
+            GateUp::Fused(both) => vec![both.weight.name],
+        }
+    }
+}
+
 /// A feed-forward network, or a stack of them.
 #[derive(Clone, Debug)]
 pub(super) struct Network<'g> {

@@ -254,6 +254,7 @@ impl Calibrated {
         if !held_out.is_empty() {
             moment.accumulate(&held_out, None);
         }
+        drop(held_out);
         let factored = |damping: Result<f64, FeedbackError>| Factor::new(&moment, damping?);
         // A rare expert has the moment of all; only what no text reaches has too few.
         let factor = match tokens {

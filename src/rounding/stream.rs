@@ -223,6 +223,8 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
         for at in 0..count {
             sample.extend(read_rows(gguf, tensor, matrix as u64 * rows + at * rows / count, 1)?);
         }
+        // The system may have mapped many pages around each row.
+        gguf.release(tensor);
         Ok(sample)
     }
 
