@@ -4,13 +4,11 @@
 //! few of them are much longer than the rest. With 65,536 tokens of a 1.5B model, inputs 1,536 wide get .02 to .3, mostly
 //! .06 or .15; those of `ffn_down`, 8,960 wide, .3 or .5.
 
-use rayon::prelude::*;
-
 use super::error::FeedbackError;
 use super::factor::{DEFAULT_DAMPING, Factor};
+use super::judged::{cap_rows, squared_outputs};
 use super::moment::SecondMoment;
 use super::round::{improve_rows, search_rows};
-use crate::compute::{GemmOperand, gemm_f32};
 use crate::gguf::TensorType;
 use crate::quant;
 
@@ -27,9 +25,6 @@ const TOLERANCE: f64 = 0.01;
 /// Fewer tokens than this cannot judge.
 const LEAST_TOKENS: usize = 64;
 
-/// Rows whose products with the tokens are computed in one task.
-const TASK_ROWS: usize = 8;
-
 /// Chooses the damping for [`Factor::new`]: `weights`, some rows `[rows, n]` of the matrix, are rounded with feedback for
 /// several dampings and judged by the inputs `held_out`, `[tokens, n]`, which are not in `moment`; those that `moment` would
 /// scale down or leave out are treated so in place. Gives [`DEFAULT_DAMPING`] where these are too few or nothing can be
@@ -43,7 +38,7 @@ const TASK_ROWS: usize = 8;
 /// [`FeedbackError`] when there is no memory for a factor or a weight is not finite.
 pub fn choose_damping(moment: &SecondMoment, held_out: &mut Vec<f32>, weights: &[f32]) -> Result<f64, FeedbackError> {
     let n = moment.n();
-    moment.cap_rows(held_out);
+    cap_rows(moment.cap(), n, held_out, 0);
     // The type matters little: what fits the rows.
     let ty = [TensorType::Q4_K, TensorType::Q4_0].into_iter().find(|ty| {
         let block_len = ty.info().map_or(n + 1, |info| info.block_len);
@@ -83,20 +78,6 @@ pub fn choose_damping(moment: &SecondMoment, held_out: &mut Vec<f32>, weights: &
     Ok(good.max().map_or(DEFAULT_DAMPING, |at| CANDIDATES[at]))
 }
 
-/// Sum of the squares of all products of rows of `errors` with rows of `tokens`, both `[.., n]`.
-fn squared_outputs(errors: &[f32], tokens: &[f32], n: usize) -> f64 {
-    let count = tokens.len() / n;
-    let of_rows = |errors: &[f32]| -> f64 {
-        let rows = errors.len() / n;
-        let mut outputs = vec![0.0f32; rows * count];
-        let transposed = GemmOperand::Transposed { data: tokens, stride: n };
-        gemm_f32(rows, count, n, errors, n, transposed, &mut outputs, count, false);
-        outputs.iter().map(|y| f64::from(*y) * f64::from(*y)).sum()
-    };
-    let sums: Vec<f64> = errors.par_chunks(TASK_ROWS * n).map(of_rows).collect();
-    sums.iter().sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::tests::{inputs, noise};
@@ -130,20 +111,5 @@ mod tests {
         let mut odd = SecondMoment::new(20).unwrap();
         odd.accumulate(&inputs(200, 20, 8), None);
         assert_eq!(choose_damping(&odd, &mut inputs(100, 20, 9), &noise(40, 10)).unwrap(), DEFAULT_DAMPING);
-    }
-
-    #[test]
-    fn outputs_are_those_of_a_plain_loop() {
-        let (n, rows, tokens) = (40, 19, 33);
-        let (errors, x) = (noise(rows * n, 11), noise(tokens * n, 12));
-        let mut expected = 0.0;
-        for error in errors.chunks_exact(n) {
-            for x in x.chunks_exact(n) {
-                let y: f64 = error.iter().zip(x).map(|(e, x)| f64::from(*e) * f64::from(*x)).sum();
-                expected += y * y;
-            }
-        }
-        let found = squared_outputs(&errors, &x, n);
-        assert!((found / expected - 1.0).abs() < 1e-5, "{found} for {expected}");
     }
 }

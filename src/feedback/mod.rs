@@ -12,6 +12,7 @@
 //!
 //! - [`SecondMoment`] sums up inputs; [`Factor`] factors the sum, damped and repaired so that it never fails.
 //!   [`choose_damping`] finds out how much of it holds on other text.
+//! - [`JudgedInputs`] are of other text and tell what a rounding is worth there.
 //! - [`search_rows`] knows importance only and searches the scales of each block on the grid that readers decode.
 //! - [`improve_rows`] rounds with feedback, IQ2 and IQ3 eight columns at a time, and then improves levels and scales by
 //!   coordinate descent. No row ends worse on the calibration moment than it was; [`round_rows`] does both.
@@ -24,6 +25,7 @@ mod damping;
 mod error;
 mod factor;
 mod grid;
+mod judged;
 mod lattice;
 mod layout;
 mod moment;
@@ -36,5 +38,6 @@ mod tests;
 pub use damping::choose_damping;
 pub use error::FeedbackError;
 pub use factor::{DEFAULT_DAMPING, Factor};
+pub use judged::{InputRows, JudgedInputs};
 pub use moment::SecondMoment;
 pub use round::{improve_rows, round_rows, search_rows, supports_feedback, supports_search};

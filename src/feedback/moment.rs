@@ -29,8 +29,28 @@ pub struct SecondMoment {
     tokens: u64,
     skipped: u64,
     capped: u64,
+    cap: Cap,
+}
+
+/// Which inputs are too long.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Cap {
     /// Longest input that is left alone, from the last block that had enough rows.
     limit: Option<f64>,
+}
+
+impl Cap {
+    /// Goes by the median of these lengths, if they are enough.
+    pub fn update(&mut self, lengths: &[f64]) {
+        if let Some(median) = median(lengths) {
+            self.limit = Some(LONGEST * median);
+        }
+    }
+
+    /// Longest input that is left alone.
+    pub fn limit(self) -> f64 {
+        self.limit.filter(|&limit| limit > 0.0).unwrap_or(f64::INFINITY)
+    }
 }
 
 impl SecondMoment {
@@ -49,7 +69,7 @@ impl SecondMoment {
     /// Those of [`Self::new`].
     pub fn with_precision(n: usize, precision: Precision) -> Result<SecondMoment, FeedbackError> {
         let sums = zeros(n)?;
-        Ok(SecondMoment { n, precision, sums, weight: 0.0, tokens: 0, skipped: 0, capped: 0, limit: None })
+        Ok(SecondMoment { n, precision, sums, weight: 0.0, tokens: 0, skipped: 0, capped: 0, cap: Cap::default() })
     }
 
     /// Adds the inputs `rows`, row-major `[tokens, n]`; `weights`, when given, says how much each token counts (not
@@ -67,11 +87,9 @@ impl SecondMoment {
         assert!(n > 0 && rows.len().is_multiple_of(n), "{} values are not rows of {n}", rows.len());
         let tokens = rows.len() / n;
         assert!(weights.is_none_or(|weights| weights.len() == tokens), "one weight per token");
-        let lengths: Vec<f64> = rows.par_chunks_exact(n).map(length).collect();
-        if let Some(median) = median(&lengths) {
-            self.limit = Some(LONGEST * median);
-        }
-        let limit = self.limit.filter(|&limit| limit > 0.0).unwrap_or(f64::INFINITY);
+        let lengths = lengths(rows, n);
+        self.cap.update(&lengths);
+        let limit = self.cap.limit();
         let mut factors = Vec::with_capacity(tokens);
         for (token, &length) in lengths.iter().enumerate() {
             let weight = weights.map_or(1.0, |weights| f64::from(weights[token]));
@@ -100,21 +118,9 @@ impl SecondMoment {
         }
     }
 
-    /// Scales rows `[.., n]` down as [`Self::accumulate`] would do when adding them to what is here, and drops those that
-    /// are not finite.
-    pub(super) fn cap_rows(&self, rows: &mut Vec<f32>) {
-        let limit = self.limit.filter(|&limit| limit > 0.0).unwrap_or(f64::INFINITY);
-        let mut kept = 0;
-        for at in (0..rows.len()).step_by(self.n) {
-            let length = length(&rows[at..at + self.n]);
-            if length.is_finite() {
-                let factor = if length > limit { (limit / length) as f32 } else { 1.0 };
-                rows[at..at + self.n].iter_mut().for_each(|x| *x *= factor);
-                rows.copy_within(at..at + self.n, kept);
-                kept += self.n;
-            }
-        }
-        rows.truncate(kept);
+    /// How [`Self::accumulate`] would scale inputs down when adding them to what is here.
+    pub(super) fn cap(&self) -> Cap {
+        self.cap
     }
 
     /// Mixes in the mean second moment of `all` as if it came from `k` tokens more: for experts that few tokens were
@@ -233,6 +239,11 @@ fn length(row: &[f32]) -> f64 {
     row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt()
 }
 
+/// Lengths of rows `[.., n]`.
+pub(super) fn lengths(rows: &[f32], n: usize) -> Vec<f64> {
+    rows.par_chunks_exact(n).map(length).collect()
+}
+
 /// `n * n` zeros.
 pub(super) fn zeros(n: usize) -> Result<Vec<f32>, FeedbackError> {
     let too_large = || FeedbackError::TooLarge { n };
@@ -255,6 +266,7 @@ fn median(lengths: &[f64]) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::judged::cap_rows;
     use super::super::tests::{inputs, noise};
     use super::*;
 
@@ -318,7 +330,7 @@ mod tests {
         // The limit is remembered for blocks too short for a median.
         let mut alone = rows[..n].to_vec();
         alone.extend([f32::NAN; 64]);
-        moment.cap_rows(&mut alone);
+        cap_rows(moment.cap(), n, &mut alone, 0);
         assert_eq!(alone.len(), n, "what is not finite is dropped");
         assert!(length(&alone) < 1e-2 * length(&rows[..n]));
         moment.accumulate(&rows[..n], None);

@@ -3,7 +3,7 @@
 use super::RoundingError;
 use super::stream::Damping;
 use crate::compute::Precision;
-use crate::feedback::{Factor, FeedbackError, SecondMoment, choose_damping};
+use crate::feedback::{Factor, FeedbackError, InputRows, JudgedInputs, SecondMoment, choose_damping};
 use crate::model::{ModelError, TapInput, Taps};
 
 /// Fewer tokens than this say nothing about an input.
@@ -107,9 +107,20 @@ pub(super) struct Finished {
     tokens: u64,
 }
 
+/// What the inputs of a pass are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To round by; `holds_out` says whether some rows are held out.
+    Rounding { holds_out: bool },
+    /// To judge by, so many tokens.
+    Judging { tokens: usize },
+}
+
 /// Moments of one input, one for each matrix.
 struct Sums {
     shape: Shape,
+    /// The inputs themselves, instead of moments.
+    rows: Option<InputRows>,
     moments: Vec<SecondMoment>,
     /// Rows held out of each moment, `[tokens, n]`.
     held_out: Vec<Vec<f32>>,
@@ -118,12 +129,22 @@ struct Sums {
 }
 
 impl Sums {
-    fn new(shape: &Shape, precision: Precision) -> Result<Sums, RoundingError> {
-        let own = if shape.pooled { 1 } else { shape.matrices };
+    fn new(shape: &Shape, precision: Precision, purpose: Purpose) -> Result<Sums, RoundingError> {
+        // From half the width on it takes longer to judge by rows than by their moment.
+        let by_rows = match purpose {
+            Purpose::Judging { tokens } => shape.matrices == 1 && 2 * tokens <= shape.n,
+            Purpose::Rounding { .. } => false,
+        };
+        let rows = by_rows.then(|| InputRows::new(shape.n));
+        let own = match shape {
+            _ if by_rows => 0,
+            Shape { pooled: true, .. } => 1,
+            Shape { matrices, .. } => *matrices,
+        };
         let empty = || SecondMoment::with_precision(shape.n, precision);
         let moments = (0..own).map(|_| empty()).collect::<Result<_, _>>()?;
         let all = (own > 1).then(empty).transpose()?;
-        Ok(Sums { shape: shape.clone(), moments, held_out: vec![Vec::new(); own], all })
+        Ok(Sums { shape: shape.clone(), rows, moments, held_out: vec![Vec::new(); own], all })
     }
 
     /// The moments, those of experts drawn towards the mean of all.
@@ -145,19 +166,31 @@ impl Sums {
 /// Adds up the moments of some inputs of a layer.
 pub(super) struct Collector {
     sums: Vec<Sums>,
-    holds_out: bool,
+    purpose: Purpose,
 }
 
 impl Collector {
-    /// No inputs yet. `precision` is that of the moments' products; `holds_out` says whether some rows are held out.
-    pub fn new(shapes: &[Shape], precision: Precision, holds_out: bool) -> Result<Collector, RoundingError> {
-        let sums = shapes.iter().map(|shape| Sums::new(shape, precision)).collect::<Result<_, _>>()?;
-        Ok(Collector { sums, holds_out })
+    /// No inputs yet. `precision` is that of the moments' products.
+    pub fn new(shapes: &[Shape], precision: Precision, purpose: Purpose) -> Result<Collector, RoundingError> {
+        let sums = shapes.iter().map(|shape| Sums::new(shape, precision, purpose)).collect::<Result<_, _>>()?;
+        Ok(Collector { sums, purpose })
     }
 
     /// The finished moments of each input.
     pub fn finish(self) -> impl Iterator<Item = (Shape, Vec<Finished>)> {
         self.sums.into_iter().map(|sums| (sums.shape.clone(), sums.finish()))
+    }
+
+    /// What each input is judged by, one for each matrix.
+    pub fn finish_judging(self) -> impl Iterator<Item = (Shape, Vec<JudgedInputs>)> {
+        self.sums.into_iter().map(|mut sums| {
+            let shape = sums.shape.clone();
+            let judged = match sums.rows.take() {
+                Some(rows) => vec![JudgedInputs::Rows(rows)],
+                None => sums.finish().into_iter().map(|found| found.moment.into()).collect(),
+            };
+            (shape, judged)
+        })
     }
 }
 
@@ -170,10 +203,13 @@ impl Taps for Collector {
         let of_this = |sums: &&mut Sums| input.tensors.contains(&sums.shape.tensors[0].as_str());
         let Some(sums) = self.sums.iter_mut().find(of_this) else { return Ok(()) };
         let matrix = if sums.shape.pooled { 0 } else { input.expert.map_or(0, |expert| expert.index) };
-        match sums.moments.get_mut(matrix) {
-            Some(moment) if sums.shape.n == input.rows.width() => {
+        let same_width = sums.shape.n == input.rows.width();
+        match (&mut sums.rows, sums.moments.get_mut(matrix)) {
+            (Some(rows), _) if same_width => rows.accumulate(input.rows.data()),
+            (None, Some(moment)) if same_width => {
                 // The last rows of a batch, which are a sequence of their own where there are many.
-                let held_out = if self.holds_out { input.rows.len() / HELD_OUT } else { 0 };
+                let holds_out = self.purpose == Purpose::Rounding { holds_out: true };
+                let held_out = if holds_out { input.rows.len() / HELD_OUT } else { 0 };
                 let (rows, rest) = input.rows.data().split_at((input.rows.len() - held_out) * sums.shape.n);
                 moment.accumulate(rows, None);
                 sums.held_out[matrix].extend_from_slice(rest);
@@ -207,8 +243,8 @@ pub struct InputMatrix {
     pub importance: Vec<f32>,
     /// Tokens of that text that this matrix saw.
     pub tokens: u64,
-    /// Its second moment on the text of the gate.
-    pub gate: SecondMoment,
+    /// The same on the text of the gate.
+    pub gate: JudgedInputs,
 }
 
 /// An input of one or several weights.
@@ -266,7 +302,7 @@ impl Calibrated {
 }
 
 /// Puts both sides of an input together.
-pub(super) fn join(shape: Shape, calibrated: Vec<Calibrated>, gate: Vec<Finished>) -> Result<Input, RoundingError> {
+pub(super) fn join(shape: Shape, calibrated: Vec<Calibrated>, gate: Vec<JudgedInputs>) -> Result<Input, RoundingError> {
     if calibrated.len() != gate.len() || calibrated.is_empty() {
         return Err(RoundingError::Visitor(format!("inputs of {} differ between the texts", shape.tensors[0])));
     }
@@ -274,7 +310,7 @@ pub(super) fn join(shape: Shape, calibrated: Vec<Calibrated>, gate: Vec<Finished
         factor: calibrated.factor,
         importance: calibrated.importance,
         tokens: calibrated.tokens,
-        gate: gate.moment,
+        gate,
     });
     Ok(Input { n: shape.n, pooled: shape.pooled, matrices: matrices.collect(), tensors: shape.tensors })
 }
@@ -318,7 +354,8 @@ mod tests {
 
     #[test]
     fn an_expert_that_nobody_reached_has_the_mean_of_all() {
-        let mut collector = Collector::new(&[shape("up", 4, 3)], Precision::Accurate, false).unwrap();
+        let mut collector =
+            Collector::new(&[shape("up", 4, 3)], Precision::Accurate, Purpose::Rounding { holds_out: false }).unwrap();
         let rows: Vec<f32> = (0..4 * 64).map(|at| ((at * 37 % 19) as f32 - 9.0) * 0.1).collect();
         let expert = Some(Expert { index: 1, count: 3 });
         collector.input(&TapInput { tensors: &["up"], layer: None, expert, rows: Rows::new(&rows, 4) }).unwrap();
@@ -334,7 +371,8 @@ mod tests {
 
     #[test]
     fn rows_are_held_out_of_each_batch_and_counted() {
-        let mut collector = Collector::new(&[shape("down", 4, 1)], Precision::Accurate, true).unwrap();
+        let mut collector =
+            Collector::new(&[shape("down", 4, 1)], Precision::Accurate, Purpose::Rounding { holds_out: true }).unwrap();
         let rows: Vec<f32> = (0..4 * 50).map(|at| ((at * 37 % 19) as f32 - 9.0) * 0.1).collect();
         for _ in 0..2 {
             let input = TapInput { tensors: &["down"], layer: None, expert: None, rows: Rows::new(&rows, 4) };
@@ -349,6 +387,25 @@ mod tests {
         for (a, b) in Calibrated::new(found, Damping::Chosen, &[]).importance.iter().zip(whole.diagonal()) {
             assert!((a - b).abs() < 1e-5 * b, "{a} {b}");
         }
+    }
+
+    #[test]
+    fn few_rows_to_judge_by_are_kept_as_they_are() {
+        let rows: Vec<f32> = (0..80 * 40).map(|at| ((at * 37 % 19) as f32 - 9.0) * 0.1).collect();
+        let mut judged = Vec::new();
+        for tokens in [40, 41] {
+            let mut collector =
+                Collector::new(&[shape("down", 80, 1)], Precision::Accurate, Purpose::Judging { tokens }).unwrap();
+            let input = TapInput { tensors: &["down"], layer: None, expert: None, rows: Rows::new(&rows, 80) };
+            collector.input(&input).unwrap();
+            judged.push(collector.finish_judging().next().unwrap().1.remove(0));
+        }
+        assert!(matches!(judged[0], JudgedInputs::Rows(_)) && matches!(judged[1], JudgedInputs::Moment(_)));
+        assert_eq!(judged.iter().map(JudgedInputs::tokens).collect::<Vec<_>>(), [40, 40]);
+        // Experts have moments, which the mean of all is mixed into.
+        let purpose = Purpose::Judging { tokens: 2 };
+        let collector = Collector::new(&[shape("up", 80, 3)], Precision::Accurate, purpose).unwrap();
+        assert_eq!(collector.finish_judging().next().unwrap().1.len(), 3);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::RoundingError;
-use super::inputs::{Calibrated, Collector, Discovery, Input, Shape, join, plan_passes};
+use super::inputs::{Calibrated, Collector, Discovery, Input, Purpose, Shape, join, plan_passes};
 use super::states::{self, StatesReader, StatesWriter};
 use super::tensor::read_rows;
 use super::text::Text;
@@ -202,7 +202,7 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
         if let Some(writer) = keeps {
             writer.commit()?;
         }
-        for ((shape, gate), calibrated) in collector.finish().zip(calibrated) {
+        for ((shape, gate), calibrated) in collector.finish_judging().zip(calibrated) {
             let of_tensor = |name: &String| self.rounding_work(name) * visitor.roundings(name, step) as f64;
             let rounding: f64 = shape.tensors.iter().map(of_tensor).sum();
             visitor.input(join(shape, calibrated, gate)?)?;
@@ -237,8 +237,12 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
         mut keeps: Option<&mut StatesWriter>,
         work: &mut Work<'_, '_>,
     ) -> Result<Collector, RoundingError> {
-        let holds_out = self.settings.damping == Damping::Chosen && std::ptr::eq(text, self.calibration);
-        let mut collector = Collector::new(shapes, self.settings.forward.precision, holds_out)?;
+        let purpose = if std::ptr::eq(text, self.calibration) {
+            Purpose::Rounding { holds_out: self.settings.damping == Damping::Chosen }
+        } else {
+            Purpose::Judging { tokens: text.len() }
+        };
+        let mut collector = Collector::new(shapes, self.settings.forward.precision, purpose)?;
         let mut reader = self.reader(step)?;
         let per_token = self.forward_work(step) + shapes.iter().map(|shape| self.moment_work(shape.n)).sum::<f64>();
         let mut first = first;

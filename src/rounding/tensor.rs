@@ -232,7 +232,7 @@ mod tests {
             importance: calibration.diagonal(),
             factor: Factor::new(&calibration, 0.02).map_err(|e| Unusable::Factorization(e.to_string())),
             tokens: 512,
-            gate,
+            gate: gate.into(),
         };
         Input { tensors: vec!["w.weight".to_owned()], n: N, matrices: vec![matrix], pooled: false }
     }

@@ -268,7 +268,7 @@ mod tests {
             importance: calibration.diagonal(),
             factor: Ok(Factor::new(&calibration, 0.02).unwrap()),
             tokens: 512,
-            gate: moment(n, 2),
+            gate: moment(n, 2).into(),
         };
         let input = Input { tensors: vec!["w.weight".into()], n, matrices: vec![matrix], pooled: false };
         let types = [TensorType::Q4_K, TensorType::Q8_0, TensorType::IQ2_XXS, TensorType::F16];
