@@ -21,7 +21,7 @@ pub const DEFAULT_DAMPING: f64 = 0.02;
 /// Columns of a block of the factorisation.
 const BLOCK: usize = 256;
 
-/// Rows that one task updates: as many as a matrix product packs at a time, for each of which the panel is packed again.
+/// Rows that one task updates: as many as a matrix product packs at a time. Each task packs the panel for itself.
 const TASK_ROWS: usize = 140;
 
 /// Rows that are solved together.

@@ -104,7 +104,8 @@ impl<'g> Pass<'_, 'g, '_> {
         }
         drop(input);
         if expert.is_none() {
-            // Taps may need much memory, and mapped pages count as the process's: they cost next to nothing to map again.
+            // Taps may need much memory, and mapped pages count as the process's. Those of the next tile cost next to
+            // nothing to map again.
             self.model.release(&network.gate_up.names());
         }
         self.tap(&[network.down.weight.name], place.layer, expert, &up, n_ff, taps)?;

@@ -243,7 +243,7 @@ pub struct InputMatrix {
     pub importance: Vec<f32>,
     /// Tokens of that text that this matrix saw.
     pub tokens: u64,
-    /// The same on the text of the gate.
+    /// Its inputs on the text of the gate, which its rounding is judged by.
     pub gate: JudgedInputs,
 }
 

@@ -19,7 +19,8 @@ const SAMPLED_ROWS: u64 = 64;
 const DISCOVERY_TOKENS: usize = 16;
 
 /// Most bytes that the second moments of a layer may take on one text. With as much again for their factors, the tokens
-/// held out and a batch, a run takes 3.6 GB for models of 7 to 8 billion weights (rows up to 18,944 long: 1.4 GB a moment).
+/// held out and a batch, a run takes 3.6 GB for models of 7 to 8 billion weights (rows up to 18,944 long: 1.4 GB a
+/// moment).
 pub const DEFAULT_MOMENT_MEMORY: u64 = 1_700_000_000;
 
 /// Flop of a multiplication and an addition.
