@@ -106,11 +106,10 @@ impl InputRows {
 
 /// Scales rows `[.., n]` down that are too long, and drops those that are not finite, from the value `first` on.
 pub(super) fn cap_rows(cap: Cap, n: usize, rows: &mut Vec<f32>, first: usize) {
-    let limit = cap.limit();
     let mut kept = first;
     for (at, length) in (first..).step_by(n).zip(lengths(&rows[first..], n)) {
         if length.is_finite() {
-            let factor = if length > limit { (limit / length) as f32 } else { 1.0 };
+            let factor = cap.factor(length) as f32;
             rows[at..at + n].iter_mut().for_each(|x| *x *= factor);
             rows.copy_within(at..at + n, kept);
             kept += n;

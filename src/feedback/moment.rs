@@ -47,9 +47,10 @@ impl Cap {
         }
     }
 
-    /// Longest input that is left alone.
-    pub fn limit(self) -> f64 {
-        self.limit.filter(|&limit| limit > 0.0).unwrap_or(f64::INFINITY)
+    /// What inputs of this length are multiplied with: less than 1 where they are too long.
+    pub fn factor(self, length: f64) -> f64 {
+        let limit = self.limit.filter(|&limit| limit > 0.0).unwrap_or(f64::INFINITY);
+        if length > limit { limit / length } else { 1.0 }
     }
 }
 
@@ -89,17 +90,16 @@ impl SecondMoment {
         assert!(weights.is_none_or(|weights| weights.len() == tokens), "one weight per token");
         let lengths = lengths(rows, n);
         self.cap.update(&lengths);
-        let limit = self.cap.limit();
         let mut factors = Vec::with_capacity(tokens);
         for (token, &length) in lengths.iter().enumerate() {
             let weight = weights.map_or(1.0, |weights| f64::from(weights[token]));
             let counts = length.is_finite() && weight.is_finite() && weight >= 0.0;
             self.skipped += u64::from(!counts);
-            self.capped += u64::from(counts && length > limit);
+            let cap = self.cap.factor(length);
+            self.capped += u64::from(counts && cap < 1.0);
             self.tokens += u64::from(counts);
             self.weight += if counts { weight } else { 0.0 };
-            let factor = weight.sqrt() * if length > limit { limit / length } else { 1.0 };
-            factors.push(counts.then_some(factor as f32));
+            factors.push(counts.then_some((weight.sqrt() * cap) as f32));
         }
         if factors.iter().all(|factor| *factor == Some(1.0)) {
             accumulate_second_moment(self.precision, rows, tokens, n, n, &mut self.sums);
