@@ -211,7 +211,8 @@ fn a_damaged_plan_gives_one_line() {
         assert!(error.contains(expected) && error.contains("p.json"), "{error} should contain {expected}");
     }
     assert!(error_line(&quantize(&doclet(), &output)).contains("is no plan of lwq"));
-    assert!(error_line(&quantize(&dir.path().join("none.json"), &output)).contains("none.json"));
+    let missing = error_line(&quantize(&dir.path().join("none.json"), &output));
+    assert!(missing.contains("none.json") && missing.contains("check the path"), "{missing}");
     assert!(!output.exists());
 }
 

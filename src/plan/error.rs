@@ -10,7 +10,7 @@ use crate::gguf::TensorType;
 #[derive(Debug, Error)]
 pub enum PlanError {
     /// The file could not be read.
-    #[error("{file}: cannot be read: {source}")]
+    #[error("{file}: cannot be read: {source}; check the path and its permissions")]
     Read {
         /// The plan's name.
         file: String,
