@@ -44,6 +44,23 @@ pub enum OutputError {
     },
 }
 
+/// Whether an output that exists may be replaced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Replace {
+    /// It is refused.
+    #[default]
+    No,
+    /// It is, at once when the new one is whole.
+    Yes,
+}
+
+impl Replace {
+    /// True if it may.
+    pub fn is_allowed(self) -> bool {
+        self == Replace::Yes
+    }
+}
+
 /// A file under construction; see the module's text.
 #[derive(Debug)]
 pub struct AtomicFile {

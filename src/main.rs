@@ -1,15 +1,10 @@
 //! The `lwq` command: parse, run, map the outcome to an exit code.
 
-use std::process::ExitCode;
+mod cli;
 
-use clap::Parser;
-use lwq::cli::{Cli, report_error};
+use std::process::ExitCode;
 
 fn main() -> ExitCode {
     lwq::os::install_signal_handlers();
-    let cli = Cli::parse();
-    match cli.run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => report_error(&error),
-    }
+    cli::main()
 }

@@ -9,7 +9,7 @@ use common::{data, doclet, error_line, files_in, run, stdout_of};
 use half::f16;
 use lwq::gguf::{Gguf, GgufLayout, GgufWriter, NewTensor, TensorType};
 use lwq::imatrix::Imatrix;
-use lwq::sensitivity::Sensitivity;
+use lwq::measure::Sensitivity;
 use serde_json::Value;
 use tempfile::TempDir;
 

@@ -11,12 +11,12 @@ use serde::Serialize;
 use super::eval::loaded::{ActivationsArg, Follow, Kept, Opened, check_context, context, read_windows};
 use super::eval::tasks::score;
 use super::{Common, Interrupted, Progress, Unit, Usage, decimal_size, printable};
-use crate::atomic_file::{AtomicFile, check_target};
-use crate::eval::tasks::{PreparedTasks, ReadOptions, TaskKind, TaskOptions, TaskScores, TaskSet};
-use crate::eval::{Reference, Windows, evaluate};
-use crate::model::{Model, Overrides, Pass};
-use crate::os;
-use crate::report::{
+use lwq::atomic_file::{AtomicFile, check_target};
+use lwq::eval::tasks::{PreparedTasks, ReadOptions, TaskKind, TaskOptions, TaskScores, TaskSet};
+use lwq::eval::{Reference, Windows, evaluate};
+use lwq::model::{Model, Overrides, Pass};
+use lwq::os;
+use lwq::report::{
     Comparison, FileFacts, FileFigures, ReportError, Run, TaskFigures, TensorError, TextFacts, html_page, markdown,
     size_plot, tensor_errors, text_tables,
 };
@@ -72,7 +72,7 @@ pub struct CompareArgs {
     #[arg(long, value_name = "NAME")]
     pre: Option<String>,
     /// Memory for activations, such as 2G [default: half of what is free]
-    #[arg(long, value_name = "SIZE", value_parser = crate::gguf::split::parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = lwq::gguf::split::parse_size)]
     memory: Option<u64>,
     /// Keep scored windows in this file: a run that finds it goes on where another stopped, and runs only the models
     /// that are new
@@ -188,7 +188,7 @@ impl CompareArgs {
         if comparison.complete { Ok(()) } else { Err(Interrupted.into()) }
     }
 
-    fn windows(&self, models: &Models<'_>, tokenizer: &crate::tokenizer::Tokenizer) -> Result<Windows> {
+    fn windows(&self, models: &Models<'_>, tokenizer: &lwq::tokenizer::Tokenizer) -> Result<Windows> {
         let n_ctx = context(self.ctx, &models.models[0], &models.opened[0].label())?;
         for (opened, model) in models.opened.iter().zip(&models.models) {
             check_context(n_ctx, model.hparams().n_ctx_train, &opened.label())?;
@@ -196,7 +196,7 @@ impl CompareArgs {
         read_windows(&self.file, tokenizer, n_ctx, self.chunks, self.score_from)
     }
 
-    fn read_tasks(&self, tokenizer: &crate::tokenizer::Tokenizer, common: &Common) -> Result<Vec<Tasks>> {
+    fn read_tasks(&self, tokenizer: &lwq::tokenizer::Tokenizer, common: &Common) -> Result<Vec<Tasks>> {
         let Some(folder) = &self.tasks else { return Ok(Vec::new()) };
         let mut tasks = Vec::new();
         let files = task_files(folder)?;

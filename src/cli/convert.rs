@@ -9,9 +9,9 @@ use serde::Serialize;
 use serde_json::{Map, Value as Json};
 
 use super::{Common, Progress, Unit, count, decimal_size, printable};
-use crate::atomic_file::AtomicFile;
-use crate::convert::{Conversion, Options, OutputType};
-use crate::gguf::{GgufLayout, TensorType, Value};
+use lwq::atomic_file::AtomicFile;
+use lwq::convert::{Conversion, Options, OutputType};
+use lwq::gguf::{GgufLayout, TensorType, Value};
 
 /// Convert a Hugging Face model folder to a 16-bit GGUF
 ///
@@ -56,10 +56,10 @@ enum TypeChoice {
 }
 
 fn parse_pre(text: &str) -> Result<String, String> {
-    if crate::tokenizer::pretokenize::known_names().any(|name| name == text) {
+    if lwq::tokenizer::pretokenize::known_names().any(|name| name == text) {
         return Ok(text.to_owned());
     }
-    let known: Vec<&str> = crate::tokenizer::pretokenize::known_names().collect();
+    let known: Vec<&str> = lwq::tokenizer::pretokenize::known_names().collect();
     Err(format!("not a known pre-tokenizer; known: {}", known.join(" ")))
 }
 
@@ -170,7 +170,7 @@ impl ConvertArgs {
                 size_bytes: layout.file_bytes(),
                 tensor_bytes: layout.data_bytes(),
                 seconds: (!self.dry_run).then_some(elapsed.as_secs_f64()),
-                peak_memory_bytes: crate::os::peak_memory(),
+                peak_memory_bytes: lwq::os::peak_memory(),
                 warnings: conversion.warnings(),
             });
         }

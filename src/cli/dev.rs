@@ -8,8 +8,8 @@ use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand};
 
 use super::Common;
-use crate::gguf::TensorType;
-use crate::quant;
+use lwq::gguf::TensorType;
+use lwq::quant;
 
 /// Arguments of `lwq dev`.
 #[derive(Args, Debug)]

@@ -9,10 +9,10 @@ use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 
 use super::Common;
-use crate::compute::Precision;
-use crate::eval::{Reference, Windows, evaluate};
-use crate::gguf::Gguf;
-use crate::model::{Activations, ForwardOptions, Model, NoTaps, Overrides, TokenGroup};
+use lwq::compute::Precision;
+use lwq::eval::{Reference, Windows, evaluate};
+use lwq::gguf::Gguf;
+use lwq::model::{Activations, ForwardOptions, Model, NoTaps, Overrides, TokenGroup};
 
 /// What both commands take.
 #[derive(Args, Debug)]

@@ -11,12 +11,12 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use super::{Common, count, printable};
-use crate::atomic_file::check_target;
-use crate::imatrix::{
+use lwq::atomic_file::check_target;
+use lwq::imatrix::{
     DEFAULT_CHUNK_SIZE, Form, HeatmapStyle, Imatrix, ImatrixStats, MergeOptions, Merger, SortBy, TensorStats, Warning,
     heatmap, stored_chunk_size,
 };
-use crate::os::{same_file, terminal_width};
+use lwq::os::{same_file, terminal_width};
 
 /// Score every weight column of a model on calibration text
 #[derive(Args, Debug)]

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
 
 use super::{Common, binary_size, count, decimal_size, printable};
-use crate::gguf::{Array, Gguf, TENSOR_TYPES, TensorInfo, TensorType, Value};
+use lwq::gguf::{Array, Gguf, TENSOR_TYPES, TensorInfo, TensorType, Value};
 
 /// Array elements shown of each array.
 const SHOWN_ELEMENTS: usize = 6;

@@ -13,19 +13,19 @@ use sha2::{Digest, Sha256};
 
 use super::eval::loaded::{bos, file_names, open_tokenizer, read_text};
 use super::{Common, Interrupted, Progress, Unit, count, decimal_size, printable};
-use crate::atomic_file::check_target;
-use crate::calibration;
-use crate::gguf::{Gguf, TensorInfo, TensorType, fingerprint};
-use crate::model::{ForwardOptions, Model, ModelError};
-use crate::os;
-use crate::plan::SourceFile;
-use crate::plan::candidates::tried_types;
-use crate::quant;
-use crate::sensitivity::{
+use lwq::atomic_file::check_target;
+use lwq::text;
+use lwq::gguf::{Gguf, TensorInfo, TensorType, fingerprint};
+use lwq::model::{ForwardOptions, Model, ModelError};
+use lwq::os;
+use lwq::plan::SourceFile;
+use lwq::recipe::candidates::tried_types;
+use lwq::quant;
+use lwq::measure::{
     JointProbe, MeasureError, Measurement, ProbeText, Prober, Provenance, SENSITIVITY_VERSION, Sampling, Sensitivity,
     Subject, fits_row, measure_errors,
 };
-use crate::tokenizer::Tokenizer;
+use lwq::tokenizer::Tokenizer;
 
 /// What files made with the built-in text name as their text.
 const BUILT_IN_TEXT: &str = "lwq built-in probe text";

@@ -78,7 +78,7 @@ impl Cli {
     /// # Errors
     /// Whatever the command reports; [`report_error`] turns it into a line and an exit code.
     pub fn run(self) -> anyhow::Result<()> {
-        crate::cpu::check_environment()?;
+        lwq::cpu::check_environment()?;
         let common = &self.common;
         if let Some(threads) = common.threads {
             rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;

@@ -15,11 +15,11 @@ use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use super::measure::MeasureFlags;
 use super::rounding::{Calibration, RoundingFlags, open_model};
 use super::{Common, decimal_size};
-use crate::atomic_file::{AtomicFile, check_target};
-use crate::gguf::TensorType;
-use crate::os::{same_file, terminal_width};
-use crate::plan::{PlanFile, tensor_types};
-use crate::rounding::{Method, RoundingRecord};
+use lwq::atomic_file::{AtomicFile, check_target};
+use lwq::gguf::TensorType;
+use lwq::os::{same_file, terminal_width};
+use lwq::plan::{PlanFile, tensor_types};
+use lwq::rounding::{Method, RoundingRecord};
 
 pub(super) use budget::BudgetArgs;
 pub(super) use choice::{ByHand, ChoiceArgs};

@@ -17,11 +17,11 @@ use clap::{ArgGroup, Args};
 use super::plan::{BudgetArgs, ChoiceArgs};
 use super::rounding::{RoundingFlags, open_model};
 use super::{Common, Progress, Unit, Usage, printable};
-use crate::atomic_file::AtomicFile;
-use crate::gguf::TensorType;
-use crate::pipeline;
-use crate::recipe::Target;
-use crate::rounding::Method;
+use lwq::atomic_file::AtomicFile;
+use lwq::gguf::TensorType;
+use lwq::quantize::write;
+use lwq::recipe::Target;
+use lwq::rounding::Method;
 
 use feedback::Rounded;
 pub(super) use plan::open_source;
@@ -109,7 +109,7 @@ pub struct QuantizeArgs {
     #[arg(long, conflicts_with = "split_max_size")]
     keep_split: bool,
     /// Start a new file before this many bytes of tensors, such as 500M or 4G (units of 1000)
-    #[arg(long, value_name = "SIZE", value_parser = crate::gguf::split::parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = lwq::gguf::split::parse_size)]
     split_max_size: Option<u64>,
     /// Show what would be written, without writing
     #[arg(long)]
@@ -121,7 +121,7 @@ fn parse_target(text: &str) -> Result<Target, String> {
 }
 
 fn parse_type(text: &str) -> Result<TensorType, String> {
-    crate::recipe::parse_storable_type(text, "tensor type").map_err(|e| e.to_string())
+    lwq::recipe::parse_storable_type(text, "tensor type").map_err(|e| e.to_string())
 }
 
 impl QuantizeArgs {

@@ -7,12 +7,12 @@ use clap::{Args, ValueEnum};
 
 use super::eval::loaded::{bos, calibration_context, file_names, open_tokenizer, read_text};
 use super::{Common, Usage, printable};
-use crate::calibration;
-use crate::compute::Precision;
-use crate::gguf::Gguf;
-use crate::model::{ForwardOptions, Model};
-use crate::os;
-use crate::rounding::{
+use lwq::text;
+use lwq::compute::Precision;
+use lwq::gguf::Gguf;
+use lwq::model::{ForwardOptions, Model};
+use lwq::os;
+use lwq::rounding::{
     CalibrationRecord, DEFAULT_MOMENT_MEMORY, Damping, Method, RoundingRecord, StreamSettings, Text,
 };
 
@@ -74,7 +74,7 @@ pub struct RoundingFlags {
     #[arg(long)]
     fast: bool,
     /// Memory for the second moments of a layer, such as 1G; a layer that needs more is run several times [default: 1.7G]
-    #[arg(long, value_name = "SIZE", value_parser = crate::gguf::split::parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = lwq::gguf::split::parse_size)]
     moment_memory: Option<u64>,
 }
 
@@ -203,7 +203,7 @@ impl Calibration {
         };
         let mut words = format!("damping {damping}, moment memory {}", self.settings.moment_memory);
         if self.fast {
-            words.push_str(&format!(", fast on {}", crate::cpu::level().name()));
+            words.push_str(&format!(", fast on {}", lwq::cpu::level().name()));
         }
         words
     }

@@ -9,8 +9,8 @@ use clap::Args;
 use serde::Serialize;
 
 use super::Common;
-use crate::gguf::Gguf;
-use crate::tokenizer::Tokenizer;
+use lwq::gguf::Gguf;
+use lwq::tokenizer::Tokenizer;
 
 /// Show the tokens of a text, as the model's own vocabulary cuts it
 ///
@@ -113,7 +113,7 @@ fn listing(tokenizer: &Tokenizer, ids: &[u32]) -> Result<String, std::fmt::Error
     let width = tokenizer.len().to_string().len();
     let mut out = String::new();
     for id in ids {
-        writeln!(out, "{id:width$}  {}", crate::gguf::shown(&tokenizer.token_bytes(*id)))?;
+        writeln!(out, "{id:width$}  {}", lwq::gguf::shown(&tokenizer.token_bytes(*id)))?;
     }
     Ok(out)
 }

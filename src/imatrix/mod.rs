@@ -12,6 +12,7 @@
 pub mod checkpoint;
 mod collect;
 mod error;
+mod fingerprint;
 mod gguf_form;
 mod heatmap;
 mod legacy;

@@ -2,18 +2,14 @@
 
 use std::collections::HashMap;
 
-use super::{PlanError, PlanFile, imatrix_fingerprint};
+use super::{PlanError, PlanFile};
 use crate::gguf::{Gguf, fingerprint, shown};
 use crate::imatrix::Imatrix;
-use crate::recipe::{Choice, Keep, Reason, Target, TensorDesc, requires_imatrix, roles};
+use crate::recipe::candidates::kept;
+use crate::recipe::{Choice, Reason, Target, TensorDesc, requires_imatrix};
 
 /// Digits of a fingerprint that a message shows.
 const SHOWN_DIGITS: usize = 12;
-
-/// Why a tensor keeps its type whatever the budget, or `None` where it can be chosen.
-pub(super) fn keep(tensor: &TensorDesc<'_>) -> Option<Keep> {
-    roles::exemption(tensor.name, tensor.shape).or(roles::is_unconvertible(tensor.ty).then_some(Keep::SourceType))
-}
 
 impl PlanFile {
     /// Checks that this is the model and the importance matrix that the plan was made for. `file` names the plan.
@@ -36,7 +32,7 @@ impl PlanFile {
         };
         mismatch("model", &self.model, fingerprint(model))?;
         match (&self.imatrix, imatrix) {
-            (Some(planned), Some(imatrix)) => mismatch("importance matrix", planned, imatrix_fingerprint(imatrix)),
+            (Some(planned), Some(imatrix)) => mismatch("importance matrix", planned, imatrix.fingerprint()),
             (Some(planned), None) => {
                 let planned = shown(planned.name.as_bytes());
                 Err(PlanError::ImatrixMissing { file: file.to_owned(), planned })
@@ -58,7 +54,7 @@ impl PlanFile {
         };
         let mut choices = Vec::with_capacity(tensors.len());
         for tensor in tensors {
-            if let Some(keep) = keep(tensor) {
+            if let Some(keep) = kept(tensor) {
                 choices.push(Choice {
                     ty: tensor.ty,
                     reason: Reason::Kept(keep),
@@ -166,7 +162,7 @@ mod tests {
         plan.model.sha256 = fingerprint(&model);
         assert!(refused(&plan, None).contains("give it with --imatrix"));
         assert!(refused(&plan, Some(&imatrix)).contains("another importance matrix"));
-        plan.imatrix.as_mut().unwrap().sha256 = imatrix_fingerprint(&imatrix).to_uppercase();
+        plan.imatrix.as_mut().unwrap().sha256 = imatrix.fingerprint().to_uppercase();
         assert!(plan.check_sources("p", &model, Some(&imatrix)).is_ok());
         plan.imatrix = None;
         assert!(refused(&plan, Some(&imatrix)).contains("leave --imatrix away"));

@@ -4,8 +4,6 @@ use std::io;
 
 use thiserror::Error;
 
-use crate::gguf::TensorType;
-
 /// Why a plan cannot be made, read or followed. Each is one line that names the file or tensor.
 #[derive(Debug, Error)]
 pub enum PlanError {
@@ -75,28 +73,5 @@ pub enum PlanError {
     ImatrixUnplanned {
         /// The plan's name.
         file: String,
-    },
-    /// No type is left for a tensor.
-    #[error("tensor {tensor}: none of the types allowed fits rows of {row_len} weights; {advice}")]
-    NoType {
-        /// The tensor's name.
-        tensor: String,
-        /// Weights in a row.
-        row_len: u64,
-        /// What would help.
-        advice: &'static str,
-    },
-    /// A type given by hand needs importance that is not there.
-    #[error(
-        "tensor {tensor}: {ty} needs importance data, which {}; choose another type or another imatrix",
-        if *.has_imatrix { "the imatrix does not have for it" } else { "only --imatrix gives" }
-    )]
-    PinNeedsImportance {
-        /// The tensor's name.
-        tensor: String,
-        /// The type asked for.
-        ty: TensorType,
-        /// True if an imatrix was given.
-        has_imatrix: bool,
     },
 }

@@ -10,9 +10,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
 use super::PlanError;
+use crate::display::six_digits;
 use crate::gguf::{TensorType, shown};
 use crate::rounding::RoundingRecord;
-use crate::sensitivity::rounded;
 
 /// The version of the form that this program writes, and the only one it reads.
 pub const PLAN_VERSION: u32 = 1;
@@ -23,24 +23,24 @@ const MAX_BYTES: u64 = 64 << 20;
 /// How the damage of each choice was predicted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Method {
+pub enum DamageMethod {
     /// From rounding errors and what is usual for tensors of their role; nothing was run.
     Error,
     /// From rounding errors and the divergence measured when this tensor alone was rounded.
     Measured,
 }
 
-impl Method {
+impl DamageMethod {
     /// The name in files.
     pub fn name(self) -> &'static str {
         match self {
-            Method::Error => "error",
-            Method::Measured => "measured",
+            DamageMethod::Error => "error",
+            DamageMethod::Measured => "measured",
         }
     }
 }
 
-impl fmt::Display for Method {
+impl fmt::Display for DamageMethod {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
     }
@@ -104,7 +104,7 @@ pub struct PlanFile {
     /// Tensor data per weight.
     pub bits_per_weight: f64,
     /// Where the damage comes from.
-    pub method: Method,
+    pub method: DamageMethod,
     /// Sum of the damage, plus what is there without any rounding: mean KL divergence in nats per token.
     pub predicted_kld: f64,
     /// Standard error of the prediction, as far as the measurement knows it.
@@ -143,8 +143,8 @@ impl PlanFile {
     pub fn to_text(&self) -> String {
         let mut plan = self.clone();
         let numbers = [&mut plan.bits_per_weight, &mut plan.predicted_kld, &mut plan.bound, &mut plan.gap];
-        numbers.into_iter().for_each(|number| *number = rounded(*number));
-        plan.predicted_kld_error = plan.predicted_kld_error.map(rounded);
+        numbers.into_iter().for_each(|number| *number = six_digits(*number));
+        plan.predicted_kld_error = plan.predicted_kld_error.map(six_digits);
         let rows = std::mem::take(&mut plan.tensors);
         let Ok(serde_json::Value::Object(head)) = serde_json::to_value(&plan) else { return String::new() };
         let mut text = String::from("{\n");
@@ -153,7 +153,7 @@ impl PlanFile {
         }
         text.push_str("  \"tensors\": [\n");
         let lines = rows.into_iter().map(|mut row| {
-            row.damage = rounded(row.damage);
+            row.damage = six_digits(row.damage);
             format!("    {}", serde_json::to_string(&row).unwrap_or_default())
         });
         text.push_str(&lines.collect::<Vec<_>>().join(",\n"));
@@ -270,7 +270,7 @@ pub(super) mod tests {
             tensor_bytes: 800,
             parameters: 2000,
             bits_per_weight: 3.2,
-            method: Method::Error,
+            method: DamageMethod::Error,
             predicted_kld: 0.0125,
             predicted_kld_error: None,
             bound: 0.0124,

@@ -37,6 +37,13 @@ pub enum RecipeError {
     BadLayerList { text: String },
     #[error("--prune-layers would remove all {blocks} layers, keep at least one")]
     NothingLeft { blocks: usize },
+    #[error("tensor {tensor}: none of the types allowed fits rows of {row_len} weights; {advice}")]
+    NoType { tensor: String, row_len: u64, advice: &'static str },
+    #[error(
+        "tensor {tensor}: {ty} needs importance data, which {}; choose another type or another imatrix",
+        if *.has_imatrix { "the imatrix does not have for it" } else { "only --imatrix gives" }
+    )]
+    PinNeedsImportance { tensor: String, ty: TensorType, has_imatrix: bool },
 }
 
 /// Something about the choices that a user may not expect. [`fmt::Display`] gives one line.

@@ -5,6 +5,7 @@
 //! quantized ([`roles`]) and substitutes for types that do not fit a row ([`fallback`]). The result equals that of
 //! llama-quantize b10605 except where that program aborts or misbehaves; such places give a [`Note`].
 
+pub mod candidates;
 mod choose;
 mod error;
 mod facts;

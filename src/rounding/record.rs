@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Method;
+use super::RoundingMethod;
 use crate::gguf::Metadata;
 
 /// How a file was rounded, or is to be rounded after a plan.
@@ -10,7 +10,7 @@ use crate::gguf::Metadata;
 #[serde(deny_unknown_fields)]
 pub struct RoundingRecord {
     /// The method that was asked for; single tensors may have another.
-    pub method: Method,
+    pub method: RoundingMethod,
     /// What feedback went by.
     pub calibration: Option<CalibrationRecord>,
 }
@@ -33,7 +33,7 @@ impl RoundingRecord {
     /// Adds the keys `lwq.version` and `lwq.rounding.*` to the metadata of a file. ggml's own rounding leaves no trace, so
     /// that such files stay what llama-quantize writes. The length of all values is fixed: planned files have a limit.
     pub fn write(&self, metadata: &mut Metadata) {
-        if self.method == Method::Ggml {
+        if self.method == RoundingMethod::Ggml {
             return;
         }
         metadata.set("lwq.version", env!("CARGO_PKG_VERSION"));

@@ -13,14 +13,14 @@ use rayon::ThreadPool;
 use serde::Serialize;
 
 use super::super::Common;
-use crate::compute::peak::Peak;
-use crate::compute::{
+use lwq::compute::peak::Peak;
+use lwq::compute::{
     IntegerActivations, Kernel, Matrix, PackedActivations, Precision, Steps, integer_engine, matmul, matmul_integer,
     multiplies_as_integers,
 };
-use crate::cpu;
-use crate::gguf::TensorType;
-use crate::quant;
+use lwq::cpu;
+use lwq::gguf::TensorType;
+use lwq::quant;
 
 /// Arguments of `lwq bench kernels`.
 #[derive(Args, Debug)]

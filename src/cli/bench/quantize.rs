@@ -14,9 +14,9 @@ use serde::Serialize;
 
 use super::super::Common;
 use super::kernels::{RandomFloats, tensor_type};
-use crate::cpu::{self, Level};
-use crate::gguf::{TensorType, TypeInfo};
-use crate::quant::{self, CODECS, kernels};
+use lwq::cpu::{self, Level};
+use lwq::gguf::{TensorType, TypeInfo};
+use lwq::quant::{self, CODECS, kernels};
 
 /// Arguments of `lwq bench quantize`.
 #[derive(Args, Debug)]

@@ -9,15 +9,15 @@ use clap::Args;
 use serde::Serialize;
 
 use super::loaded::{Follow, Kept, Opened, TextArgs, bos, check_context, context, read_windows};
-use crate::atomic_file::check_target;
+use lwq::atomic_file::check_target;
 use crate::cli::{Common, Interrupted, Usage, binary_size, count, decimal_size, printable};
-use crate::eval::{
+use lwq::eval::{
     DivergenceSummary, Evaluation, LogitsReader, LogitsWriter, PairedDifference, Percentiles, Reference,
     SequentialTest, Windows, compare_means, evaluate,
 };
-use crate::model::{Model, Overrides, Pass};
-use crate::os;
-use crate::tokenizer::Tokenizer;
+use lwq::model::{Model, Overrides, Pass};
+use lwq::os;
+use lwq::tokenizer::Tokenizer;
 
 /// KL divergence of quantized models from their 16-bit original
 #[derive(Args, Debug)]

@@ -8,14 +8,14 @@ use anyhow::{Context, Result, anyhow, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::cli::{Common, Progress, Unit, printable};
-use crate::eval::{
+use lwq::eval::{
     Evaluation, EvaluationState, ModelScores, Observer, Perplexity, SequentialTest, Verdict, Windows, section_key,
     texts_in_turn,
 };
-use crate::gguf::{Gguf, Metadata, fingerprint};
-use crate::model::{Activations, ForwardOptions, Model};
-use crate::os;
-use crate::tokenizer::Tokenizer;
+use lwq::gguf::{Gguf, Metadata, fingerprint};
+use lwq::model::{Activations, ForwardOptions, Model};
+use lwq::os;
+use lwq::tokenizer::Tokenizer;
 
 /// Tokens per window where nothing else is asked for and the model's context is not shorter.
 const DEFAULT_CONTEXT: usize = 512;
@@ -81,7 +81,7 @@ pub struct TextArgs {
     #[arg(long, value_name = "NAME")]
     pub pre: Option<String>,
     /// Memory for activations, such as 2G [default: half of what is free]
-    #[arg(long, value_name = "SIZE", value_parser = crate::gguf::split::parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = lwq::gguf::split::parse_size)]
     pub memory: Option<u64>,
     /// Keep scored windows in this file; a run that finds it goes on where another stopped
     #[arg(long, value_name = "FILE")]

@@ -8,11 +8,11 @@ use clap::Args;
 use serde::Serialize;
 
 use super::loaded::{Follow, Kept, Opened, TextArgs, check_context, context, file_names, read_text, read_windows};
-use crate::atomic_file::check_target;
+use lwq::atomic_file::check_target;
 use crate::cli::{Common, Interrupted, decimal_size, printable};
-use crate::eval::{LogitsWriter, Reference, Windows, evaluate};
-use crate::model::Overrides;
-use crate::os;
+use lwq::eval::{LogitsWriter, Reference, Windows, evaluate};
+use lwq::model::Overrides;
+use lwq::os;
 
 /// Perplexity of a model on a text, with llama-perplexity's protocol
 #[derive(Args, Debug)]

@@ -11,12 +11,12 @@ use serde::Serialize;
 
 use super::loaded::{ActivationsArg, Opened};
 use crate::cli::{Common, Interrupted, Progress, Unit, count, decimal_size, printable};
-use crate::eval::tasks::{
+use lwq::eval::tasks::{
     PreparedTasks, ReadOptions, TaskComparison, TaskFormat, TaskKind, TaskOptions, TaskResult, TaskScores, TaskSet,
     TaskSummary, score_tasks,
 };
-use crate::model::{Model, Overrides};
-use crate::os;
+use lwq::model::{Model, Overrides};
+use lwq::os;
 
 /// Tasks of HellaSwag that llama-perplexity scores unless told otherwise.
 const LLAMA_HELLASWAG_TASKS: usize = 400;
@@ -87,7 +87,7 @@ struct TaskArgs {
     #[arg(long, value_name = "NAME")]
     pre: Option<String>,
     /// Memory for activations, such as 2G [default: half of what is free]
-    #[arg(long, value_name = "SIZE", value_parser = crate::gguf::split::parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = lwq::gguf::split::parse_size)]
     memory: Option<u64>,
     /// List every task with its scores
     #[arg(long)]

@@ -9,18 +9,18 @@ use clap::Args;
 use serde::Serialize;
 
 use super::FormatArg;
-use crate::atomic_file::check_target;
-use crate::calibration;
+use lwq::atomic_file::check_target;
+use lwq::text;
 use crate::cli::eval::loaded::{bos, calibration_context, open_tokenizer};
 use crate::cli::{Common, Progress, Unit, count, decimal_size, printable};
-use crate::compute::Precision;
-use crate::eval::{Perplexity, score_chunks};
-use crate::gguf::Gguf;
-use crate::imatrix::checkpoint::{self, Fingerprint};
-use crate::imatrix::{Collector, Form};
-use crate::model::{ForwardOptions, Model, Overrides, TokenGroup};
-use crate::os;
-use crate::tokenizer::Tokenizer;
+use lwq::compute::Precision;
+use lwq::eval::{Perplexity, score_chunks};
+use lwq::gguf::Gguf;
+use lwq::imatrix::checkpoint::{self, Fingerprint};
+use lwq::imatrix::{Collector, Form};
+use lwq::model::{ForwardOptions, Model, Overrides, TokenGroup};
+use lwq::os;
+use lwq::tokenizer::Tokenizer;
 
 /// What files made with the built-in text name as their dataset.
 const BUILT_IN_TEXT: &str = "lwq built-in calibration mix";
@@ -71,7 +71,7 @@ pub struct CollectArgs {
     #[arg(long)]
     accurate: bool,
     /// Memory for activations, such as 2G [default: half of what is free]
-    #[arg(long, value_name = "SIZE", value_parser = crate::gguf::split::parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = lwq::gguf::split::parse_size)]
     memory: Option<u64>,
     /// Save the state after this many chunks; a stopped run goes on from there
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
@@ -189,7 +189,7 @@ impl CollectArgs {
             let rows: Vec<usize> = (0..(end - begin) * n_ctx).collect();
             pass.tap_output(&hidden, &rows, &mut state.collector).with_context(|| label.clone())?;
             if !self.no_ppl {
-                let mut no_taps = crate::model::NoTaps;
+                let mut no_taps = lwq::model::NoTaps;
                 score_chunks(&pass, &hidden, n_ctx, &mut no_taps, &mut state.perplexity)
                     .with_context(|| label.clone())?;
             }
@@ -281,7 +281,7 @@ impl CollectArgs {
         // bfloat16 products differ between instruction sets; f32 products do not.
         match self.accurate {
             true => text.push_str(", accurate"),
-            false => text.push_str(&format!(", fast on {}", crate::cpu::level().name())),
+            false => text.push_str(&format!(", fast on {}", lwq::cpu::level().name())),
         }
         if self.process_output {
             text.push_str(", output");

@@ -8,11 +8,11 @@ use anyhow::{Result, anyhow};
 use super::Job;
 use crate::cli::rounding::Calibration;
 use crate::cli::{Common, Interrupted, Progress, Unit, count, printable};
-use crate::model::Model;
-use crate::os;
-use crate::plan::candidates::tried_types;
-use crate::rounding::{RoundingError, Stream, has_input};
-use crate::sensitivity::{FeedbackErrors, FeedbackMeter, FeedbackProvenance, FeedbackSubject, Sensitivity, fits_row};
+use lwq::model::Model;
+use lwq::os;
+use lwq::recipe::candidates::tried_types;
+use lwq::rounding::{RoundingError, Stream, has_input};
+use lwq::measure::{FeedbackErrors, FeedbackMeter, FeedbackProvenance, FeedbackSubject, Sensitivity, fits_row};
 
 /// Where hidden states lie while the errors with feedback are measured.
 fn states_folder(path: &Path) -> PathBuf {

@@ -2,8 +2,8 @@
 
 use clap::Args;
 
-use crate::gguf::split;
-use crate::recipe::Target;
+use lwq::gguf::split;
+use lwq::recipe::Target;
 
 /// The limit, one of several kinds.
 #[derive(Args, Debug, Clone, Default)]

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
-use crate::gguf::TensorType;
-use crate::plan::Method;
-use crate::plan::candidates::Rules;
-use crate::recipe::{TypeOverride, parse_override_list, parse_storable_type};
+use lwq::gguf::TensorType;
+use lwq::plan::Method;
+use lwq::recipe::candidates::Rules;
+use lwq::recipe::{TypeOverride, parse_override_list, parse_storable_type};
 
 /// Flags of a plan besides its limit. A command that also does without a plan names the flags for that in a group
 /// `unplanned`, which the flags here exclude.

@@ -7,11 +7,11 @@ use anyhow::{Result, bail};
 use super::make::{Request, Subject};
 use crate::cli::measure::Job;
 use crate::cli::{Common, Progress, Unit, printable};
-use crate::gguf::TensorType;
-use crate::plan::{Method, ProbeText};
-use crate::quant::{Codec, codec};
-use crate::recipe::parse_storable_type;
-use crate::sensitivity::{
+use lwq::gguf::TensorType;
+use lwq::plan::{Method, ProbeText};
+use lwq::quant::{Codec, codec};
+use lwq::recipe::parse_storable_type;
+use lwq::measure::{
     ColumnWeights, DamageModel, SECOND_ROUND_BITS, Sampling, Sensitivity, prior_slopes, type_name, weight_errors,
 };
 

@@ -8,20 +8,20 @@ use anyhow::{Result, anyhow, bail};
 
 use super::budget::Budget;
 use super::damage::{self, Estimate};
-use crate::allocate::{
+use lwq::plan::allocate::{
     AllocateError, Candidate, Item, Solution, byte_range, fill_budget, minimize_bytes, minimize_damage,
 };
 use crate::cli::measure::{Job, MeasureFlags, Target};
 use crate::cli::quantize::standard_file_bytes;
 use crate::cli::rounding::Calibration;
 use crate::cli::{Common, Interrupted, decimal_size, printable};
-use crate::gguf::{Gguf, GgufLayout, Metadata, NewTensor, TensorInfo, TensorType, fingerprint, split};
-use crate::imatrix::{EntryFilter, Imatrix, ModelTensor, Need, match_to_model};
-use crate::model::Model;
-use crate::plan::candidates::{Legal, Rules, legal_types};
-use crate::plan::{self, PLAN_VERSION, PlanFile, PlanRow, SourceFile, imatrix_fingerprint, record};
-use crate::recipe::{TensorDesc, output_order};
-use crate::rounding::{Method, RoundingRecord, has_input, output_tensor};
+use lwq::gguf::{Gguf, GgufLayout, Metadata, NewTensor, TensorInfo, TensorType, fingerprint, split};
+use lwq::imatrix::{EntryFilter, Imatrix, ModelTensor, Need, match_to_model};
+use lwq::model::Model;
+use lwq::recipe::candidates::{Legal, Rules, legal_types};
+use lwq::plan::{self, PLAN_VERSION, PlanFile, PlanRow, SourceFile, imatrix_fingerprint, record};
+use lwq::recipe::{TensorDesc, output_order};
+use lwq::rounding::{Method, RoundingRecord, has_input, output_tensor};
 
 /// `general.quantization_version` and `general.file_type` are 32-bit numbers whatever the types are.
 const PLACEHOLDER: u32 = 0;
@@ -311,7 +311,7 @@ fn match_importance(
             name: &tensor.name,
             row_len: tensor.row_len(),
             matrices: tensor.matrices(),
-            need: match crate::recipe::roles::exemption(&tensor.name, &tensor.shape) {
+            need: match lwq::recipe::roles::exemption(&tensor.name, &tensor.shape) {
                 Some(_) => Need::Kept,
                 None => Need::Optional,
             },

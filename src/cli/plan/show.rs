@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use crate::cli::printable;
-use crate::gguf::TensorType;
-use crate::plan::PlanFile;
-use crate::recipe::roles::block_number;
+use lwq::gguf::TensorType;
+use lwq::plan::PlanFile;
+use lwq::recipe::roles::block_number;
 
 /// How a plan is drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,7 +160,7 @@ fn write_totals(out: &mut String, plan: &PlanFile) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{PlanRow, example};
+    use lwq::plan::{PlanRow, example};
 
     fn plan(layers: u64) -> PlanFile {
         let mut plan = example();

@@ -5,14 +5,14 @@ use std::collections::{HashMap, HashSet};
 use anyhow::{Context, Result};
 
 use super::plan::Plan;
-use crate::atomic_file::AtomicFile;
+use lwq::atomic_file::AtomicFile;
 use crate::cli::rounding::Calibration;
 use crate::cli::{Common, Interrupted, Progress, Unit, count, printable};
-use crate::gguf::TensorType;
-use crate::model::Model;
-use crate::os;
-use crate::pipeline::PipelineError;
-use crate::rounding::{Conditions, Outcome, PartialFolder, RoundingError, Run, RunOutput};
+use lwq::gguf::TensorType;
+use lwq::model::Model;
+use lwq::os;
+use lwq::quantize::write::PipelineError;
+use lwq::rounding::{Conditions, Outcome, PartialFolder, RoundingError, Run, RunOutput};
 
 /// Flop of a unit of progress.
 const FLOP_PER_UNIT: f64 = 1e6;

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, bail};
 
-use crate::gguf::Value;
+use lwq::gguf::Value;
 
 /// Parses one override. Integers become u32 of the absolute value, as llama-quantize stores them.
 ///

@@ -9,17 +9,17 @@ use anyhow::{Context, Result, bail};
 use super::planned::Planned;
 use super::rounding_plan::RoundingPlan;
 use super::{QuantizeArgs, kv};
-use crate::atomic_file::{AtomicFile, check_target, folder_of};
+use lwq::atomic_file::{AtomicFile, check_target, folder_of};
 use crate::cli::{Common, count, decimal_size, printable};
-use crate::gguf::{Array, Gguf, GgufLayout, Metadata, NewTensor, TensorInfo, TensorType, Value, split};
-use crate::imatrix::{EntryFilter, Imatrix, MatchReport, ModelTensor, Need, match_to_model};
-use crate::os;
-use crate::pipeline::{Rounding, TensorWork};
-use crate::recipe::{
+use lwq::gguf::{Array, Gguf, GgufLayout, Metadata, NewTensor, TensorInfo, TensorType, Value, split};
+use lwq::imatrix::{EntryFilter, Imatrix, MatchReport, ModelTensor, Need, match_to_model};
+use lwq::os;
+use lwq::quantize::write::{Rounding, TensorWork};
+use lwq::recipe::{
     Choice, FallbackCost, ModelFacts, Options, PrunePlan, Recipe, Target, TensorDesc, choose_types, guess_file_type,
     output_order,
 };
-use crate::rounding::{Method, has_input};
+use lwq::rounding::{Method, has_input};
 
 /// `general.quantization_version` of all block formats (`GGML_QNT_VERSION`).
 const QUANTIZATION_VERSION: u32 = 2;

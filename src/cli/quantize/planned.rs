@@ -11,12 +11,12 @@ use crate::cli::measure::MeasureFlags;
 use crate::cli::plan::{ByHand, Made, Request, make_plan, summary};
 use crate::cli::rounding::Calibration;
 use crate::cli::{Common, printable};
-use crate::gguf::{Gguf, Metadata, TensorInfo};
-use crate::imatrix::Imatrix;
-use crate::model::Model;
-use crate::plan::{PlanFile, record};
-use crate::recipe::{FILE_TYPE_GUESSED, FallbackCost, Recipe, Target, TensorDesc, guess_file_type};
-use crate::rounding::{Method, RoundingRecord};
+use lwq::gguf::{Gguf, Metadata, TensorInfo};
+use lwq::imatrix::Imatrix;
+use lwq::model::Model;
+use lwq::plan::{PlanFile, record};
+use lwq::recipe::{FILE_TYPE_GUESSED, FallbackCost, Recipe, Target, TensorDesc, guess_file_type};
+use lwq::rounding::{Method, RoundingRecord};
 
 /// A plan and where it came from.
 pub(super) struct Planned {

@@ -9,10 +9,10 @@ use serde::Serialize;
 use super::plan::{Plan, PlannedTensor};
 use crate::cli::inspect::{TypeRow, rows_by_type, type_table};
 use crate::cli::{Common, binary_size, count, decimal_size, printable};
-use crate::feedback::supports_search;
-use crate::os;
-use crate::pipeline::Stages;
-use crate::rounding::{Kept, Method, Outcome, RoleRow, RoundingRecord, by_role, reasons};
+use lwq::rounding::gptq::supports_search;
+use lwq::os;
+use lwq::quantize::write::Stages;
+use lwq::rounding::{Kept, Method, Outcome, RoleRow, RoundingRecord, by_role, reasons};
 
 /// The closing facts, as printed with `--json`.
 #[derive(Serialize)]

@@ -1,8 +1,8 @@
 //! How a run rounds, decided before any tensor is touched.
 
 use crate::cli::rounding::Calibration;
-use crate::gguf::{Gguf, TensorInfo};
-use crate::rounding::{Method, RoundingRecord, has_input, output_tensor};
+use lwq::gguf::{Gguf, TensorInfo};
+use lwq::rounding::{Method, RoundingRecord, has_input, output_tensor};
 
 /// How the run rounds.
 #[derive(Clone)]

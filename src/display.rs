@@ -1,4 +1,4 @@
-//! How numbers and foreign text are shown to a person.
+//! How numbers and foreign text are shown to people.
 
 /// Bytes in decimal units, such as `4.18 GB`.
 pub fn decimal_size(bytes: u64) -> String {
@@ -31,6 +31,11 @@ pub fn count(n: u64) -> String {
         out.push(digit);
     }
     out
+}
+
+/// A figure with six significant digits, as files and reports hold it.
+pub(crate) fn six_digits(value: f64) -> f64 {
+    format!("{value:.5e}").parse().unwrap_or(value)
 }
 
 /// Text from a file made safe for a terminal: control characters and invisible direction marks are escaped.

@@ -1,30 +1,60 @@
-//! Calibration and probe text that is compiled in.
+//! Texts that are compiled in.
 //!
 //! Measuring, choosing and judging must not use the same documents, or the choice is fitted to the text it is judged by.
-//! There are four sets that share no document: [`DEFAULT_MIX`] collects the importance of weights, [`PROBE_MIX`] measures
-//! what a change of type costs, [`TUNE_MIX`] decides whether a tuned tensor is kept, and the files in `tests/data/eval`
+//! There are four sets that share no document: [`Set::Calibration`] collects the importance of weights, [`Set::Probe`] measures
+//! what a change of type costs, [`Set::Gate`] decides whether a tuned tensor is kept, and the files in `tests/data/eval`
 //! judge the result. `calibration/README.md` in the repository lists what the text consists of, where each part comes from
 //! and under which licence it may be passed on.
 
-/// The text used when the user names none: about 100,000 tokens (SmolLM2's vocabulary) of English prose, documentation,
-/// source code in seven languages, worked mathematics, chat and tool-call transcripts, data formats and fourteen natural
-/// languages, in passages of a few hundred tokens.
-///
-/// The categories take turns in proportion to their shares, so a prefix of a few thousand tokens is nearly as balanced as
-/// the whole. UTF-8 with LF line ends.
-pub const DEFAULT_MIX: &str = include_str!("../calibration/mixed.txt");
+/// A text that is compiled in. All are UTF-8 with LF line ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Set {
+    /// The text used when the user names none: about 100,000 tokens (SmolLM2's vocabulary) of English prose,
+    /// documentation, source code in seven languages, worked mathematics, chat and tool-call transcripts, data formats and
+    /// fourteen natural languages, in passages of a few hundred tokens.
+    ///
+    /// The categories take turns in proportion to their shares, so a prefix of a few thousand tokens is nearly as balanced
+    /// as the whole.
+    Calibration,
+    /// The text that probes run on: about 17,000 tokens of the same kinds, from documents that occur in none of the other
+    /// sets.
+    ///
+    /// Passages of about 300 tokens of English prose, source code, other languages, documentation, chat, data and
+    /// mathematics take turns. The first 1,000 tokens hold four of these kinds, the first 3,000 all of them, and from there
+    /// on the shares stay near those of the whole.
+    Probe,
+    /// The text that judges whether a tensor that was rounded with feedback is kept: about 16,000 tokens, arranged as
+    /// [`Set::Probe`] and again from documents that occur in none of the other sets.
+    Gate,
+    /// The text that `lwq eval` and `lwq compare` score when the user names none: passages of the files in
+    /// `tests/data/eval` in turn, prose, source code and languages other than English.
+    Evaluation,
+}
 
-/// The text that probes run on: about 17,000 tokens (SmolLM2's vocabulary) of the same kinds as [`DEFAULT_MIX`], from
-/// documents that occur in none of the other sets.
-///
-/// Passages of about 300 tokens of English prose, source code, other languages, documentation, chat, data and mathematics
-/// take turns. The first 1,000 tokens hold four of these kinds, the first 3,000 all of them, and from there on the shares
-/// stay near those of the whole. UTF-8 with LF line ends.
-pub const PROBE_MIX: &str = include_str!("../calibration/probe.txt");
+impl Set {
+    /// All of them.
+    pub const ALL: [Set; 4] = [Set::Calibration, Set::Probe, Set::Gate, Set::Evaluation];
 
-/// The text that gates of tuning steps run on: about 16,000 tokens (SmolLM2's vocabulary), arranged as [`PROBE_MIX`] and
-/// again from documents that occur in none of the other sets. UTF-8 with LF line ends.
-pub const TUNE_MIX: &str = include_str!("../calibration/tune.txt");
+    /// What files and messages call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Set::Calibration => "lwq built-in calibration mix",
+            Set::Probe => "lwq built-in probe text",
+            Set::Gate => "lwq built-in tuning text",
+            Set::Evaluation => "lwq built-in evaluation text",
+        }
+    }
+
+    /// The text itself.
+    pub fn text(self) -> &'static str {
+        match self {
+            Set::Calibration => include_str!("../../calibration/mixed.txt"),
+            Set::Probe => include_str!("../../calibration/probe.txt"),
+            Set::Gate => include_str!("../../calibration/tune.txt"),
+            Set::Evaluation => include_str!("../../calibration/eval.txt"),
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -54,9 +84,9 @@ mod tests {
 
     #[test]
     fn the_mixes_are_clean_text_of_the_stated_size() {
-        assert_clean("mixed.txt", DEFAULT_MIX, 250_000..400_000);
-        assert_clean("probe.txt", PROBE_MIX, 45_000..60_000);
-        assert_clean("tune.txt", TUNE_MIX, 45_000..60_000);
+        assert_clean("mixed.txt", Set::Calibration.text(), 250_000..400_000);
+        assert_clean("probe.txt", Set::Probe.text(), 45_000..60_000);
+        assert_clean("tune.txt", Set::Gate.text(), 45_000..60_000);
         for name in ["prose", "code", "second-language"] {
             let path = format!("tests/data/eval/{name}.txt");
             assert_clean(&path, &repository_file(&path), 65_000..80_000);
@@ -65,7 +95,7 @@ mod tests {
 
     #[test]
     fn a_short_prefix_holds_several_kinds_of_text() {
-        let prefix: String = DEFAULT_MIX.chars().take(60_000).collect();
+        let prefix: String = Set::Calibration.text().chars().take(60_000).collect();
         for sign in ["fn ", "Alice", "<|im_start|>", "HTTP/1.1", "```", "libertad", "кажд"] {
             assert!(prefix.contains(sign), "{sign:?} is missing from the first 60,000 characters");
         }
@@ -73,13 +103,13 @@ mod tests {
         let short: [(&str, &str, [&str; 4], [&str; 3]); 2] = [
             (
                 "probe.txt",
-                PROBE_MIX,
+                Set::Probe.text(),
                 ["cried Emma", "`set()`", "marido", "# Configuration"],
                 ["<|im_", "smtpd[", "Claim:"],
             ),
             (
                 "tune.txt",
-                TUNE_MIX,
+                Set::Gate.text(),
                 ["Darcy", "use crate::", "rameau", "Isolation"],
                 ["<|eot_id|>", "\"obs\"", "How large"],
             ),
@@ -142,9 +172,9 @@ mod tests {
             names.iter().map(|name| ((*name).to_owned(), repository_file(name))).collect()
         };
         let files: [Vec<(String, String)>; 5] = [
-            vec![("mixed.txt".to_owned(), DEFAULT_MIX.to_owned())],
-            vec![("probe.txt".to_owned(), PROBE_MIX.to_owned())],
-            vec![("tune.txt".to_owned(), TUNE_MIX.to_owned())],
+            vec![("mixed.txt".to_owned(), Set::Calibration.text().to_owned())],
+            vec![("probe.txt".to_owned(), Set::Probe.text().to_owned())],
+            vec![("tune.txt".to_owned(), Set::Gate.text().to_owned())],
             owned(&["tests/data/eval/prose.txt", "tests/data/eval/code.txt", "tests/data/eval/second-language.txt"]),
             owned(&["tests/data/golden/eval-sample.txt", "tests/data/golden/calib-sample.txt"]),
         ];

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::RoundingError;
+use super::TextError;
 use crate::model::TokenGroup;
 
 /// Tokens that go through a layer together, unless one sequence is longer: hidden states of a batch stay below 200 MB
@@ -13,7 +13,7 @@ const BATCH_TOKENS: usize = 8192;
 
 /// Sequences of tokens at equal distances over a text, so that many of its documents are seen.
 #[derive(Clone, Debug)]
-pub struct Text {
+pub struct Sequences {
     /// What messages and records call it.
     name: String,
     n_ctx: usize,
@@ -21,7 +21,7 @@ pub struct Text {
     tokens: Vec<u32>,
 }
 
-impl Text {
+impl Sequences {
     /// Takes at most `most_tokens` of `tokens` in sequences of `n_ctx`. `bos` replaces the first token of each.
     ///
     /// # Errors
@@ -32,10 +32,10 @@ impl Text {
         most_tokens: usize,
         n_ctx: usize,
         bos: Option<u32>,
-    ) -> Result<Text, RoundingError> {
+    ) -> Result<Sequences, TextError> {
         let available = tokens.len() / n_ctx.max(1);
         if available < 2 || n_ctx < 2 {
-            return Err(RoundingError::TextTooShort { name: name.to_owned(), tokens: tokens.len(), n_ctx });
+            return Err(TextError::TooShort { name: name.to_owned(), tokens: tokens.len(), n_ctx });
         }
         let count = (most_tokens / n_ctx).clamp(2, available);
         let mut taken = Vec::with_capacity(count * n_ctx);
@@ -47,7 +47,7 @@ impl Text {
                 taken[start] = bos;
             }
         }
-        Ok(Text { name: name.to_owned(), n_ctx, tokens: taken })
+        Ok(Sequences { name: name.to_owned(), n_ctx, tokens: taken })
     }
 
     /// What messages call it.
@@ -60,7 +60,7 @@ impl Text {
         self.tokens.len()
     }
 
-    /// True without tokens, which [`Text::new`] never makes.
+    /// True without tokens, which [`Sequences::new`] never makes.
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
     }
@@ -80,7 +80,7 @@ impl Text {
 
     /// The sequences in groups that go through a layer together. They depend on nothing but the text, so that sums over
     /// them come out the same on every machine.
-    pub(super) fn batches(&self) -> Vec<Arc<TokenGroup>> {
+    pub(crate) fn batches(&self) -> Vec<Arc<TokenGroup>> {
         let per_batch = (BATCH_TOKENS / self.n_ctx).max(1) * self.n_ctx;
         let group = |tokens: &[u32]| {
             Arc::new(TokenGroup::from_sequences(tokens.chunks_exact(self.n_ctx)).with_context(self.n_ctx))
@@ -96,11 +96,11 @@ mod tests {
     #[test]
     fn sequences_are_spread_over_the_text_and_begin_with_bos() {
         let tokens: Vec<u32> = (100..180).collect();
-        let text = Text::new("t", &tokens, 30, 10, Some(1)).unwrap();
+        let text = Sequences::new("t", &tokens, 30, 10, Some(1)).unwrap();
         assert_eq!(text.len(), 30);
         let firsts: Vec<(u32, u32)> = text.tokens.chunks(10).map(|sequence| (sequence[0], sequence[1])).collect();
         assert_eq!(firsts, [(1, 101), (1, 121), (1, 151)]);
-        let all = Text::new("t", &tokens, usize::MAX, 10, None).unwrap();
+        let all = Sequences::new("t", &tokens, usize::MAX, 10, None).unwrap();
         assert_eq!(all.tokens, tokens);
         assert_ne!(text.sha256(), all.sha256());
     }
@@ -108,16 +108,16 @@ mod tests {
     #[test]
     fn batches_hold_whole_sequences() {
         let tokens: Vec<u32> = (0..20_000).collect();
-        let batches = Text::new("t", &tokens, usize::MAX, 3000, None).unwrap().batches();
+        let batches = Sequences::new("t", &tokens, usize::MAX, 3000, None).unwrap().batches();
         assert_eq!(batches.iter().map(|batch| batch.len()).collect::<Vec<_>>(), [6000, 6000, 6000]);
-        let long = Text::new("t", &tokens, usize::MAX, 10_000, None).unwrap().batches();
+        let long = Sequences::new("t", &tokens, usize::MAX, 10_000, None).unwrap().batches();
         assert_eq!(long.iter().map(|batch| batch.len()).collect::<Vec<_>>(), [10_000, 10_000]);
     }
 
     #[test]
     fn a_short_text_is_refused_with_what_is_needed() {
-        let error = Text::new("a.txt", &[1; 19], 100, 10, None).unwrap_err().to_string();
+        let error = Sequences::new("a.txt", &[1; 19], 100, 10, None).unwrap_err().to_string();
         assert!(error.starts_with("a.txt: 19 tokens") && error.contains("two sequences of 10"), "{error}");
-        assert!(Text::new("a.txt", &[1; 19], 100, 1, None).is_err());
+        assert!(Sequences::new("a.txt", &[1; 19], 100, 1, None).is_err());
     }
 }

@@ -272,7 +272,7 @@ mod tests {
 
     impl SecondMoment {
         /// Adds a sum that no inputs have.
-        pub(in crate::feedback) fn spoil(&mut self, i: usize, j: usize, amount: f32) {
+        pub(in crate::rounding::gptq) fn spoil(&mut self, i: usize, j: usize, amount: f32) {
             let mean = self.sums[0];
             self.sums[i * self.n + j] += amount * mean;
         }

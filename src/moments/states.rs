@@ -8,7 +8,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::RoundingError;
+use super::MomentsError;
 use crate::atomic_file::AtomicFile;
 use crate::model::{HiddenStates, TokenGroup};
 
@@ -16,7 +16,7 @@ use crate::model::{HiddenStates, TokenGroup};
 const PIECE: usize = 1 << 16;
 
 /// The states that enter layer `layer`, lying in `folder`.
-pub(super) fn path_of(folder: &Path, layer: usize) -> PathBuf {
+pub(crate) fn path_of(folder: &Path, layer: usize) -> PathBuf {
     folder.join(format!("states-{layer:04}"))
 }
 
@@ -34,16 +34,16 @@ pub(super) struct StatesWriter {
 }
 
 impl StatesWriter {
-    pub fn create(folder: &Path, layer: usize) -> Result<StatesWriter, RoundingError> {
+    pub fn create(folder: &Path, layer: usize) -> Result<StatesWriter, MomentsError> {
         let path = path_of(folder, layer);
         Ok(StatesWriter { file: AtomicFile::create(&path, true)?, path, bytes: Vec::new() })
     }
 
-    pub fn write(&mut self, states: &HiddenStates) -> Result<(), RoundingError> {
+    pub fn write(&mut self, states: &HiddenStates) -> Result<(), MomentsError> {
         for piece in states.data().chunks(PIECE) {
             self.bytes.clear();
             self.bytes.extend(piece.iter().flat_map(|value| value.to_le_bytes()));
-            self.file.write_all(&self.bytes).map_err(|source| RoundingError::Io {
+            self.file.write_all(&self.bytes).map_err(|source| MomentsError::Io {
                 path: self.path.clone(),
                 action: "cannot write hidden states",
                 source,
@@ -52,7 +52,7 @@ impl StatesWriter {
         Ok(())
     }
 
-    pub fn commit(self) -> Result<(), RoundingError> {
+    pub fn commit(self) -> Result<(), MomentsError> {
         Ok(self.file.commit()?)
     }
 }
@@ -69,24 +69,23 @@ impl StatesReader {
     ///
     /// # Errors
     /// When the file is not there or does not hold `tokens` rows.
-    pub fn open(folder: &Path, layer: usize, tokens: usize, n_embd: usize) -> Result<StatesReader, RoundingError> {
+    pub fn open(folder: &Path, layer: usize, tokens: usize, n_embd: usize) -> Result<StatesReader, MomentsError> {
         let path = path_of(folder, layer);
-        let failed = |source| RoundingError::Io { path: path.clone(), action: "cannot read hidden states", source };
+        let failed = |source| MomentsError::Io { path: path.clone(), action: "cannot read hidden states", source };
         let file = File::open(&path).map_err(failed)?;
         let found = file.metadata().map_err(failed)?.len();
         let expected = 4 * tokens as u64 * n_embd as u64;
         if found != expected {
             let problem =
                 format!("has {found} bytes, expected {expected}; delete its folder or add --force to start over");
-            return Err(RoundingError::Checkpoint { path, problem });
+            return Err(MomentsError::States { path, problem });
         }
         Ok(StatesReader { path, file, n_embd })
     }
 
     /// States of the tokens of `group`, the first of which is token `first` of the file, for layer `layer`.
-    pub fn read(&mut self, first: usize, group: Arc<TokenGroup>, layer: usize) -> Result<HiddenStates, RoundingError> {
-        let failed =
-            |source| RoundingError::Io { path: self.path.clone(), action: "cannot read hidden states", source };
+    pub fn read(&mut self, first: usize, group: Arc<TokenGroup>, layer: usize) -> Result<HiddenStates, MomentsError> {
+        let failed = |source| MomentsError::Io { path: self.path.clone(), action: "cannot read hidden states", source };
         self.file.seek(SeekFrom::Start(4 * first as u64 * self.n_embd as u64)).map_err(failed)?;
         let mut data = vec![0.0f32; group.len() * self.n_embd];
         let mut bytes = vec![0u8; 4 * PIECE.min(data.len())];

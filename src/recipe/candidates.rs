@@ -1,10 +1,8 @@
-//! Which types each tensor of a model may get.
+//! Which types a plan may give each tensor of a model.
 
-use super::PlanError;
-use super::apply::keep;
+use super::{Keep, RecipeError, Role, Target, TensorDesc, TypeOverride, fallback, requires_imatrix, roles};
 use crate::gguf::{TensorType, shown};
 use crate::quant;
-use crate::recipe::{Keep, Role, Target, TensorDesc, TypeOverride, fallback, requires_imatrix, roles};
 
 /// Types that are tried where 256 divides the rows: those that are not beaten at their size on any common model.
 const WIDE_ROW_TYPES: &[TensorType] = &[
@@ -28,6 +26,11 @@ const WIDE_ROW_TYPES: &[TensorType] = &[
 /// The same for other rows that 32 divides.
 const NARROW_ROW_TYPES: &[TensorType] =
     &[TensorType::IQ4_NL, TensorType::Q4_0, TensorType::Q4_1, TensorType::Q5_0, TensorType::Q5_1, TensorType::Q8_0];
+
+/// Why a tensor keeps its type whatever the budget, or `None` where it can be chosen.
+pub(crate) fn kept(tensor: &TensorDesc<'_>) -> Option<Keep> {
+    roles::exemption(tensor.name, tensor.shape).or(roles::is_unconvertible(tensor.ty).then_some(Keep::SourceType))
+}
 
 /// Every type that a plan tries by itself, in rows of any length: what a measurement must know.
 pub fn tried_types() -> impl Iterator<Item = TensorType> {
@@ -78,14 +81,14 @@ pub fn legal_types(
     rules: &Rules,
     has_imatrix: bool,
     has_importance: impl Fn(&str) -> bool,
-) -> Result<LegalTypes, PlanError> {
+) -> Result<LegalTypes, RecipeError> {
     let tied = !tensors.iter().any(|tensor| tensor.name == roles::OUTPUT_WEIGHT);
     let mut notes = Vec::new();
     let mut used = vec![false; rules.tensor_types.len()];
     let mut substituted = 0;
     let mut legal = Vec::with_capacity(tensors.len());
     for tensor in tensors {
-        if let Some(keep) = keep(tensor) {
+        if let Some(keep) = kept(tensor) {
             legal.push(Legal::Kept(keep));
             continue;
         }
@@ -99,7 +102,7 @@ pub fn legal_types(
             }
             if !is_encodable(tensor, fit.ty, weighted) {
                 let tensor = shown(tensor.name.as_bytes());
-                return Err(PlanError::PinNeedsImportance { tensor, ty: fit.ty, has_imatrix });
+                return Err(RecipeError::PinNeedsImportance { tensor, ty: fit.ty, has_imatrix });
             }
             legal.push(Legal::Types(vec![fit.ty]));
             continue;
@@ -111,7 +114,7 @@ pub fn legal_types(
             let advice =
                 if has_imatrix { "allow more types with --types" } else { "allow more types, or add --imatrix" };
             let tensor = shown(tensor.name.as_bytes());
-            return Err(PlanError::NoType { tensor, row_len, advice });
+            return Err(RecipeError::NoType { tensor, row_len, advice });
         }
         legal.push(Legal::Types(types));
     }

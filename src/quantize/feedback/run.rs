@@ -2,28 +2,16 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
+use super::RoundingError;
 use super::checkpoint::PartialFolder;
 use super::outcome::Outcome;
-use super::stream::{OnWork, Stream, StreamSettings, Visitor};
 use super::tensor::TensorJob;
-use super::{Input, RoundingError, Text, states};
 use crate::gguf::{Gguf, NewTensor, TensorInfo, TensorType};
 use crate::model::Model;
-use crate::recipe::roles;
-
-/// True if the forward pass of `model` shows the input of this tensor, as far as its name tells: those of the layers,
-/// and that of the output matrix.
-pub fn has_input(name: &str, output: &str) -> bool {
-    name == output || roles::block_number(name).is_some()
-}
-
-/// Name of the matrix that gives the logits, told from the tensors alone.
-pub fn output_tensor(gguf: &Gguf) -> &'static str {
-    if gguf.tensor(roles::OUTPUT_WEIGHT).is_some() { roles::OUTPUT_WEIGHT } else { "token_embd.weight" }
-}
+use crate::moments::{Input, Stream, StreamSettings, Visitor, states_path};
+use crate::progress::{Stop, Watch};
+use crate::text::Sequences;
 
 /// One file that a run makes.
 #[derive(Clone, Copy)]
@@ -40,13 +28,15 @@ pub struct Run<'a, 'm, 'g> {
     /// The unquantized model.
     pub model: &'m Model<'g>,
     /// The text that rounding goes by.
-    pub calibration: &'a Text,
+    pub calibration: &'a Sequences,
     /// The text that judges it.
-    pub gate: &'a Text,
+    pub gate: &'a Sequences,
     /// What is made.
     pub outputs: &'a [RunOutput<'a>],
     /// How to run.
     pub settings: StreamSettings,
+    /// What ends the run.
+    pub stop: Stop,
 }
 
 impl<'a, 'm, 'g> Run<'a, 'm, 'g> {
@@ -55,18 +45,18 @@ impl<'a, 'm, 'g> Run<'a, 'm, 'g> {
     /// # Errors
     /// When a tensor cannot be rounded, a file cannot be written, or the run is interrupted. What is finished stays in
     /// the folders.
-    pub fn round(&self, on_work: OnWork<'_>) -> Result<(), RoundingError> {
+    pub fn round(&self, watch: &dyn Watch) -> Result<(), RoundingError> {
         let Some((stream, first)) = self.stream()? else { return Ok(()) };
         let mut rounder = self.rounder(first);
-        stream.run(first, &mut rounder, on_work)
+        stream.run(first, &mut rounder, watch)
     }
 
-    /// About the flop that [`Self::round`] still has to do.
+    /// About the work that [`Self::round`] still has to do, in millions of floating-point operations.
     ///
     /// # Errors
     /// As [`Stream::new`].
-    pub fn work(&self) -> Result<f64, RoundingError> {
-        let Some((stream, first)) = self.stream()? else { return Ok(0.0) };
+    pub fn work(&self) -> Result<u64, RoundingError> {
+        let Some((stream, first)) = self.stream()? else { return Ok(0) };
         Ok(stream.total_work(first, &self.rounder(first)))
     }
 
@@ -87,13 +77,14 @@ impl<'a, 'm, 'g> Run<'a, 'm, 'g> {
         if done == self.steps() {
             return Ok(None);
         }
-        let holds_states = |output: &&RunOutput<'a>| states::path_of(output.folder.path(), done).exists();
+        let holds_states = |output: &&RunOutput<'a>| states_path(output.folder.path(), done).exists();
         let (folder, first) = match self.outputs.iter().find(holds_states) {
             Some(output) if done > 0 => (output.folder, done),
             _ => (start.folder, 0),
         };
         let settings = self.settings.clone();
-        Ok(Some((Stream::new(self.model, self.calibration, self.gate, folder.path(), settings)?, first)))
+        let stream = Stream::new(self.model, self.calibration, self.gate, folder.path(), settings, self.stop.clone())?;
+        Ok(Some((stream, first)))
     }
 
     fn rounder(&self, first: usize) -> Rounder<'_> {
@@ -103,12 +94,7 @@ impl<'a, 'm, 'g> Run<'a, 'm, 'g> {
             tensors: Vec::new(),
             outcomes: Vec::new(),
         });
-        Rounder {
-            gguf: self.model.gguf(),
-            outputs: outputs.collect(),
-            step: first,
-            cancel: self.settings.forward.cancel.clone(),
-        }
+        Rounder { gguf: self.model.gguf(), outputs: outputs.collect(), step: first, stop: self.stop.clone() }
     }
 }
 
@@ -118,7 +104,7 @@ struct Rounder<'a> {
     outputs: Vec<RounderOutput<'a>>,
     /// The step at work.
     step: usize,
-    cancel: Option<Arc<AtomicBool>>,
+    stop: Stop,
 }
 
 struct RounderOutput<'a> {
@@ -131,6 +117,8 @@ struct RounderOutput<'a> {
 }
 
 impl Visitor for Rounder<'_> {
+    type Error = RoundingError;
+
     fn roundings(&self, tensor: &str, step: usize) -> usize {
         let unfinished = self.outputs.iter().filter(|output| step >= output.done);
         unfinished.filter_map(|output| output.output.types.get(tensor)).collect::<HashSet<_>>().len()
@@ -145,7 +133,7 @@ impl Visitor for Rounder<'_> {
                 let (data, outcome) = match rounded.entry(ty) {
                     Entry::Occupied(known) => known.into_mut(),
                     Entry::Vacant(new) => {
-                        let job = TensorJob { gguf: self.gguf, source, ty, cancel: self.cancel.as_deref() };
+                        let job = TensorJob { gguf: self.gguf, source, ty, stop: &self.stop };
                         new.insert(job.round(&input)?)
                     }
                 };

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::file::{rounded, type_name};
+use super::file::type_name;
 use super::{
-    ColumnWeights, JointProbe, MeasureError, Probe, Prober, Sampling, Sensitivity, TensorSensitivity, round_tensor,
+    ColumnWeights, JointProbe, MeasureError, Probe, Prober, Sampling, Sensitivity, TensorSensitivity, encode_tensor,
     weight_errors,
 };
+use crate::display::six_digits;
 use crate::gguf::{Gguf, TensorInfo, TensorType};
 use crate::model::{HiddenStates, NoTaps, Overrides, Pass};
 use crate::recipe::{Role, roles};
@@ -62,7 +63,7 @@ pub fn measure_errors(
         let found = weight_errors(gguf, tensor, weights, &subject.types, sampling)?;
         gguf.release(tensor);
         let finite = found.into_iter().filter(|(_, errors)| errors.weighted_error.is_finite());
-        let errors = finite.map(|(ty, errors)| (type_name(ty), rounded(errors.relative()))).collect();
+        let errors = finite.map(|(ty, errors)| (type_name(ty), six_digits(errors.relative()))).collect();
         state.tensors.push(TensorSensitivity { name: tensor.name.clone(), errors, probes: Vec::new() });
         on_measured(state, &tensor.name, 0.0)?;
     }
@@ -120,12 +121,12 @@ impl Measurement<'_, '_, '_> {
             self.advance(&original, &mut states, layer)?;
             for (subject, ty) in probes {
                 let tensor = subject.tensor;
-                let data = round_tensor(self.gguf, tensor, subject.importance, ty)?;
+                let data = encode_tensor(self.gguf, tensor, subject.importance, ty)?;
                 let mut overrides = Overrides::new();
                 overrides.insert(tensor.name.clone(), ty, data);
                 let result = self.score(overrides, tensor, &states)?;
                 let probe =
-                    Probe { ty: type_name(ty), kld: rounded(result.mean()), kld_error: rounded(result.error()) };
+                    Probe { ty: type_name(ty), kld: six_digits(result.mean()), kld_error: six_digits(result.error()) };
                 if let Some(known) = state.tensors.iter_mut().find(|known| known.name == tensor.name) {
                     known.probes.push(probe);
                 }
@@ -179,7 +180,7 @@ impl Measurement<'_, '_, '_> {
         let mut encoded = Vec::with_capacity(chosen.len());
         let (mut bytes, mut weights) = (0u64, 0u64);
         for (subject, ty) in &chosen {
-            let data = round_tensor(self.gguf, subject.tensor, subject.importance, *ty)?;
+            let data = encode_tensor(self.gguf, subject.tensor, subject.importance, *ty)?;
             self.gguf.release(subject.tensor);
             bytes += data.len() as u64;
             weights += subject.tensor.elements();
@@ -207,14 +208,14 @@ impl Measurement<'_, '_, '_> {
                 self.advance(&rounded_model, &mut states, layer)?;
                 let name = subject.tensor.name.as_str();
                 let restored = self.score(all_but(Some(name)), subject.tensor, &states)?;
-                drops.insert(name.to_owned(), rounded(whole.mean() - restored.mean()));
+                drops.insert(name.to_owned(), six_digits(whole.mean() - restored.mean()));
                 on_step(name, self.cost_of_probe(layer))?;
             }
         }
         Ok(JointProbe {
-            bits_per_weight: rounded(8.0 * bytes as f64 / weights.max(1) as f64),
-            kld: rounded(whole.mean().max(0.0)),
-            kld_error: rounded(whole.error()),
+            bits_per_weight: six_digits(8.0 * bytes as f64 / weights.max(1) as f64),
+            kld: six_digits(whole.mean().max(0.0)),
+            kld_error: six_digits(whole.error()),
             types: chosen.iter().map(|(subject, ty)| (subject.tensor.name.clone(), type_name(*ty))).collect(),
             drops,
         })

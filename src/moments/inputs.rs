@@ -1,10 +1,10 @@
 //! Second moments of the inputs of one layer.
 
-use super::RoundingError;
+use super::MomentsError;
 use super::stream::Damping;
 use crate::compute::Precision;
-use crate::feedback::{Factor, FeedbackError, InputRows, JudgedInputs, SecondMoment, choose_damping};
 use crate::model::{ModelError, TapInput, Taps};
+use crate::rounding::gptq::{Factor, FeedbackError, InputRows, JudgedInputs, SecondMoment, choose_damping};
 
 /// Fewer tokens than this say nothing about an input.
 const LEAST_TOKENS: u64 = 32;
@@ -129,7 +129,7 @@ struct Sums {
 }
 
 impl Sums {
-    fn new(shape: &Shape, precision: Precision, purpose: Purpose) -> Result<Sums, RoundingError> {
+    fn new(shape: &Shape, precision: Precision, purpose: Purpose) -> Result<Sums, MomentsError> {
         // From half the width on it takes longer to judge by rows than by their moment.
         let by_rows = match purpose {
             Purpose::Judging { tokens } => shape.matrices == 1 && 2 * tokens <= shape.n,
@@ -164,16 +164,16 @@ impl Sums {
 }
 
 /// Adds up the moments of some inputs of a layer.
-pub(super) struct Collector {
+pub(super) struct MomentCollector {
     sums: Vec<Sums>,
     purpose: Purpose,
 }
 
-impl Collector {
+impl MomentCollector {
     /// No inputs yet. `precision` is that of the moments' products.
-    pub fn new(shapes: &[Shape], precision: Precision, purpose: Purpose) -> Result<Collector, RoundingError> {
+    pub fn new(shapes: &[Shape], precision: Precision, purpose: Purpose) -> Result<MomentCollector, MomentsError> {
         let sums = shapes.iter().map(|shape| Sums::new(shape, precision, purpose)).collect::<Result<_, _>>()?;
-        Ok(Collector { sums, purpose })
+        Ok(MomentCollector { sums, purpose })
     }
 
     /// The finished moments of each input.
@@ -194,7 +194,7 @@ impl Collector {
     }
 }
 
-impl Taps for Collector {
+impl Taps for MomentCollector {
     fn wants(&self, tensor: &str) -> bool {
         self.sums.iter().any(|sums| sums.shape.tensors.iter().any(|name| name == tensor))
     }
@@ -302,9 +302,9 @@ impl Calibrated {
 }
 
 /// Puts both sides of an input together.
-pub(super) fn join(shape: Shape, calibrated: Vec<Calibrated>, gate: Vec<JudgedInputs>) -> Result<Input, RoundingError> {
+pub(super) fn join(shape: Shape, calibrated: Vec<Calibrated>, gate: Vec<JudgedInputs>) -> Result<Input, MomentsError> {
     if calibrated.len() != gate.len() || calibrated.is_empty() {
-        return Err(RoundingError::Visitor(format!("inputs of {} differ between the texts", shape.tensors[0])));
+        return Err(MomentsError::Inputs { tensor: shape.tensors[0].clone() });
     }
     let matrices = calibrated.into_iter().zip(gate).map(|(calibrated, gate)| InputMatrix {
         factor: calibrated.factor,
@@ -355,7 +355,8 @@ mod tests {
     #[test]
     fn an_expert_that_nobody_reached_has_the_mean_of_all() {
         let mut collector =
-            Collector::new(&[shape("up", 4, 3)], Precision::Accurate, Purpose::Rounding { holds_out: false }).unwrap();
+            MomentCollector::new(&[shape("up", 4, 3)], Precision::Accurate, Purpose::Rounding { holds_out: false })
+                .unwrap();
         let rows: Vec<f32> = (0..4 * 64).map(|at| ((at * 37 % 19) as f32 - 9.0) * 0.1).collect();
         let expert = Some(Expert { index: 1, count: 3 });
         collector.input(&TapInput { tensors: &["up"], layer: None, expert, rows: Rows::new(&rows, 4) }).unwrap();
@@ -372,7 +373,8 @@ mod tests {
     #[test]
     fn rows_are_held_out_of_each_batch_and_counted() {
         let mut collector =
-            Collector::new(&[shape("down", 4, 1)], Precision::Accurate, Purpose::Rounding { holds_out: true }).unwrap();
+            MomentCollector::new(&[shape("down", 4, 1)], Precision::Accurate, Purpose::Rounding { holds_out: true })
+                .unwrap();
         let rows: Vec<f32> = (0..4 * 50).map(|at| ((at * 37 % 19) as f32 - 9.0) * 0.1).collect();
         for _ in 0..2 {
             let input = TapInput { tensors: &["down"], layer: None, expert: None, rows: Rows::new(&rows, 4) };
@@ -395,7 +397,8 @@ mod tests {
         let mut judged = Vec::new();
         for tokens in [40, 41] {
             let mut collector =
-                Collector::new(&[shape("down", 80, 1)], Precision::Accurate, Purpose::Judging { tokens }).unwrap();
+                MomentCollector::new(&[shape("down", 80, 1)], Precision::Accurate, Purpose::Judging { tokens })
+                    .unwrap();
             let input = TapInput { tensors: &["down"], layer: None, expert: None, rows: Rows::new(&rows, 80) };
             collector.input(&input).unwrap();
             judged.push(collector.finish_judging().next().unwrap().1.remove(0));
@@ -404,7 +407,7 @@ mod tests {
         assert_eq!(judged.iter().map(JudgedInputs::tokens).collect::<Vec<_>>(), [40, 40]);
         // Experts have moments, which the mean of all is mixed into.
         let purpose = Purpose::Judging { tokens: 2 };
-        let collector = Collector::new(&[shape("up", 80, 3)], Precision::Accurate, purpose).unwrap();
+        let collector = MomentCollector::new(&[shape("up", 80, 3)], Precision::Accurate, purpose).unwrap();
         assert_eq!(collector.finish_judging().next().unwrap().1.len(), 3);
     }
 

@@ -1,13 +1,15 @@
 //! One tensor: rounded with feedback and by search, judged on the text of the gate.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
+use super::RoundingError;
 use super::outcome::{Kept, Outcome};
-use super::{Input, InputMatrix, Method, RoundingError, Unusable};
-use crate::feedback::{improve_rows, search_rows, supports_feedback, supports_search};
+use crate::display::six_digits;
 use crate::gguf::{Gguf, TensorInfo, TensorType};
-use crate::model::ModelError;
-use crate::quant::{self, QuantError};
+use crate::moments::{Input, InputMatrix, Unusable};
+use crate::progress::Stop;
+use crate::quant;
+use crate::rounding::gptq::{improve_rows, supports_feedback, supports_search};
+use crate::rounding::{RoundingMethod, round_by_search};
+use crate::rows::read_rows;
 
 /// Weights that are decoded and rounded at once: 16 MB as floats.
 const SLICE_WEIGHTS: u64 = 1 << 22;
@@ -17,7 +19,7 @@ pub(super) struct TensorJob<'a> {
     pub gguf: &'a Gguf,
     pub source: &'a TensorInfo,
     pub ty: TensorType,
-    pub cancel: Option<&'a AtomicBool>,
+    pub stop: &'a Stop,
 }
 
 /// What came out for one matrix.
@@ -71,7 +73,7 @@ impl TensorJob<'_> {
         let (mut feedback_error, mut search_error) = (0.0, 0.0);
         let mut decoded = Vec::new();
         for first in (0..rows).step_by(slice_rows as usize) {
-            self.check_cancelled()?;
+            self.stop.check()?;
             let count = slice_rows.min(rows - first);
             let weights = read_rows(self.gguf, self.source, index as u64 * rows + first, count)?;
             decoded.resize(weights.len(), 0.0);
@@ -125,66 +127,22 @@ impl TensorJob<'_> {
         let with_feedback = matrices.iter().filter(|matrix| matrix.kept.is_none()).count();
         let errors = matrices.iter().filter_map(|matrix| matrix.errors);
         let (feedback, search) = errors.fold((0.0, 0.0), |(f, s), (feedback, search)| (f + feedback, s + search));
-        let fallback = if supports_search(self.ty) { Method::Search } else { Method::Ggml };
+        let fallback = if supports_search(self.ty) { RoundingMethod::Search } else { RoundingMethod::Ggml };
         Outcome {
             tensor: self.source.name.clone(),
-            method: if with_feedback > 0 { Method::Feedback } else { fallback },
+            method: if with_feedback > 0 { RoundingMethod::Feedback } else { fallback },
             kept: matrices.iter().find_map(|matrix| matrix.kept),
             matrices: matrices.len(),
             with_feedback,
-            held_out_ratio: (search > 0.0).then(|| crate::sensitivity::rounded(feedback / search)),
+            held_out_ratio: (search > 0.0).then(|| six_digits(feedback / search)),
             damping: matrices.iter().filter_map(|matrix| matrix.damping).reduce(f64::max),
             tokens: input.matrices.iter().map(|matrix| matrix.tokens).min().unwrap_or(0),
-        }
-    }
-
-    fn check_cancelled(&self) -> Result<(), RoundingError> {
-        match self.cancel {
-            Some(flag) if flag.load(Ordering::Relaxed) => Err(ModelError::Interrupted.into()),
-            _ => Ok(()),
         }
     }
 
     fn refused(&self, problem: String) -> RoundingError {
         RoundingError::Rounding { tensor: self.source.shown_name(), problem }
     }
-}
-
-/// Rows of a tensor as floats.
-///
-/// # Errors
-/// When they cannot be read or one of the weights is not finite.
-pub(crate) fn read_rows(gguf: &Gguf, tensor: &TensorInfo, first: u64, count: u64) -> Result<Vec<f32>, RoundingError> {
-    let data = gguf.read_rows(tensor, first, count)?;
-    let mut weights = vec![0.0; (count * tensor.row_len()) as usize];
-    quant::dequantize(tensor.ty, &data, &mut weights)
-        .map_err(|error| RoundingError::Rounding { tensor: tensor.shown_name(), problem: error.to_string() })?;
-    match quant::first_non_finite(&weights) {
-        Some(at) => Err(RoundingError::NonFinite {
-            tensor: tensor.shown_name(),
-            index: first * tensor.row_len() + at as u64,
-            value: weights[at],
-        }),
-        None => Ok(weights),
-    }
-}
-
-/// Rounds rows by search, or as ggml does where the type has no search or it leads out of the type's range. The arguments
-/// are those of [`quant::quantize_rows`].
-///
-/// # Errors
-/// Those of [`quant::quantize_rows`].
-pub fn round_by_search(
-    ty: TensorType,
-    weights: &[f32],
-    row_len: usize,
-    importance: Option<&[f32]>,
-    out: &mut [u8],
-) -> Result<(), QuantError> {
-    let found = supports_search(ty)
-        && search_rows(ty, weights, row_len, importance, out).is_ok()
-        && quant::validate(ty, out).is_ok();
-    if found { Ok(()) } else { quant::quantize_rows(ty, weights, row_len, importance, out) }
 }
 
 /// Importance that a rounding can use: an input that was always zero weighs all columns the same.
@@ -195,8 +153,8 @@ fn usable_importance(importance: &[f32]) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::feedback::{Factor, SecondMoment};
     use crate::gguf::testing::RawGguf;
+    use crate::rounding::gptq::{Factor, SecondMoment};
 
     const N: usize = 64;
     const ROWS: usize = 24;
@@ -240,14 +198,14 @@ mod tests {
     fn round(input: &Input, ty: TensorType, values: &[f32]) -> Result<(Vec<u8>, Outcome), RoundingError> {
         let gguf = RawGguf::new().f32_tensor("w.weight", &[N as u64, (values.len() / N) as u64], values).build();
         let gguf = Gguf::from_bytes(gguf).unwrap();
-        TensorJob { gguf: &gguf, source: &gguf.tensors()[0], ty, cancel: None }.round(input)
+        TensorJob { gguf: &gguf, source: &gguf.tensors()[0], ty, stop: &Stop::never() }.round(input)
     }
 
     #[test]
     fn feedback_is_kept_where_it_helps_on_other_text() {
         let values = noise(ROWS * N, 3);
         let (_, outcome) = round(&input(moment(2)), TensorType::Q4_0, &values).unwrap();
-        assert_eq!((outcome.method, outcome.kept, outcome.with_feedback), (Method::Feedback, None, 1));
+        assert_eq!((outcome.method, outcome.kept, outcome.with_feedback), (RoundingMethod::Feedback, None, 1));
         assert!(outcome.held_out_ratio.unwrap() < 0.8, "{outcome:?}");
     }
 
@@ -264,7 +222,7 @@ mod tests {
         gate.accumulate(&rows, None);
         let values = noise(ROWS * N, 3);
         let (bytes, outcome) = round(&input(gate), TensorType::Q4_0, &values).unwrap();
-        assert_eq!((outcome.method, outcome.kept), (Method::Search, Some(Kept::HeldOutError)), "{outcome:?}");
+        assert_eq!((outcome.method, outcome.kept), (RoundingMethod::Search, Some(Kept::HeldOutError)), "{outcome:?}");
         assert!(outcome.held_out_ratio.unwrap() > 1.0);
         let mut expected = vec![0; bytes.len()];
         let importance = moment(1).diagonal();
@@ -281,7 +239,10 @@ mod tests {
             let mut input = input(moment(2));
             input.matrices[0].factor = Err(unusable);
             let (_, outcome) = round(&input, TensorType::Q5_0, &noise(ROWS * N, 3)).unwrap();
-            assert_eq!((outcome.method, outcome.kept, outcome.held_out_ratio), (Method::Search, Some(kept), None));
+            assert_eq!(
+                (outcome.method, outcome.kept, outcome.held_out_ratio),
+                (RoundingMethod::Search, Some(kept), None)
+            );
         }
     }
 

@@ -102,11 +102,6 @@ pub struct JointProbe {
     pub drops: BTreeMap<String, f64>,
 }
 
-/// `value` with six significant digits, so that files stay readable.
-pub(crate) fn rounded(value: f64) -> f64 {
-    format!("{value:.5e}").parse().unwrap_or(value)
-}
-
 /// The name of a type in these files.
 pub fn type_name(ty: TensorType) -> String {
     ty.to_string().to_ascii_uppercase()
@@ -227,7 +222,7 @@ fn json(value: &(impl Serialize + ?Sized)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sensitivity::TensorFeedback;
+    use crate::measure::TensorFeedback;
 
     fn example() -> Sensitivity {
         let errors = [("Q3_K".to_owned(), 0.02), ("Q4_K".to_owned(), 0.005)].into();

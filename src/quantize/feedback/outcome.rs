@@ -5,8 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::Method;
 use crate::recipe::Role;
+use crate::rounding::RoundingMethod;
 
 /// Why a tensor was not rounded with feedback.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -45,7 +45,7 @@ pub struct Outcome {
     /// Its name in the source.
     pub tensor: String,
     /// The method; of a stack of experts, feedback if any of them was rounded so.
-    pub method: Method,
+    pub method: RoundingMethod,
     /// Why it, or the first of its matrices that was not, was not rounded with feedback.
     pub kept: Option<Kept>,
     /// Number of matrices.
@@ -88,7 +88,7 @@ pub fn by_role(outcomes: &[Outcome]) -> Vec<RoleRow> {
         RoleRow {
             role: role.to_string(),
             tensors: of_role.len(),
-            feedback: of_role.iter().filter(|outcome| outcome.method == Method::Feedback).count(),
+            feedback: of_role.iter().filter(|outcome| outcome.method == RoundingMethod::Feedback).count(),
             held_out_ratio: (!ratios.is_empty()).then(|| ratios.iter().sum::<f64>() / ratios.len() as f64),
         }
     };
@@ -98,7 +98,7 @@ pub fn by_role(outcomes: &[Outcome]) -> Vec<RoleRow> {
 /// Counts of the reasons why tensors were not rounded with feedback.
 pub fn reasons(outcomes: &[Outcome]) -> BTreeMap<Kept, usize> {
     let mut counts = BTreeMap::new();
-    let not = outcomes.iter().filter(|outcome| outcome.method != Method::Feedback);
+    let not = outcomes.iter().filter(|outcome| outcome.method != RoundingMethod::Feedback);
     not.filter_map(|outcome| outcome.kept).for_each(|kept| *counts.entry(kept).or_insert(0) += 1);
     counts
 }
@@ -107,8 +107,8 @@ pub fn reasons(outcomes: &[Outcome]) -> BTreeMap<Kept, usize> {
 mod tests {
     use super::*;
 
-    fn outcome(tensor: &str, method: Method, ratio: Option<f64>, kept: Option<Kept>) -> Outcome {
-        let with_feedback = usize::from(method == Method::Feedback);
+    fn outcome(tensor: &str, method: RoundingMethod, ratio: Option<f64>, kept: Option<Kept>) -> Outcome {
+        let with_feedback = usize::from(method == RoundingMethod::Feedback);
         Outcome {
             tensor: tensor.to_owned(),
             method,
@@ -124,11 +124,11 @@ mod tests {
     #[test]
     fn outcomes_are_counted_by_role_and_by_reason() {
         let outcomes = [
-            outcome("blk.0.attn_q.weight", Method::Feedback, Some(0.5), None),
-            outcome("blk.0.ffn_down.weight", Method::Search, Some(1.1), Some(Kept::HeldOutError)),
-            outcome("blk.1.attn_q.weight", Method::Feedback, Some(0.7), None),
-            outcome("blk.1.ffn_down.weight", Method::Search, None, Some(Kept::TooFewTokens)),
-            outcome("blk.2.ffn_down.weight", Method::Search, Some(1.3), Some(Kept::HeldOutError)),
+            outcome("blk.0.attn_q.weight", RoundingMethod::Feedback, Some(0.5), None),
+            outcome("blk.0.ffn_down.weight", RoundingMethod::Search, Some(1.1), Some(Kept::HeldOutError)),
+            outcome("blk.1.attn_q.weight", RoundingMethod::Feedback, Some(0.7), None),
+            outcome("blk.1.ffn_down.weight", RoundingMethod::Search, None, Some(Kept::TooFewTokens)),
+            outcome("blk.2.ffn_down.weight", RoundingMethod::Search, Some(1.3), Some(Kept::HeldOutError)),
         ];
         let rows = by_role(&outcomes);
         assert_eq!((rows[0].role.as_str(), rows[0].tensors, rows[0].feedback), ("attn_q", 2, 2));

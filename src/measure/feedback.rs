@@ -9,11 +9,15 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use super::file::{rounded, type_name};
-use crate::feedback::{improve_rows, supports_feedback};
+use super::MeasureError;
+use super::file::type_name;
+use crate::display::six_digits;
 use crate::gguf::{Gguf, TensorInfo, TensorType};
+use crate::moments::{Input, InputMatrix, Visitor};
 use crate::quant;
-use crate::rounding::{Input, InputMatrix, RoundingError, Visitor, read_rows, round_by_search};
+use crate::rounding::gptq::{improve_rows, supports_feedback};
+use crate::rounding::round_by_search;
+use crate::rows::read_rows;
 
 /// Rows of a tensor that are rounded to every type. Errors of rows differ little: in rows of 1,536 and more, the sum over
 /// 64 is certain to a few percent, and 64 rows of every tensor in 16 types cost less than the pass that shows the moments.
@@ -85,7 +89,7 @@ pub struct FeedbackSubject<'a> {
 }
 
 /// Follows a measurement; the errors are complete as far as they go.
-pub type OnFeedbackStep<'f> = &'f mut dyn FnMut(&FeedbackErrors) -> Result<(), RoundingError>;
+pub type OnFeedbackStep<'f> = &'f mut dyn FnMut(&FeedbackErrors) -> Result<(), MeasureError>;
 
 /// Measures what a pass shows.
 pub struct FeedbackMeter<'a> {
@@ -100,11 +104,13 @@ pub struct FeedbackMeter<'a> {
 }
 
 impl Visitor for FeedbackMeter<'_> {
+    type Error = MeasureError;
+
     fn roundings(&self, tensor: &str, _step: usize) -> usize {
         usize::from(self.subjects.contains_key(tensor))
     }
 
-    fn input(&mut self, input: Input) -> Result<(), RoundingError> {
+    fn input(&mut self, input: Input) -> Result<(), MeasureError> {
         for name in &input.tensors {
             let (Some(tensor), Some(subject)) = (self.gguf.tensor(name), self.subjects.get(name)) else { continue };
             let measured = measure(self.gguf, tensor, subject, &input)?;
@@ -114,7 +120,7 @@ impl Visitor for FeedbackMeter<'_> {
         Ok(())
     }
 
-    fn done(&mut self, step: usize) -> Result<(), RoundingError> {
+    fn done(&mut self, step: usize) -> Result<(), MeasureError> {
         self.errors.steps_done = step + 1;
         (self.on_step)(self.errors)
     }
@@ -134,7 +140,7 @@ fn measure(
     tensor: &TensorInfo,
     subject: &FeedbackSubject<'_>,
     input: &Input,
-) -> Result<TensorFeedback, RoundingError> {
+) -> Result<TensorFeedback, MeasureError> {
     let samples = read_samples(gguf, tensor, subject, input)?;
     let norm: f64 = samples.iter().map(Sample::norm).sum();
     let mut measured = TensorFeedback::default();
@@ -150,7 +156,7 @@ fn measure(
         }
         for (map, error) in [(&mut measured.plain, plain), (&mut measured.errors, kept)] {
             if error.is_finite() {
-                map.insert(type_name(ty), rounded((error / norm).max(0.0)));
+                map.insert(type_name(ty), six_digits((error / norm).max(0.0)));
             }
         }
     }
@@ -163,9 +169,9 @@ fn read_samples<'a>(
     tensor: &TensorInfo,
     subject: &FeedbackSubject<'a>,
     input: &'a Input,
-) -> Result<Vec<Sample<'a>>, RoundingError> {
+) -> Result<Vec<Sample<'a>>, MeasureError> {
     let n = input.n;
-    let refused = |problem: String| RoundingError::Rounding { tensor: tensor.shown_name(), problem };
+    let refused = |problem: String| MeasureError::Tensor { tensor: tensor.shown_name(), problem };
     if tensor.row_len() != n as u64 {
         return Err(refused(format!("rows of {} weights and inputs of {n} values", tensor.row_len())));
     }
@@ -237,8 +243,8 @@ impl Sample<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::feedback::{Factor, SecondMoment};
     use crate::gguf::testing::RawGguf;
+    use crate::rounding::gptq::{Factor, SecondMoment};
 
     /// Inputs whose neighbouring columns are alike, from a fixed sequence.
     fn moment(n: usize, seed: u32) -> SecondMoment {

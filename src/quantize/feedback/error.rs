@@ -1,50 +1,32 @@
-//! What can stop a pass that rounds a model.
+//! What can stop a run that rounds with feedback.
 
 use std::path::PathBuf;
 
 use crate::atomic_file::OutputError;
-use crate::feedback::FeedbackError;
 use crate::gguf::{GgufError, TensorType};
-use crate::model::ModelError;
+use crate::moments::MomentsError;
+use crate::progress::Interrupted;
 use crate::quant::QuantError;
+use crate::rows::RowError;
 
 /// Errors of rounding with the model's own inputs.
 #[derive(Debug, thiserror::Error)]
 pub enum RoundingError {
-    /// The forward pass failed or was interrupted.
+    /// The pass over the layers failed.
     #[error(transparent)]
-    Model(#[from] ModelError),
-    /// A file could not be read or laid out.
+    Moments(MomentsError),
+    /// The run was stopped.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+    /// Rows could not be read.
+    #[error(transparent)]
+    Rows(#[from] RowError),
+    /// Unfinished work could not be read or laid out.
     #[error(transparent)]
     Gguf(#[from] GgufError),
     /// An output file could not be made.
     #[error(transparent)]
     Output(#[from] OutputError),
-    /// Second moments could not be made.
-    #[error(transparent)]
-    Feedback(#[from] FeedbackError),
-    /// The text is too short for two sequences.
-    #[error(
-        "{name}: {tokens} tokens, but at least two sequences of {n_ctx} are needed; give a longer text or a smaller --calibration-ctx"
-    )]
-    TextTooShort {
-        /// The text's name.
-        name: String,
-        /// Tokens that it has.
-        tokens: usize,
-        /// Tokens of a sequence.
-        n_ctx: usize,
-    },
-    /// A source weight is NaN or infinite.
-    #[error("tensor {tensor}: weight {index} is {value}; such a model cannot be quantized, make the source file again")]
-    NonFinite {
-        /// The tensor's name.
-        tensor: String,
-        /// Index of the weight in the tensor, row-major.
-        index: u64,
-        /// The weight.
-        value: f32,
-    },
     /// A tensor cannot be rounded.
     #[error("tensor {tensor}: {problem}")]
     Rounding {
@@ -81,14 +63,13 @@ pub enum RoundingError {
         /// The system's answer.
         source: std::io::Error,
     },
-    /// Whoever looks at the inputs cannot go on.
-    #[error("{0}")]
-    Visitor(String),
 }
 
-impl RoundingError {
-    /// True if the run was interrupted.
-    pub fn is_interrupt(&self) -> bool {
-        matches!(self, RoundingError::Model(ModelError::Interrupted))
+impl From<MomentsError> for RoundingError {
+    fn from(error: MomentsError) -> RoundingError {
+        match error {
+            MomentsError::Interrupted(interrupted) => RoundingError::Interrupted(interrupted),
+            other => RoundingError::Moments(other),
+        }
     }
 }

@@ -157,7 +157,7 @@ impl DamageModel<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sensitivity::Probe;
+    use crate::measure::Probe;
 
     fn tensor(name: &str, klds: &[(&str, f64)]) -> TensorSensitivity {
         let errors = [("Q2_K", 0.08), ("Q3_K", 0.02), ("Q4_K", 0.005), ("Q6_K", 0.0003)];

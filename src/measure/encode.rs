@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::WeightErrorProblem;
 use crate::gguf::{Gguf, TensorInfo, TensorType};
 use crate::quant::{self, QuantError};
+use crate::rows::read_rows;
 
 /// Weights that a task rounds.
 const TASK_WEIGHTS: u64 = 1 << 16;
@@ -14,7 +15,7 @@ const TASK_WEIGHTS: u64 = 1 << 16;
 ///
 /// # Errors
 /// When the tensor cannot be read or the codec refuses.
-pub fn round_tensor(
+pub fn encode_tensor(
     gguf: &Gguf,
     tensor: &TensorInfo,
     importance: Option<&[f32]>,
@@ -41,9 +42,7 @@ pub fn round_tensor(
         }
     }
     tasks.into_par_iter().try_for_each(|(matrix, first, rows, out)| {
-        let data = gguf.read_rows(tensor, first, rows)?;
-        let mut values = vec![0.0f32; (rows * row_len) as usize];
-        quant::dequantize(tensor.ty, &data, &mut values).map_err(codec_error)?;
+        let values = read_rows(gguf, tensor, first, rows)?;
         let start = (matrix * row_len) as usize;
         let importance = importance.map(|all| &all[start..start + row_len as usize]);
         quant::quantize_rows(ty, &values, row_len as usize, importance, out).map_err(codec_error)

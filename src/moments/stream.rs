@@ -2,15 +2,16 @@
 
 use std::path::Path;
 
-use super::RoundingError;
-use super::inputs::{Calibrated, Collector, Discovery, Input, Purpose, Shape, join, plan_passes};
+use super::MomentsError;
+use super::inputs::{Calibrated, Discovery, Input, MomentCollector, Purpose, Shape, join, plan_passes};
 use super::states::{self, StatesReader, StatesWriter};
-use super::tensor::read_rows;
-use super::text::Text;
 use crate::compute::Precision;
 use crate::gguf::TensorInfo;
 use crate::model::{ForwardOptions, HiddenStates, Model, Overrides, Pass, Taps, TokenGroup};
+use crate::progress::{Stop, Watch};
 use crate::recipe::{Role, roles};
+use crate::rows::read_rows;
+use crate::text::Sequences;
 
 /// Rows of a matrix that the damping is chosen with.
 const SAMPLED_ROWS: u64 = 64;
@@ -43,7 +44,7 @@ pub enum Damping {
     Given(f64),
     /// For each input the one that is best on tokens that were held out, see [`choose_damping`].
     ///
-    /// [`choose_damping`]: crate::feedback::choose_damping
+    /// [`choose_damping`]: crate::rounding::gptq::choose_damping
     Chosen,
 }
 
@@ -54,12 +55,15 @@ pub struct StreamSettings {
     pub damping: Damping,
     /// Most bytes for the moments of one text; layers that need more are run more than once.
     pub moment_memory: u64,
-    /// How the forward pass computes, and what stops it.
-    pub forward: ForwardOptions,
+    /// How the forward pass computes.
+    pub precision: Precision,
 }
 
 /// Takes what a pass shows.
 pub trait Visitor {
+    /// What can stop it.
+    type Error: From<MomentsError>;
+
     /// How often a tensor of a step is rounded; its inputs are wanted unless that is 0.
     fn roundings(&self, tensor: &str, step: usize) -> usize;
 
@@ -67,43 +71,47 @@ pub trait Visitor {
     ///
     /// # Errors
     /// An error stops the pass.
-    fn input(&mut self, input: Input) -> Result<(), RoundingError>;
+    fn input(&mut self, input: Input) -> Result<(), Self::Error>;
 
     /// The step is done: layer `step`, or the output matrix when it equals the number of layers. A later pass may begin
     /// behind it.
     ///
     /// # Errors
     /// An error stops the pass.
-    fn done(&mut self, step: usize) -> Result<(), RoundingError>;
+    fn done(&mut self, step: usize) -> Result<(), Self::Error>;
 }
 
 /// A pass.
 pub struct Stream<'a, 'm, 'g> {
     pass: Pass<'m, 'g, 'static>,
-    calibration: &'a Text,
-    gate: &'a Text,
+    calibration: &'a Sequences,
+    gate: &'a Sequences,
     /// Folder for hidden states.
     folder: &'a Path,
     settings: StreamSettings,
+    stop: Stop,
 }
 
-/// Follows the work: what was done since the last call, in flop, and what it was.
-pub type OnWork<'f> = &'f mut dyn FnMut(f64, &str);
-
 impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
-    /// A pass over both texts that keeps hidden states in `folder`, which must be there.
+    /// A pass over both texts that keeps hidden states in `folder`, which must be there, and ends when `stop` asks for it.
     ///
     /// # Errors
     /// Never in practice: nothing of the model is replaced.
     pub fn new(
         model: &'m Model<'g>,
-        calibration: &'a Text,
-        gate: &'a Text,
+        calibration: &'a Sequences,
+        gate: &'a Sequences,
         folder: &'a Path,
         settings: StreamSettings,
-    ) -> Result<Self, RoundingError> {
-        let pass = model.pass(settings.forward.clone(), Overrides::new())?;
-        Ok(Stream { pass, calibration, gate, folder, settings })
+        stop: Stop,
+    ) -> Result<Self, MomentsError> {
+        let options = ForwardOptions {
+            precision: settings.precision,
+            cancel: Some(stop.flag().clone()),
+            ..ForwardOptions::default()
+        };
+        let pass = model.pass(options, Overrides::new())?;
+        Ok(Stream { pass, calibration, gate, folder, settings, stop })
     }
 
     /// Number of steps: the layers and the output matrix.
@@ -116,7 +124,7 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
     ///
     /// # Errors
     /// Those of the forward pass, of the files, and of the visitor.
-    pub fn run(&self, first: usize, visitor: &mut dyn Visitor, on_work: OnWork<'_>) -> Result<(), RoundingError> {
+    pub fn run<V: Visitor>(&self, first: usize, visitor: &mut V, watch: &dyn Watch) -> Result<(), V::Error> {
         let layers = self.pass.model().n_layer();
         if first == 0 {
             self.embed()?;
@@ -135,8 +143,8 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
             let last = passes.len().saturating_sub(1);
             for (index, shapes) in passes.iter().enumerate() {
                 let keeps = (index == last && step < layers).then(|| StatesWriter::create(self.folder, step + 1));
-                let mut work = Work { on_work: &mut *on_work, what: &what };
-                self.run_shapes(step, shapes, keeps.transpose()?, visitor, &mut work)?;
+                let work = Work { watch, what: &what };
+                self.run_shapes(step, shapes, keeps.transpose()?, visitor, &work)?;
             }
             visitor.done(step)?;
             states::remove(self.folder, step);
@@ -144,7 +152,7 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
         Ok(())
     }
 
-    fn embed(&self) -> Result<(), RoundingError> {
+    fn embed(&self) -> Result<(), MomentsError> {
         let mut writer = StatesWriter::create(self.folder, 0)?;
         for group in self.calibration.batches().into_iter().chain(self.gate.batches()) {
             writer.write(&self.pass.embed(group)?)?;
@@ -152,13 +160,13 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
         writer.commit()
     }
 
-    fn reader(&self, step: usize) -> Result<StatesReader, RoundingError> {
+    fn reader(&self, step: usize) -> Result<StatesReader, MomentsError> {
         let tokens = self.calibration.len() + self.gate.len();
         StatesReader::open(self.folder, step, tokens, self.pass.model().hparams().n_embd)
     }
 
     /// The inputs of a step that are wanted.
-    fn discover(&self, step: usize, wants: &dyn Fn(&str) -> bool) -> Result<Vec<Shape>, RoundingError> {
+    fn discover(&self, step: usize, wants: &dyn Fn(&str) -> bool) -> Result<Vec<Shape>, MomentsError> {
         let mut discovery = Discovery::new(wants);
         let tokens = self.calibration.batches()[0].tokens().to_vec();
         let few = &tokens[..DISCOVERY_TOKENS.min(self.calibration.n_ctx())];
@@ -169,7 +177,7 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
     }
 
     /// Runs a layer, or shows the input of the output matrix.
-    fn step(&self, step: usize, hidden: &mut HiddenStates, taps: &mut dyn Taps) -> Result<(), RoundingError> {
+    fn step(&self, step: usize, hidden: &mut HiddenStates, taps: &mut dyn Taps) -> Result<(), MomentsError> {
         if step < self.pass.model().n_layer() {
             return Ok(self.pass.run_layer(hidden, taps)?);
         }
@@ -179,14 +187,14 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
 
     /// Runs all tokens of both texts through a step, collects the moments of `shapes` and shows them. The calibration
     /// moments are factored and gone before those of the gate exist.
-    fn run_shapes(
+    fn run_shapes<V: Visitor>(
         &self,
         step: usize,
         shapes: &[Shape],
         mut keeps: Option<StatesWriter>,
-        visitor: &mut dyn Visitor,
-        work: &mut Work<'_, '_>,
-    ) -> Result<(), RoundingError> {
+        visitor: &mut V,
+        work: &Work<'_>,
+    ) -> Result<(), V::Error> {
         let collector = self.collect(step, shapes, self.calibration, 0, keeps.as_mut(), work)?;
         let mut calibrated = Vec::with_capacity(shapes.len());
         for (shape, moments) in collector.finish() {
@@ -194,7 +202,7 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
             for (matrix, found) in moments.into_iter().enumerate() {
                 let sample = self.sample(&shape, matrix)?;
                 of_shape.push(Calibrated::new(found, self.settings.damping, &sample));
-                self.check_cancelled()?;
+                self.stop.check().map_err(MomentsError::from)?;
                 work.add(self.factor_work(shape.n));
             }
             calibrated.push(of_shape);
@@ -213,7 +221,7 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
     }
 
     /// Some rows of a matrix that has an input, where they are needed to choose a damping.
-    fn sample(&self, shape: &Shape, matrix: usize) -> Result<Vec<f32>, RoundingError> {
+    fn sample(&self, shape: &Shape, matrix: usize) -> Result<Vec<f32>, MomentsError> {
         let gguf = self.pass.model().gguf();
         let (Some(tensor), Damping::Chosen) = (gguf.tensor(&shape.tensors[0]), self.settings.damping) else {
             return Ok(Vec::new());
@@ -233,17 +241,17 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
         &self,
         step: usize,
         shapes: &[Shape],
-        text: &Text,
+        text: &Sequences,
         first: usize,
         mut keeps: Option<&mut StatesWriter>,
-        work: &mut Work<'_, '_>,
-    ) -> Result<Collector, RoundingError> {
+        work: &Work<'_>,
+    ) -> Result<MomentCollector, MomentsError> {
         let purpose = if std::ptr::eq(text, self.calibration) {
             Purpose::Rounding { holds_out: self.settings.damping == Damping::Chosen }
         } else {
             Purpose::Judging { tokens: text.len() }
         };
-        let mut collector = Collector::new(shapes, self.settings.forward.precision, purpose)?;
+        let mut collector = MomentCollector::new(shapes, self.settings.precision, purpose)?;
         let mut reader = self.reader(step)?;
         let per_token = self.forward_work(step) + shapes.iter().map(|shape| self.moment_work(shape.n)).sum::<f64>();
         let mut first = first;
@@ -258,15 +266,6 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
             work.add(per_token * tokens as f64);
         }
         Ok(collector)
-    }
-
-    fn check_cancelled(&self) -> Result<(), RoundingError> {
-        match &self.settings.forward.cancel {
-            Some(flag) if flag.load(std::sync::atomic::Ordering::Relaxed) => {
-                Err(crate::model::ModelError::Interrupted.into())
-            }
-            _ => Ok(()),
-        }
     }
 
     fn tensors_of(&self, step: usize) -> impl Iterator<Item = &'g TensorInfo> {
@@ -298,7 +297,7 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
     }
 
     fn pace(&self) -> f64 {
-        match self.settings.forward.precision {
+        match self.settings.precision {
             Precision::Accurate => 1.0,
             Precision::Fast => FAST,
         }
@@ -311,8 +310,9 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
         tensor.map_or(0.0, |tensor| tensor.elements() as f64 * per_weight(tensor))
     }
 
-    /// About the flop of the steps from `first` on: the unit of progress. Layers that are run twice are counted once.
-    pub fn total_work(&self, first: usize, visitor: &dyn Visitor) -> f64 {
+    /// About the work of the steps from `first` on, in millions of floating-point operations: what [`Self::run`] counts.
+    /// Layers that are run twice are counted once.
+    pub fn total_work<V: Visitor>(&self, first: usize, visitor: &V) -> u64 {
         let tokens = (self.calibration.len() + self.gate.len()) as f64;
         let of_step = |step: usize| {
             let of_tensor = |tensor: &TensorInfo| {
@@ -327,18 +327,21 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
             };
             self.forward_work(step) * tokens + self.tensors_of(step).map(of_tensor).sum::<f64>()
         };
-        (first..self.steps()).map(of_step).sum()
+        ((first..self.steps()).map(of_step).sum::<f64>() / FLOP_PER_UNIT) as u64
     }
 }
 
+/// Flop in a unit of progress.
+const FLOP_PER_UNIT: f64 = 1e6;
+
 /// Work of one step.
-struct Work<'f, 'w> {
-    on_work: &'f mut dyn FnMut(f64, &str),
+struct Work<'w> {
+    watch: &'w dyn Watch,
     what: &'w str,
 }
 
-impl Work<'_, '_> {
-    fn add(&mut self, flop: f64) {
-        (self.on_work)(flop, self.what);
+impl Work<'_> {
+    fn add(&self, flop: f64) {
+        self.watch.advance((flop / FLOP_PER_UNIT) as u64, self.what);
     }
 }

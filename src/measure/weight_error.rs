@@ -8,8 +8,9 @@
 use rayon::prelude::*;
 use thiserror::Error;
 
-use crate::gguf::{Gguf, GgufError, TensorInfo, TensorType};
+use crate::gguf::{Gguf, TensorInfo, TensorType};
 use crate::quant::{self, QuantError};
+use crate::rows::{self, RowError};
 
 /// Weights per tensor that are rounded by default. 2^18 weights are 100 to 1000 rows, whose errors differ little: the
 /// sum is certain to a few percent, while neighbouring types lie a factor of 1.3 to 4 apart.
@@ -73,19 +74,9 @@ impl RowErrors {
 /// Why the errors of a tensor could not be measured.
 #[derive(Debug, Error)]
 pub enum WeightErrorProblem {
-    /// The source could not be read.
+    /// Rows of the source could not be read.
     #[error(transparent)]
-    Read(#[from] GgufError),
-    /// A source weight is NaN or infinite.
-    #[error("tensor {tensor}: weight {index} is {value}; such a model cannot be quantized, make the source file again")]
-    NonFinite {
-        /// The tensor's name.
-        tensor: String,
-        /// Index of the weight in the tensor, row-major.
-        index: u64,
-        /// The weight.
-        value: f32,
-    },
+    Rows(#[from] RowError),
     /// Importance or row factors of another length.
     #[error("tensor {tensor}: {found} {what}, expected {expected}; they belong to another model")]
     Length {
@@ -237,16 +228,8 @@ fn read_part<'a>(
     let row_len = tensor.row_len() as usize;
     let mut values = vec![0.0; sample.len() * row_len];
     for (sampled, values) in sample.iter().zip(values.chunks_exact_mut(row_len.max(1))) {
-        let data = gguf.read_rows(tensor, sampled.row, 1)?;
-        quant::dequantize(tensor.ty, &data, values)
-            .map_err(|source| WeightErrorProblem::Codec { tensor: tensor.shown_name(), source })?;
-        if let Some(index) = quant::first_non_finite(values) {
-            return Err(WeightErrorProblem::NonFinite {
-                tensor: tensor.shown_name(),
-                index: sampled.row * tensor.row_len() + index as u64,
-                value: values[index],
-            });
-        }
+        let data = gguf.read_rows(tensor, sampled.row, 1).map_err(RowError::from)?;
+        rows::decode(tensor, sampled.row, &data, values)?;
     }
     let rows_per_matrix = tensor.rows_per_matrix().max(1);
     let of_row = |row: u64| {

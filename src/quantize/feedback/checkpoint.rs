@@ -6,10 +6,11 @@
 
 use std::path::{Path, PathBuf};
 
+use super::RoundingError;
 use super::outcome::Outcome;
-use super::{RoundingError, Text};
 use crate::atomic_file::AtomicFile;
 use crate::gguf::{Gguf, GgufLayout, GgufWriter, Metadata, NewTensor};
+use crate::text::Sequences;
 
 const KIND: &str = "lwq rounding checkpoint";
 const OUTCOMES: &str = "lwq.checkpoint.outcomes";
@@ -22,7 +23,7 @@ pub struct Conditions {
 
 impl Conditions {
     /// The conditions of a run: the model, both texts, and settings and types in words.
-    pub fn new(model: &Gguf, calibration: &Text, gate: &Text, settings: String) -> Conditions {
+    pub fn new(model: &Gguf, calibration: &Sequences, gate: &Sequences, settings: String) -> Conditions {
         let parts = vec![
             ("model", crate::gguf::fingerprint(model)),
             ("text", calibration.sha256()),
@@ -166,8 +167,8 @@ mod tests {
     use crate::gguf::TensorType;
     use crate::gguf::testing::RawGguf;
 
-    fn text(seed: u32) -> Text {
-        Text::new("t", &[seed; 64], 64, 16, None).unwrap()
+    fn text(seed: u32) -> Sequences {
+        Sequences::new("t", &[seed; 64], 64, 16, None).unwrap()
     }
 
     fn conditions(seed: u32, settings: &str) -> Conditions {

@@ -1,0 +1,62 @@
+//! What can stop a pass that shows second moments.
+
+use std::path::PathBuf;
+
+use crate::atomic_file::OutputError;
+use crate::model::ModelError;
+use crate::progress::Interrupted;
+use crate::rounding::gptq::FeedbackError;
+use crate::rows::RowError;
+
+/// Errors of a pass over the layers.
+#[derive(Debug, thiserror::Error)]
+pub enum MomentsError {
+    /// The forward pass failed.
+    #[error(transparent)]
+    Model(ModelError),
+    /// The pass was stopped.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+    /// Rows of a matrix could not be read.
+    #[error(transparent)]
+    Rows(#[from] RowError),
+    /// The file of hidden states could not be made.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    /// Second moments could not be made.
+    #[error(transparent)]
+    Feedback(#[from] FeedbackError),
+    /// The two texts show different inputs; a bug of this program.
+    #[error("inputs of {tensor} differ between the texts; this is a bug, please report it")]
+    Inputs {
+        /// A weight that has the input.
+        tensor: String,
+    },
+    /// The hidden states of an earlier run are not those of this one.
+    #[error("{}: {problem}", path.display())]
+    States {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// The system refused.
+    #[error("{}: {action}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was being done.
+        action: &'static str,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}
+
+impl From<ModelError> for MomentsError {
+    fn from(error: ModelError) -> MomentsError {
+        match error {
+            ModelError::Interrupted => MomentsError::Interrupted(Interrupted),
+            other => MomentsError::Model(other),
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! The verb `quantize`.
+
+pub mod feedback;
+pub mod write;
