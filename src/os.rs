@@ -23,6 +23,21 @@ pub fn free_space(folder: &Path) -> Option<u64> {
     }
 }
 
+/// True if files should be made in `folder`: it may be written to, and is no snapshot in the cache of the Hugging Face hub,
+/// where files of others do not belong.
+pub fn is_writable(folder: &Path) -> bool {
+    let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+    let names: Vec<_> = absolute.components().map(|part| part.as_os_str().to_string_lossy()).collect();
+    let in_cache = names.windows(2).any(|pair| pair[0].starts_with("models--") && pair[1] == "snapshots");
+    // The mode counts for the superuser too, who could write everywhere.
+    let read_only = std::fs::metadata(folder).is_ok_and(|found| found.permissions().readonly());
+    #[cfg(unix)]
+    let allowed = rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).is_ok();
+    #[cfg(not(unix))]
+    let allowed = true;
+    allowed && !read_only && !in_cache
+}
+
 /// Reserves `bytes` for `file` where the file system can, and sets its length.
 ///
 /// # Errors

@@ -42,6 +42,9 @@ pub(crate) fn tokens_sha256(tokens: &[u32]) -> String {
     format!("{:x}", hash.finalize())
 }
 
+/// Settings of so many bytes are shown when they differ.
+const SHOWN_SETTINGS: usize = 80;
+
 /// All that unfinished work depends on, each part under the name that a message uses for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conditions {
@@ -68,6 +71,10 @@ impl Conditions {
     pub fn difference(&self, saved: &Metadata) -> Option<String> {
         self.parts.iter().find_map(|(name, value)| match saved.str(&key(name)) {
             Ok(Some(found)) if found == value => None,
+            // Long settings hold digests, which say nothing to people.
+            Ok(Some(_)) if *name == "settings" && value.len() > SHOWN_SETTINGS => {
+                Some("other settings or types".to_owned())
+            }
             Ok(Some(found)) if *name == "settings" => Some(format!("other settings ({found}, now {value})")),
             _ => Some(format!("another {name}")),
         })

@@ -69,6 +69,15 @@ impl Form {
     }
 }
 
+/// An importance matrix, and what files that are made with it call it.
+#[derive(Clone, Copy, Debug)]
+pub struct Named<'a> {
+    /// The name, as a rule that of its file.
+    pub name: &'a str,
+    /// The matrix.
+    pub imatrix: &'a Imatrix,
+}
+
 /// Sums and counts of one weight.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Entry {

@@ -1,10 +1,13 @@
 //! What can go wrong with a measurement.
 
 use super::WeightErrorProblem;
+use crate::imatrix::MatchError;
 use crate::model::ModelError;
 use crate::moments::MomentsError;
 use crate::progress::Interrupted;
+use crate::recipe::RecipeError;
 use crate::rows::RowError;
+use crate::text::TextError;
 
 /// Errors of measuring a model.
 #[derive(Debug, thiserror::Error)]
@@ -12,6 +15,42 @@ pub enum MeasureError {
     /// The forward pass failed.
     #[error(transparent)]
     Model(ModelError),
+    /// The model cannot be run.
+    #[error("{file}: {source}")]
+    OfModel {
+        /// The model.
+        file: String,
+        /// What is wrong.
+        source: ModelError,
+    },
+    /// The probe text is not usable.
+    #[error("{name}: {source}")]
+    Text {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        source: ModelError,
+    },
+    /// The model has no vocabulary that is known.
+    #[error(transparent)]
+    Vocabulary(#[from] TextError),
+    /// The importance matrix does not fit the model.
+    #[error(transparent)]
+    Match(#[from] MatchError),
+    /// A tensor is left without a type.
+    #[error("{file}: {source}")]
+    Types {
+        /// The model.
+        file: String,
+        /// Which one and why.
+        source: RecipeError,
+    },
+    /// No tensor's type can be chosen.
+    #[error("{file}: holds no tensor that can be quantized; there is nothing to plan")]
+    NothingToChoose {
+        /// The model.
+        file: String,
+    },
     /// The pass that shows second moments failed.
     #[error(transparent)]
     Moments(MomentsError),
@@ -39,6 +78,14 @@ pub enum MeasureError {
         path: std::path::PathBuf,
         /// What is wrong and what to do.
         reason: String,
+    },
+    /// The system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: std::path::PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
     },
     /// The result could not be saved.
     #[error(transparent)]

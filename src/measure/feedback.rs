@@ -88,9 +88,6 @@ pub struct FeedbackSubject<'a> {
     pub importance: Option<&'a [f32]>,
 }
 
-/// Follows a measurement; the errors are complete as far as they go.
-pub type OnFeedbackStep<'f> = &'f mut dyn FnMut(&FeedbackErrors) -> Result<(), MeasureError>;
-
 /// Measures what a pass shows.
 pub struct FeedbackMeter<'a> {
     /// The model's file.
@@ -100,7 +97,7 @@ pub struct FeedbackMeter<'a> {
     /// What is measured.
     pub errors: &'a mut FeedbackErrors,
     /// Called after each step.
-    pub on_step: OnFeedbackStep<'a>,
+    pub on_step: &'a mut dyn FnMut(&FeedbackErrors) -> Result<(), MeasureError>,
 }
 
 impl Visitor for FeedbackMeter<'_> {

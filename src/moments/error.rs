@@ -7,6 +7,7 @@ use crate::model::ModelError;
 use crate::progress::Interrupted;
 use crate::rounding::gptq::FeedbackError;
 use crate::rows::RowError;
+use crate::text::TextError;
 
 /// Errors of a pass over the layers.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +15,17 @@ pub enum MomentsError {
     /// The forward pass failed.
     #[error(transparent)]
     Model(ModelError),
+    /// The forward pass does not know the model.
+    #[error("{file}: {source}; --rounding feedback runs the model, use --rounding search")]
+    CannotRun {
+        /// The model.
+        file: String,
+        /// What is wrong.
+        source: Box<ModelError>,
+    },
+    /// A text is not usable.
+    #[error(transparent)]
+    Text(#[from] TextError),
     /// The pass was stopped.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),

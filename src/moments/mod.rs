@@ -14,6 +14,7 @@
 //! 2.2 GB for a model 4,096 wide with feed-forward networks of 14,336, and 3.3 GB for one of 3,584 and 18,944, besides
 //! some 0.3 GB for the forward pass and the rows that are being rounded.
 
+mod calibration;
 mod error;
 mod inputs;
 mod states;
@@ -22,6 +23,7 @@ mod stream;
 use crate::gguf::Gguf;
 use crate::recipe::roles;
 
+pub use calibration::{Calibration, CalibrationOptions, DEFAULT_TOKENS};
 pub use error::MomentsError;
 pub use inputs::{Input, InputMatrix, Unusable};
 pub(crate) use states::path_of as states_path;
@@ -35,5 +37,5 @@ pub fn has_input(name: &str, output: &str) -> bool {
 
 /// Name of the matrix that gives the logits, told from the tensors alone.
 pub fn output_tensor(gguf: &Gguf) -> &'static str {
-    if gguf.tensor(roles::OUTPUT_WEIGHT).is_some() { roles::OUTPUT_WEIGHT } else { "token_embd.weight" }
+    if gguf.tensor(roles::OUTPUT_WEIGHT).is_some() { roles::OUTPUT_WEIGHT } else { roles::TOKEN_EMBD_WEIGHT }
 }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::{PlanError, PlanFile};
 use crate::gguf::{Gguf, fingerprint, shown};
 use crate::imatrix::Imatrix;
+use crate::measure::SourceFile;
 use crate::recipe::candidates::kept;
 use crate::recipe::{Choice, Reason, Target, TensorDesc, requires_imatrix};
 
@@ -17,7 +18,7 @@ impl PlanFile {
     /// # Errors
     /// When one of them is another, or the importance matrix is missing or not wanted.
     pub fn check_sources(&self, file: &str, model: &Gguf, imatrix: Option<&Imatrix>) -> Result<(), PlanError> {
-        let mismatch = |what, planned: &super::SourceFile, found: String| {
+        let mismatch = |what, planned: &SourceFile, found: String| {
             if planned.sha256.eq_ignore_ascii_case(&found) {
                 return Ok(());
             }

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::PlanError;
 use crate::display::six_digits;
 use crate::gguf::{TensorType, shown};
+use crate::measure::SourceFile;
 use crate::rounding::RoundingRecord;
 
 /// The version of the form that this program writes, and the only one it reads.
@@ -44,16 +45,6 @@ impl fmt::Display for DamageMethod {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
     }
-}
-
-/// A file that the plan depends on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SourceFile {
-    /// Its name as the user gave it.
-    pub name: String,
-    /// Its fingerprint: 64 hexadecimal digits.
-    pub sha256: String,
 }
 
 /// The text on which probes were run.

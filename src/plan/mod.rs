@@ -12,7 +12,7 @@ mod record;
 mod tensor_types;
 
 pub use error::PlanError;
-pub use file::{DamageMethod, PLAN_VERSION, PlanFile, PlanRow, ProbeText, SourceFile};
+pub use file::{DamageMethod, PLAN_VERSION, PlanFile, PlanRow, ProbeText};
 pub use record::record;
 pub use tensor_types::tensor_types;
 

@@ -38,6 +38,9 @@ const ROLE_MARKS: &[(&str, Role)] = &[
 /// Name of the tensor that turns hidden states into logits; without it the token embedding does both.
 pub const OUTPUT_WEIGHT: &str = "output.weight";
 
+/// The matrix of token embeddings; also that of the logits in models without [`OUTPUT_WEIGHT`].
+pub const TOKEN_EMBD_WEIGHT: &str = "token_embd.weight";
+
 /// Names with the role of a token embedding.
 const EMBEDDING_NAMES: &[&str] = &["token_embd.weight", "per_layer_token_embd.weight"];
 

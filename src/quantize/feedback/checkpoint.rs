@@ -10,42 +10,10 @@ use super::RoundingError;
 use super::outcome::Outcome;
 use crate::atomic_file::AtomicFile;
 use crate::gguf::{Gguf, GgufLayout, GgufWriter, Metadata, NewTensor};
-use crate::text::Sequences;
+use crate::unfinished::{Conditions, key, partial_path};
 
 const KIND: &str = "lwq rounding checkpoint";
-const OUTCOMES: &str = "lwq.checkpoint.outcomes";
-
-/// All that the rounded tensors depend on, each part under the name that a message uses for it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Conditions {
-    parts: Vec<(&'static str, String)>,
-}
-
-impl Conditions {
-    /// The conditions of a run: the model, both texts, and settings and types in words.
-    pub fn new(model: &Gguf, calibration: &Sequences, gate: &Sequences, settings: String) -> Conditions {
-        let parts = vec![
-            ("model", crate::gguf::fingerprint(model)),
-            ("text", calibration.sha256()),
-            ("gate text", gate.sha256()),
-            ("settings", settings),
-        ];
-        Conditions { parts }
-    }
-
-    /// The first part in which `saved` differs.
-    fn difference(&self, saved: &Metadata) -> Option<String> {
-        self.parts.iter().find_map(|(name, value)| match saved.str(&key(name)) {
-            Ok(Some(found)) if found == value => None,
-            _ if *name == "settings" => Some("other settings or types".to_owned()),
-            _ => Some(format!("another {name}")),
-        })
-    }
-}
-
-fn key(part: &str) -> String {
-    format!("lwq.checkpoint.{}", part.replace(' ', "_"))
-}
+const OUTCOMES: &str = "outcomes";
 
 /// The folder of an unfinished run.
 #[derive(Debug)]
@@ -60,9 +28,7 @@ impl PartialFolder {
     /// # Errors
     /// When the folder cannot be made, or holds the work of another run: the message says what differs.
     pub fn open(output: &Path, conditions: Conditions, fresh: bool) -> Result<PartialFolder, RoundingError> {
-        let mut name = output.as_os_str().to_owned();
-        name.push(".partial");
-        let folder = PartialFolder { path: PathBuf::from(name), conditions };
+        let folder = PartialFolder { path: partial_path(output), conditions };
         let failed = |action, source| RoundingError::Io { path: folder.path.clone(), action, source };
         if folder.path.exists() {
             match folder.check() {
@@ -115,10 +81,8 @@ impl PartialFolder {
         let label = path.display().to_string();
         let mut metadata = Metadata::new(label.clone());
         metadata.set("general.type", KIND);
-        for (name, value) in &self.conditions.parts {
-            metadata.set(&key(name), value.as_str());
-        }
-        metadata.set(OUTCOMES, serde_json::to_string(outcomes).unwrap_or_default());
+        self.conditions.write(&mut metadata);
+        metadata.set(&key(OUTCOMES), serde_json::to_string(outcomes).unwrap_or_default());
         let layout = GgufLayout::new(&label, &metadata, tensors.iter().map(|(tensor, _)| tensor.clone()))?;
         let mut writer = GgufWriter::new(AtomicFile::create(&path, true)?, layout)?;
         for (index, (_, data)) in tensors.iter().enumerate() {
@@ -141,7 +105,7 @@ impl PartialFolder {
         if let Some(difference) = self.conditions.difference(metadata) {
             return Err(self.damaged(&path, &format!("was made with {difference}")));
         }
-        let outcomes = metadata.str(OUTCOMES)?.and_then(|text| serde_json::from_str(text).ok());
+        let outcomes = metadata.str(&key(OUTCOMES))?.and_then(|text| serde_json::from_str(text).ok());
         let outcomes = outcomes.ok_or_else(|| self.damaged(&path, "lacks what was done"))?;
         Ok((gguf, outcomes))
     }
@@ -167,13 +131,9 @@ mod tests {
     use crate::gguf::TensorType;
     use crate::gguf::testing::RawGguf;
 
-    fn text(seed: u32) -> Sequences {
-        Sequences::new("t", &[seed; 64], 64, 16, None).unwrap()
-    }
-
     fn conditions(seed: u32, settings: &str) -> Conditions {
         let model = Gguf::from_bytes(RawGguf::new().f32_tensor("w", &[32], &[0.5; 32]).build()).unwrap();
-        Conditions::new(&model, &text(seed), &text(9), settings.to_owned())
+        Conditions::new(&model, &[("text", seed.to_string()), ("gate text", "9".to_owned())], settings.to_owned())
     }
 
     #[test]
@@ -193,7 +153,7 @@ mod tests {
 
         let refused = |conditions| PartialFolder::open(&output, conditions, false).unwrap_err().to_string();
         assert!(refused(conditions(2, "a")).contains("another text; delete"));
-        assert!(refused(conditions(1, "b")).contains("other settings or types; delete"));
+        assert!(refused(conditions(1, "b")).contains("other settings (a, now b); delete"));
         std::fs::write(folder.step_path(1), b"GGUF").unwrap();
         assert!(refused(conditions(1, "a")).contains("is damaged"));
         let fresh = PartialFolder::open(&output, conditions(1, "b"), true).unwrap();

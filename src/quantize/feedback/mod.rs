@@ -11,7 +11,7 @@ mod outcome;
 mod run;
 mod tensor;
 
-pub use checkpoint::{Conditions, PartialFolder};
+pub use checkpoint::PartialFolder;
 pub use error::RoundingError;
 pub use outcome::{Kept, Outcome, RoleRow, by_role, reasons};
 pub use run::{Run, RunOutput};

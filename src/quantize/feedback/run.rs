@@ -8,10 +8,8 @@ use super::checkpoint::PartialFolder;
 use super::outcome::Outcome;
 use super::tensor::TensorJob;
 use crate::gguf::{Gguf, NewTensor, TensorInfo, TensorType};
-use crate::model::Model;
-use crate::moments::{Input, Stream, StreamSettings, Visitor, states_path};
+use crate::moments::{Calibration, Input, Stream, Visitor, states_path};
 use crate::progress::{Stop, Watch};
-use crate::text::Sequences;
 
 /// One file that a run makes.
 #[derive(Clone, Copy)]
@@ -24,22 +22,16 @@ pub struct RunOutput<'a> {
 
 /// A run: a model, its texts, and one or several choices of types. All outputs share the forward pass, the second
 /// moments and their factors, which are most of the work; a tensor that has the same type in several is rounded once.
-pub struct Run<'a, 'm, 'g> {
-    /// The unquantized model.
-    pub model: &'m Model<'g>,
-    /// The text that rounding goes by.
-    pub calibration: &'a Sequences,
-    /// The text that judges it.
-    pub gate: &'a Sequences,
+pub struct Run<'a, 'g> {
+    /// The unquantized model and its texts.
+    pub calibration: &'a Calibration<'g>,
     /// What is made.
     pub outputs: &'a [RunOutput<'a>],
-    /// How to run.
-    pub settings: StreamSettings,
     /// What ends the run.
     pub stop: Stop,
 }
 
-impl<'a, 'm, 'g> Run<'a, 'm, 'g> {
+impl<'a, 'g> Run<'a, 'g> {
     /// Rounds all tensors, layer by layer, going on behind the steps that the folders hold.
     ///
     /// # Errors
@@ -62,7 +54,7 @@ impl<'a, 'm, 'g> Run<'a, 'm, 'g> {
 
     /// Number of steps of a whole run.
     pub fn steps(&self) -> usize {
-        self.model.n_layer() + 1
+        self.calibration.model().n_layer() + 1
     }
 
     /// Number of steps that are done for every output.
@@ -72,7 +64,7 @@ impl<'a, 'm, 'g> Run<'a, 'm, 'g> {
 
     /// The pass and its first step: behind the steps that all outputs have, if a folder holds the hidden states that
     /// enter it. `None` when there is nothing to do.
-    fn stream(&self) -> Result<Option<(Stream<'a, 'm, 'g>, usize)>, RoundingError> {
+    fn stream(&self) -> Result<Option<(Stream<'a, 'a, 'g>, usize)>, RoundingError> {
         let (Some(start), done) = (self.outputs.first(), self.steps_done()) else { return Ok(None) };
         if done == self.steps() {
             return Ok(None);
@@ -82,8 +74,7 @@ impl<'a, 'm, 'g> Run<'a, 'm, 'g> {
             Some(output) if done > 0 => (output.folder, done),
             _ => (start.folder, 0),
         };
-        let settings = self.settings.clone();
-        let stream = Stream::new(self.model, self.calibration, self.gate, folder.path(), settings, self.stop.clone())?;
+        let stream = self.calibration.stream(folder.path(), self.stop.clone())?;
         Ok(Some((stream, first)))
     }
 
@@ -94,7 +85,12 @@ impl<'a, 'm, 'g> Run<'a, 'm, 'g> {
             tensors: Vec::new(),
             outcomes: Vec::new(),
         });
-        Rounder { gguf: self.model.gguf(), outputs: outputs.collect(), step: first, stop: self.stop.clone() }
+        Rounder {
+            gguf: self.calibration.model().gguf(),
+            outputs: outputs.collect(),
+            step: first,
+            stop: self.stop.clone(),
+        }
     }
 }
 

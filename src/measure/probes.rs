@@ -1,11 +1,11 @@
-//! Measuring a model once, so that any number of plans can be made from the result.
+//! The errors and divergences of a whole model, tensor by tensor.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::file::type_name;
 use super::{
-    ColumnWeights, JointProbe, MeasureError, Probe, Prober, Sampling, Sensitivity, TensorSensitivity, encode_tensor,
-    weight_errors,
+    ColumnWeights, JointProbe, MeasureError, MeasuredTensor, Probe, Prober, Sampling, Sensitivity, TensorSensitivity,
+    encode_tensor, weight_errors,
 };
 use crate::display::six_digits;
 use crate::gguf::{Gguf, TensorInfo, TensorType};
@@ -15,20 +15,6 @@ use crate::recipe::{Role, roles};
 /// What the logits of a probe cost, in forward passes.
 const COST_OF_LOGITS: f64 = 0.15;
 
-/// A tensor that a plan chooses a type for.
-pub struct Subject<'a> {
-    /// The tensor.
-    pub tensor: &'a TensorInfo,
-    /// Types whose error is measured.
-    pub types: Vec<TensorType>,
-    /// Types that a probe rounds it to.
-    pub probe_types: Vec<TensorType>,
-    /// Column weights, `[matrices, row_len]`.
-    pub importance: Option<&'a [f32]>,
-    /// Factors of its rows in the error.
-    pub row_factors: Option<&'a [f64]>,
-}
-
 /// What is measured, and on what.
 pub struct Measurement<'a, 'm, 'g> {
     /// The model's file.
@@ -36,36 +22,36 @@ pub struct Measurement<'a, 'm, 'g> {
     /// The probe text and the original's distributions on it.
     pub prober: &'a Prober<'m, 'g>,
     /// The tensors, in the order of the file.
-    pub subjects: &'a [Subject<'a>],
+    pub tensors: &'a [MeasuredTensor<'a>],
 }
 
-/// Follows a measurement: `state` is complete as far as it goes and may be saved; `cost` is what the step took, in
+/// Follows the probes: `state` is complete as far as it goes and may be saved; the number is what the step took, in
 /// forward passes over the probe text. An error ends the measurement.
-pub type OnMeasured<'f> = dyn FnMut(&Sensitivity, &str, f64) -> Result<(), MeasureError> + 'f;
+type OnProbe<'f> = dyn FnMut(&Sensitivity, &str, f64) -> Result<(), MeasureError> + 'f;
 
 /// Measures the rounding errors that `state` lacks. Runs nothing.
 ///
 /// # Errors
 /// When a tensor cannot be read or rounded, or `on_measured` ends the run.
-pub fn measure_errors(
+pub(super) fn measure_errors(
     gguf: &Gguf,
-    subjects: &[Subject<'_>],
+    tensors: &[MeasuredTensor<'_>],
     sampling: Sampling,
     state: &mut Sensitivity,
-    on_measured: &mut OnMeasured<'_>,
+    on_measured: &mut dyn FnMut(&Sensitivity, &TensorInfo) -> Result<(), MeasureError>,
 ) -> Result<(), MeasureError> {
-    for subject in subjects {
-        let tensor = subject.tensor;
+    for measured in tensors {
+        let tensor = measured.tensor;
         if state.tensor(&tensor.name).is_some() {
             continue;
         }
-        let weights = ColumnWeights { importance: subject.importance, rows: subject.row_factors };
-        let found = weight_errors(gguf, tensor, weights, &subject.types, sampling)?;
+        let weights = ColumnWeights { importance: measured.importance, rows: measured.row_factors.as_deref() };
+        let found = weight_errors(gguf, tensor, weights, &measured.types, sampling)?;
         gguf.release(tensor);
         let finite = found.into_iter().filter(|(_, errors)| errors.weighted_error.is_finite());
         let errors = finite.map(|(ty, errors)| (type_name(ty), six_digits(errors.relative()))).collect();
         state.tensors.push(TensorSensitivity { name: tensor.name.clone(), errors, probes: Vec::new() });
-        on_measured(state, &tensor.name, 0.0)?;
+        on_measured(state, tensor)?;
     }
     Ok(())
 }
@@ -90,19 +76,19 @@ impl Measurement<'_, '_, '_> {
     }
 
     /// Probes that `state` lacks: tensor and type.
-    fn missing(&self, state: &Sensitivity) -> Vec<(&Subject<'_>, TensorType)> {
-        let all = self.subjects.iter().flat_map(|subject| subject.probe_types.iter().map(move |&ty| (subject, ty)));
-        let lacks = |subject: &Subject<'_>, ty: TensorType| {
-            let known = state.tensor(&subject.tensor.name);
+    fn missing(&self, state: &Sensitivity) -> Vec<(&MeasuredTensor<'_>, TensorType)> {
+        let all = self.tensors.iter().flat_map(|measured| measured.probe_types.iter().map(move |&ty| (measured, ty)));
+        let lacks = |measured: &MeasuredTensor<'_>, ty: TensorType| {
+            let known = state.tensor(&measured.tensor.name);
             known.is_some_and(|known| known.probes.iter().all(|probe| probe.ty != type_name(ty)))
         };
-        all.filter(|(subject, ty)| lacks(subject, *ty)).collect()
+        all.filter(|(measured, ty)| lacks(measured, *ty)).collect()
     }
 
     /// Forward passes over the probe text that [`Self::probe_all`] still has to do for `state`.
     pub fn cost_of_probes(&self, state: &Sensitivity) -> f64 {
         let probes: f64 =
-            self.missing(state).iter().map(|(subject, _)| self.cost_of_probe(self.first_use(subject.tensor))).sum();
+            self.missing(state).iter().map(|(measured, _)| self.cost_of_probe(self.first_use(measured.tensor))).sum();
         if probes > 0.0 { probes + 1.0 } else { 0.0 }
     }
 
@@ -110,18 +96,18 @@ impl Measurement<'_, '_, '_> {
     ///
     /// # Errors
     /// When a tensor cannot be rounded, the forward pass fails, or `on_measured` ends the run.
-    pub fn probe_all(&self, state: &mut Sensitivity, on_measured: &mut OnMeasured<'_>) -> Result<(), MeasureError> {
-        let mut by_layer: BTreeMap<usize, Vec<(&Subject<'_>, TensorType)>> = BTreeMap::new();
-        for (subject, ty) in self.missing(state) {
-            by_layer.entry(self.first_use(subject.tensor)).or_default().push((subject, ty));
+    pub fn probe_all(&self, state: &mut Sensitivity, on_measured: &mut OnProbe<'_>) -> Result<(), MeasureError> {
+        let mut by_layer: BTreeMap<usize, Vec<(&MeasuredTensor<'_>, TensorType)>> = BTreeMap::new();
+        for (measured, ty) in self.missing(state) {
+            by_layer.entry(self.first_use(measured.tensor)).or_default().push((measured, ty));
         }
         let original = self.prober.pass(Overrides::new())?;
         let mut states = self.prober.embed(&original)?;
         for (layer, probes) in by_layer {
             self.advance(&original, &mut states, layer)?;
-            for (subject, ty) in probes {
-                let tensor = subject.tensor;
-                let data = encode_tensor(self.gguf, tensor, subject.importance, ty)?;
+            for (measured, ty) in probes {
+                let tensor = measured.tensor;
+                let data = encode_tensor(self.gguf, tensor, measured.importance, ty)?;
                 let mut overrides = Overrides::new();
                 overrides.insert(tensor.name.clone(), ty, data);
                 let result = self.score(overrides, tensor, &states)?;
@@ -160,7 +146,7 @@ impl Measurement<'_, '_, '_> {
 
     /// Forward passes that [`Self::joint`] takes.
     pub fn cost_of_joint(&self, with_drops: bool) -> f64 {
-        let each = self.subjects.iter().map(|subject| self.cost_of_probe(self.first_use(subject.tensor)));
+        let each = self.tensors.iter().map(|measured| self.cost_of_probe(self.first_use(measured.tensor)));
         1.0 + COST_OF_LOGITS + if with_drops { 1.0 + each.sum::<f64>() } else { 0.0 }
     }
 
@@ -173,50 +159,50 @@ impl Measurement<'_, '_, '_> {
         &self,
         types: &HashMap<String, TensorType>,
         with_drops: bool,
-        on_step: &mut dyn FnMut(&str, f64) -> Result<(), MeasureError>,
+        on_step: &dyn Fn(&str, f64),
     ) -> Result<JointProbe, MeasureError> {
-        let chosen: Vec<(&Subject<'_>, TensorType)> =
-            self.subjects.iter().filter_map(|subject| Some((subject, *types.get(&subject.tensor.name)?))).collect();
+        let chosen: Vec<(&MeasuredTensor<'_>, TensorType)> =
+            self.tensors.iter().filter_map(|measured| Some((measured, *types.get(&measured.tensor.name)?))).collect();
         let mut encoded = Vec::with_capacity(chosen.len());
         let (mut bytes, mut weights) = (0u64, 0u64);
-        for (subject, ty) in &chosen {
-            let data = encode_tensor(self.gguf, subject.tensor, subject.importance, *ty)?;
-            self.gguf.release(subject.tensor);
+        for (measured, ty) in &chosen {
+            let data = encode_tensor(self.gguf, measured.tensor, measured.importance, *ty)?;
+            self.gguf.release(measured.tensor);
             bytes += data.len() as u64;
-            weights += subject.tensor.elements();
+            weights += measured.tensor.elements();
             encoded.push(data);
         }
         let all_but = |left_out: Option<&str>| {
             let mut overrides = Overrides::new();
-            for ((subject, ty), data) in chosen.iter().zip(&encoded) {
-                if left_out != Some(subject.tensor.name.as_str()) {
-                    overrides.insert(subject.tensor.name.clone(), *ty, data.as_slice());
+            for ((measured, ty), data) in chosen.iter().zip(&encoded) {
+                if left_out != Some(measured.tensor.name.as_str()) {
+                    overrides.insert(measured.tensor.name.clone(), *ty, data.as_slice());
                 }
             }
             overrides
         };
         let rounded_model = self.prober.pass(all_but(None))?;
         let whole = self.prober.score(&rounded_model, self.prober.embed(&rounded_model)?)?;
-        on_step("all tensors", 1.0 + COST_OF_LOGITS)?;
+        on_step("all tensors", 1.0 + COST_OF_LOGITS);
         let mut drops = BTreeMap::new();
         if with_drops {
             let mut states = self.prober.embed(&rounded_model)?;
             let mut in_order = chosen.clone();
-            in_order.sort_by_key(|(subject, _)| self.first_use(subject.tensor));
-            for (subject, _) in in_order {
-                let layer = self.first_use(subject.tensor);
+            in_order.sort_by_key(|(measured, _)| self.first_use(measured.tensor));
+            for (measured, _) in in_order {
+                let layer = self.first_use(measured.tensor);
                 self.advance(&rounded_model, &mut states, layer)?;
-                let name = subject.tensor.name.as_str();
-                let restored = self.score(all_but(Some(name)), subject.tensor, &states)?;
+                let name = measured.tensor.name.as_str();
+                let restored = self.score(all_but(Some(name)), measured.tensor, &states)?;
                 drops.insert(name.to_owned(), six_digits(whole.mean() - restored.mean()));
-                on_step(name, self.cost_of_probe(layer))?;
+                on_step(name, self.cost_of_probe(layer));
             }
         }
         Ok(JointProbe {
             bits_per_weight: six_digits(8.0 * bytes as f64 / weights.max(1) as f64),
             kld: six_digits(whole.mean().max(0.0)),
             kld_error: six_digits(whole.error()),
-            types: chosen.iter().map(|(subject, ty)| (subject.tensor.name.clone(), type_name(*ty))).collect(),
+            types: chosen.iter().map(|(measured, ty)| (measured.tensor.name.clone(), type_name(*ty))).collect(),
             drops,
         })
     }

@@ -1,0 +1,152 @@
+//! The model and the texts of a pass, opened once for all that share it.
+
+use super::{DEFAULT_MOMENT_MEMORY, Damping, MomentsError, Stream, StreamSettings};
+use crate::compute::Precision;
+use crate::display::printable;
+use crate::gguf::Gguf;
+use crate::model::Model;
+use crate::progress::{Stop, Watch};
+use crate::rounding::{CalibrationRecord, RoundingMethod, RoundingRecord};
+use crate::text::{Sequences, Set, Text, calibration_context, leading_bos, open_tokenizer};
+
+/// Tokens of the calibration text that are used unless another number is asked for: about eight for each column of the
+/// widest common matrices.
+pub const DEFAULT_TOKENS: usize = 65_536;
+
+/// Tokens that judge the result.
+const GATE_TOKENS: usize = 4096;
+
+/// What feedback goes by.
+#[derive(Clone, Debug)]
+pub struct CalibrationOptions {
+    /// The text that rounding goes by.
+    pub text: Text,
+    /// The text that judges it, of other documents.
+    pub gate: Text,
+    /// Most tokens of the calibration text that are used, spread over it.
+    pub tokens: usize,
+    /// Tokens of a sequence; `None` is 512, or the model's context if that is shorter.
+    pub ctx: Option<usize>,
+    /// How much of the correlations is not relied on.
+    pub damping: Damping,
+    /// Runs the model and adds up its second moments with bfloat16 products where the processor has them: faster, but the
+    /// bytes depend on the processor.
+    pub fast: bool,
+    /// Most bytes for the moments of one text; layers that need more are run more than once.
+    pub moment_memory: u64,
+}
+
+impl Default for CalibrationOptions {
+    fn default() -> CalibrationOptions {
+        CalibrationOptions {
+            text: Text::built_in(Set::Calibration),
+            gate: Text::built_in(Set::Gate),
+            tokens: DEFAULT_TOKENS,
+            ctx: None,
+            damping: Damping::Chosen,
+            fast: false,
+            moment_memory: DEFAULT_MOMENT_MEMORY,
+        }
+    }
+}
+
+/// All that rounding with feedback needs beside the weights: the model ready to run, its texts cut into sequences, and
+/// settings. Any number of files can share one.
+pub struct Calibration<'g> {
+    model: Model<'g>,
+    text: Sequences,
+    gate: Sequences,
+    settings: StreamSettings,
+}
+
+impl<'g> Calibration<'g> {
+    /// Opens the model and cuts the texts.
+    ///
+    /// # Errors
+    /// When the forward pass cannot run the model, or a text is too short.
+    pub fn new(
+        model: &'g Gguf,
+        options: &CalibrationOptions,
+        watch: &dyn Watch,
+    ) -> Result<Calibration<'g>, MomentsError> {
+        let model = Model::open(model)
+            .map_err(|source| MomentsError::CannotRun { file: printable(model.label()), source: Box::new(source) })?;
+        let tokenizer = open_tokenizer(&model, None, watch)?;
+        let n_ctx = calibration_context(options.ctx, &model, "sequences", watch);
+        let cut = |text: &Text, most: usize| {
+            let tokens = tokenizer.encode(text.joined(), true, false);
+            Sequences::new(&printable(&text.name()), &tokens, most, n_ctx, leading_bos(&tokenizer))
+        };
+        let text = cut(&options.text, options.tokens)?;
+        let gate = cut(&options.gate, GATE_TOKENS)?;
+        if text.sha256() == gate.sha256() {
+            watch.warn(&format!(
+                "{}: judges the rounding that was made with it; give --gate-file another text",
+                gate.name()
+            ));
+        }
+        let settings = StreamSettings {
+            damping: options.damping,
+            moment_memory: options.moment_memory,
+            precision: if options.fast { Precision::Fast } else { Precision::Accurate },
+        };
+        Ok(Calibration { model, text, gate, settings })
+    }
+
+    /// The unquantized model.
+    pub fn model(&self) -> &Model<'g> {
+        &self.model
+    }
+
+    /// The text that rounding goes by.
+    pub fn text(&self) -> &Sequences {
+        &self.text
+    }
+
+    /// The text that judges it.
+    pub fn gate(&self) -> &Sequences {
+        &self.gate
+    }
+
+    /// A pass over both texts that keeps hidden states in `folder`, which must be there, and ends when `stop` asks for it.
+    ///
+    /// # Errors
+    /// Never in practice: nothing of the model is replaced.
+    pub fn stream<'a>(&'a self, folder: &'a std::path::Path, stop: Stop) -> Result<Stream<'a, 'a, 'g>, MomentsError> {
+        Stream::new(&self.model, &self.text, &self.gate, folder, self.settings.clone(), stop)
+    }
+
+    /// Bytes of the hidden states of all tokens.
+    pub(crate) fn states_bytes(&self) -> u64 {
+        4 * (self.text.len() + self.gate.len()) as u64 * self.model.hparams().n_embd as u64
+    }
+
+    /// What a file made with it records.
+    pub fn record(&self) -> RoundingRecord {
+        RoundingRecord {
+            method: RoundingMethod::Feedback,
+            calibration: Some(CalibrationRecord {
+                text: self.text.name().to_owned(),
+                text_sha256: self.text.sha256(),
+                tokens: self.text.len() as u64,
+                damping: match self.settings.damping {
+                    Damping::Given(damping) => Some(damping as f32),
+                    Damping::Chosen => None,
+                },
+            }),
+        }
+    }
+
+    /// Everything beside model and texts that the result depends on.
+    pub(crate) fn words(&self) -> String {
+        let damping = match self.settings.damping {
+            Damping::Given(damping) => damping.to_string(),
+            Damping::Chosen => "chosen".to_owned(),
+        };
+        let mut words = format!("damping {damping}, moment memory {}", self.settings.moment_memory);
+        if self.settings.precision == Precision::Fast {
+            words.push_str(&format!(", fast on {}", crate::cpu::level().name()));
+        }
+        words
+    }
+}
