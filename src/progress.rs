@@ -50,6 +50,12 @@ pub trait Watch: Sync {
     fn stop(&self) -> Stop {
         Stop::never()
     }
+
+    /// The same, asked by work that keeps nothing when it is stopped and leaves no output. The command line lets the signal
+    /// end the process there.
+    fn abandon(&self) -> Stop {
+        self.stop()
+    }
 }
 
 impl Watch for () {}

@@ -17,6 +17,7 @@ mod tensor_info;
 mod tensor_type;
 #[doc(hidden)]
 pub mod testing;
+mod type_rows;
 mod value;
 mod writer;
 
@@ -27,5 +28,6 @@ pub use metadata::{DEFAULT_ALIGNMENT, Metadata};
 pub use reader::{Gguf, Shard};
 pub use tensor_info::{MAX_DIMS, MAX_TENSOR_NAME, TensorInfo};
 pub use tensor_type::{TENSOR_TYPES, TensorType, TypeInfo};
+pub use type_rows::{TypeRow, rows_by_type};
 pub use value::{Array, Strings, Value, ValueType, Values};
 pub use writer::{GgufLayout, GgufWriter, NewTensor, PlacedTensor};

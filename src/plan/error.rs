@@ -4,6 +4,11 @@ use std::io;
 
 use thiserror::Error;
 
+use crate::gguf::GgufError;
+use crate::measure::MeasureError;
+use crate::progress::Interrupted;
+use crate::quantize::QuantizeError;
+
 /// Why a plan cannot be made, read or followed. Each is one line that names the file or tensor.
 #[derive(Debug, Error)]
 pub enum PlanError {
@@ -74,4 +79,32 @@ pub enum PlanError {
         /// The plan's name.
         file: String,
     },
+    /// The limit cannot be kept.
+    #[error("{file}: {problem}")]
+    Limit {
+        /// The model.
+        file: String,
+        /// What is possible, and what to do.
+        problem: String,
+    },
+    /// The damage of types could not be found.
+    #[error("{file}: {source}")]
+    Damage {
+        /// The model.
+        file: String,
+        /// What is wrong.
+        source: MeasureError,
+    },
+    /// The model, its importance matrix or its measurement is not usable.
+    #[error(transparent)]
+    Measure(#[from] MeasureError),
+    /// The standard file that the plan is to be as large as cannot be made.
+    #[error(transparent)]
+    Standard(#[from] QuantizeError),
+    /// A planned file cannot be laid out.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// The measurement was stopped.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
 }

@@ -1,4 +1,20 @@
-//! The verb `quantize`.
+//! The verb quantize: any GGUF in, a mixed-precision GGUF out.
+//!
+//! A [`Request`] says what is wanted. [`Request::decide`] touches no tensor: its [`Draft`] holds types, importance, sizes,
+//! notes and problems, all that a dry run shows. [`Draft::write`] makes the files; [`write_all`] makes several from one
+//! model, which share the pass of [`Rounding::Feedback`].
 
+mod decide;
+mod error;
 pub mod feedback;
+mod report;
+mod request;
+mod run;
 pub mod write;
+
+pub use decide::Draft;
+pub(crate) use decide::standard_file_bytes;
+pub use error::QuantizeError;
+pub use report::{Report, RoundingReport, TensorRounding, TensorRow, Times};
+pub use request::{Choices, Request, Rounding, Split, open_source};
+pub use run::write_all;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use crate::gguf::{GgufError, TensorType};
+use crate::progress::Interrupted;
 use crate::quant::QuantError;
 
 /// Why a run stopped.
@@ -63,6 +64,9 @@ pub enum PipelineError {
         /// The system's answer.
         source: io::Error,
     },
+    /// The run was stopped.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
     /// A worker thread panicked; a bug of this program.
     #[error("a worker thread failed; this is a bug, please report it")]
     Panicked,

@@ -19,6 +19,7 @@ use serde::Serialize;
 
 use crate::atomic_file::AtomicFile;
 use crate::gguf::{Gguf, TensorInfo, TensorType};
+use crate::progress::{Interrupted, Stop, Watch};
 
 pub use error::PipelineError;
 use pieces::Queue;
@@ -32,7 +33,7 @@ const WRITEBACK_BYTES: u64 = 32 << 20;
 
 /// How a row becomes codes without knowing more than it and its importance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rounding {
+pub enum RowRounding {
     /// As ggml does, the same bytes.
     Ggml,
     /// [`round_by_search`](crate::rounding::round_by_search).
@@ -47,7 +48,7 @@ pub struct TensorWork<'a> {
     /// The type to write; equal to the source's type for a plain copy.
     pub target: TensorType,
     /// How it is rounded: as ggml does, or by search.
-    pub rounding: Rounding,
+    pub rounding: RowRounding,
     /// Importance of each column, `[matrices, row_len]` row-major; `None` for unweighted rounding.
     pub importance: Option<&'a [f32]>,
     /// Index of the output file.
@@ -91,9 +92,6 @@ struct Written {
     bytes: u64,
 }
 
-/// Called after every written piece with the tensor's index in the work list and the source bytes it stood for.
-pub type OnWritten<'a> = &'a mut (dyn FnMut(usize, u64) + Send);
-
 /// What the workers share.
 struct Run<'a> {
     gguf: &'a Gguf,
@@ -102,23 +100,24 @@ struct Run<'a> {
     queue: Queue,
     /// Pieces between the one that is handed out and the one that is read ahead.
     ahead: usize,
-    on_written: Mutex<OnWritten<'a>>,
+    watch: &'a dyn Watch,
+    stop: Stop,
     /// Bytes written to each file since the system was last asked to bring them to the disk.
     waiting: Vec<AtomicU64>,
     /// The earliest failure in the order of the queue.
     failure: Mutex<Option<(usize, PipelineError)>>,
 }
 
-/// Converts all tensors of `work` into `files`, with `threads` workers.
+/// Converts all tensors of `work` into `files`, with `threads` workers. `watch` gets the source bytes of every written piece.
 ///
 /// # Errors
-/// The error of the first piece, in the order of the work list, that failed.
+/// The error of the first piece, in the order of the work list, that failed; or `watch` stops the run.
 pub fn run(
     gguf: &Gguf,
     work: &[TensorWork<'_>],
     files: &[AtomicFile],
     threads: usize,
-    on_written: OnWritten<'_>,
+    watch: &dyn Watch,
 ) -> Result<Stages, PipelineError> {
     let threads = threads.max(1);
     let run = Run {
@@ -127,7 +126,8 @@ pub fn run(
         files,
         queue: Queue::new(work),
         ahead: threads * PREFETCHED_PIECES_PER_THREAD,
-        on_written: Mutex::new(on_written),
+        watch,
+        stop: watch.abandon(),
         waiting: files.iter().map(|_| AtomicU64::new(0)).collect(),
         failure: Mutex::new(None),
     };
@@ -135,8 +135,12 @@ pub fn run(
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| run.work_off())).collect();
         workers.into_iter().map(|worker| worker.join()).collect()
     });
+    let stopped = run.stop.end();
     if let Some((_, error)) = run.failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(error);
+    }
+    if stopped {
+        return Err(Interrupted.into());
     }
     let finished = finished.into_iter().collect::<Result<Vec<_>, _>>().map_err(|_| PipelineError::Panicked)?;
     let mut stages = Stages::default();
@@ -156,7 +160,11 @@ impl Run<'_> {
             if let Some(later) = self.queue.at(index + self.ahead) {
                 self.gguf.prefetch_rows(self.work[later.work].source, later.first_row, later.rows);
             }
-            match worker.convert(&self.work[piece.work], piece) {
+            let converted = match self.stop.check() {
+                Ok(()) => worker.convert(&self.work[piece.work], piece),
+                Err(interrupted) => Err(interrupted.into()),
+            };
+            match converted {
                 Ok(written) => self.report(&written),
                 Err(error) => self.fail(index, error),
             }
@@ -181,6 +189,6 @@ impl Run<'_> {
             self.waiting[file].store(0, Ordering::Relaxed);
             crate::os::start_writeback(self.files[file].file());
         }
-        self.on_written.lock().unwrap_or_else(PoisonError::into_inner)(written.work, written.source_bytes);
+        self.watch.advance(written.source_bytes, &self.work[written.work].source.name);
     }
 }

@@ -95,7 +95,7 @@ fn cut(work: &[TensorWork<'_>]) -> Vec<Piece> {
 mod tests {
     use std::sync::{Barrier, Mutex};
 
-    use super::super::Rounding;
+    use super::super::RowRounding;
     use super::*;
     use crate::gguf::{TensorInfo, TensorType};
 
@@ -105,7 +105,14 @@ mod tests {
     }
 
     fn work(source: &TensorInfo) -> TensorWork<'_> {
-        TensorWork { source, target: TensorType::Q4_K, rounding: Rounding::Ggml, importance: None, file: 0, offset: 0 }
+        TensorWork {
+            source,
+            target: TensorType::Q4_K,
+            rounding: RowRounding::Ggml,
+            importance: None,
+            file: 0,
+            offset: 0,
+        }
     }
 
     #[test]

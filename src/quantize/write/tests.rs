@@ -1,5 +1,6 @@
 //! The run as a whole, on small models in memory.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::*;
@@ -30,13 +31,24 @@ fn model() -> (Gguf, Vec<f32>, Vec<f32>) {
     (Gguf::from_bytes(bytes).unwrap(), floats, importance)
 }
 
+/// Bytes that were reported by tensor.
+#[derive(Default)]
+struct Seen(Mutex<BTreeMap<String, u64>>);
+
+impl Watch for Seen {
+    fn advance(&self, amount: u64, what: &str) {
+        *self.0.lock().unwrap().entry(what.to_owned()).or_default() += amount;
+    }
+}
+
 fn quantized(gguf: &Gguf, work: &[TensorWork<'_>], threads: usize, folder: &Path) -> Result<Vec<u8>, PipelineError> {
     let path = folder.join("out");
     let files = [AtomicFile::create(&path, true).unwrap()];
-    let mut seen = vec![0; work.len()];
-    let stages = run(gguf, work, &files, threads, &mut |index, bytes| seen[index] += bytes)?;
+    let seen = Seen::default();
+    let stages = run(gguf, work, &files, threads, &seen)?;
     assert!(stages.encoding > 0.0);
-    assert_eq!(seen, work.iter().map(|item| item.source.bytes.unwrap()).collect::<Vec<_>>());
+    let expected = work.iter().map(|item| (item.source.name.clone(), item.source.bytes.unwrap()));
+    assert_eq!(seen.0.into_inner().unwrap(), expected.collect());
     for file in files {
         file.commit().unwrap();
     }
@@ -50,7 +62,7 @@ fn each_expert_is_encoded_with_its_own_importance_whatever_the_threads() {
     let experts = TensorWork {
         source: gguf.tensor("experts").unwrap(),
         target: TensorType::Q4_K,
-        rounding: Rounding::Ggml,
+        rounding: RowRounding::Ggml,
         importance: Some(&importance),
         file: 0,
         offset: 64,
@@ -60,7 +72,7 @@ fn each_expert_is_encoded_with_its_own_importance_whatever_the_threads() {
     let norm = TensorWork {
         source,
         target: source.ty,
-        rounding: Rounding::Ggml,
+        rounding: RowRounding::Ggml,
         importance: None,
         file: 0,
         offset: 64 + encoded_bytes,
@@ -91,7 +103,7 @@ fn a_weight_that_is_not_finite_is_named_by_its_place_in_the_tensor() {
         let work = TensorWork {
             source,
             target: TensorType::Q8_0,
-            rounding: Rounding::Ggml,
+            rounding: RowRounding::Ggml,
             importance: None,
             file: 0,
             offset: 0,
@@ -101,4 +113,23 @@ fn a_weight_that_is_not_finite_is_named_by_its_place_in_the_tensor() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[test]
+fn a_run_that_is_stopped_ends_without_an_output() {
+    struct Stopped;
+    impl Watch for Stopped {
+        fn stop(&self) -> Stop {
+            Stop::when(std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true)))
+        }
+    }
+    let (gguf, ..) = model();
+    let dir = tempfile::tempdir().unwrap();
+    let source = gguf.tensor("norm").unwrap();
+    let work =
+        [TensorWork { source, target: source.ty, rounding: RowRounding::Ggml, importance: None, file: 0, offset: 0 }];
+    let files = [AtomicFile::create(&dir.path().join("out"), true).unwrap()];
+    assert!(matches!(run(&gguf, &work, &files, 2, &Stopped), Err(PipelineError::Interrupted(_))));
+    drop(files);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::pieces::{CHUNK_WEIGHTS, Piece, rows_within};
-use super::{PipelineError, Rounding, Stages, TensorWork, Written};
+use super::{PipelineError, RowRounding, Stages, TensorWork, Written};
 use crate::atomic_file::AtomicFile;
 use crate::gguf::{Gguf, TensorInfo};
 use crate::os;
@@ -109,8 +109,8 @@ fn encode(
         &all[first..first + row_len]
     });
     let round = match work.rounding {
-        Rounding::Ggml => quant::quantize_rows,
-        Rounding::Search => round_by_search,
+        RowRounding::Ggml => quant::quantize_rows,
+        RowRounding::Search => round_by_search,
     };
     let rows_per_chunk = rows_within(CHUNK_WEIGHTS, row_len as u64);
     encoded.resize(row_bytes * piece.rows as usize, 0);

@@ -2,18 +2,16 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use anyhow::{Result, bail};
-
-use super::make::{Request, Subject};
-use crate::cli::measure::Job;
-use crate::cli::{Common, Progress, Unit, printable};
-use lwq::gguf::TensorType;
-use lwq::plan::{Method, ProbeText};
-use lwq::quant::{Codec, codec};
-use lwq::recipe::parse_storable_type;
-use lwq::measure::{
-    ColumnWeights, DamageModel, SECOND_ROUND_BITS, Sampling, Sensitivity, prior_slopes, type_name, weight_errors,
+use super::{DamageMethod, ProbeText, Request};
+use crate::gguf::TensorType;
+use crate::measure::{
+    ColumnWeights, DamageModel, Inventory, Job, MeasureError, SECOND_ROUND_BITS, Sampling, Sensitivity, prior_slopes,
+    type_name, weight_errors,
 };
+use crate::progress::{Unit, Watch};
+use crate::quant::{Codec, codec};
+use crate::quantize::Rounding;
+use crate::recipe::parse_storable_type;
 
 /// Predicted damage of every choice.
 pub(super) struct Estimate {
@@ -70,13 +68,18 @@ impl Estimate {
     ///
     /// # Errors
     /// Those of the measurement.
-    pub fn refine(&mut self, job: &Job<'_>, types: &HashMap<String, TensorType>, common: &Common) -> Result<bool> {
+    pub fn refine(
+        &mut self,
+        job: &Job<'_>,
+        types: &HashMap<String, TensorType>,
+        watch: &dyn Watch,
+    ) -> Result<bool, MeasureError> {
         let Some(measured) = &mut self.measured else { return Ok(false) };
         let Some(bits) = measured.bits.filter(|bits| *bits < SECOND_ROUND_BITS) else { return Ok(false) };
         if measured.sensitivity.round_around(bits).is_some() {
             return Ok(false);
         }
-        job.measure_around(&mut measured.sensitivity, types, common)?;
+        job.measure_around(&mut measured.sensitivity, types, watch)?;
         measured.judged = measured.judged.take().map(|_| measured.sensitivity.in_feedback_norm());
         self.damage = measured.damage(job);
         Ok(true)
@@ -103,7 +106,7 @@ impl Measured {
             let all = named.chain(self.extra.get(name).into_iter().flatten().copied());
             all.filter_map(|(ty, error)| Some((ty, model.damage(name, error)?))).collect()
         };
-        let names = job.targets.iter().map(|target| target.tensor.name.as_str());
+        let names = job.tensors.iter().map(|measured| measured.tensor.name.as_str());
         names.map(|name| (name.to_owned(), of_tensor(name))).collect()
     }
 }
@@ -113,49 +116,48 @@ impl Measured {
 /// # Errors
 /// When the model cannot be read or run, or a measurement belongs to other files.
 pub(super) fn estimate(
-    subject: &Subject<'_>,
+    inventory: &Inventory<'_>,
     job: &Job<'_>,
     request: &Request<'_>,
     bits: Option<f64>,
-    common: &Common,
-) -> Result<Estimate> {
+    watch: &dyn Watch,
+) -> Result<Estimate, MeasureError> {
     match request.method {
-        Method::Error => {
-            if request.feedback.is_some() {
-                common.warn("--method error runs nothing: types are chosen by the errors of plain rounding, not by those of feedback");
+        DamageMethod::Error => {
+            if matches!(request.rounding, Rounding::Feedback(_)) {
+                watch.warn("--method error runs nothing: types are chosen by the errors of plain rounding, not by those of feedback");
             }
-            by_error(subject, bits, common)
+            by_error(inventory, bits, watch)
         }
-        Method::Measured => by_measurement(subject, job, request, bits, common),
+        DamageMethod::Measured => by_measurement(inventory, job, request, bits, watch),
     }
 }
 
 fn by_measurement(
-    subject: &Subject<'_>,
+    inventory: &Inventory<'_>,
     job: &Job<'_>,
     request: &Request<'_>,
     bits: Option<f64>,
-    common: &Common,
-) -> Result<Estimate> {
+    watch: &dyn Watch,
+) -> Result<Estimate, MeasureError> {
     let mut sensitivity = match job.finished()? {
         Some(found) => found,
-        None => job.measure(common)?,
+        None => job.measure(watch)?,
     };
-    if let Some((model, calibration)) = request.feedback {
-        job.measure_feedback(&mut sensitivity, model, calibration, common)?;
-    }
-    let judged = request.feedback.map(|_| sensitivity.in_feedback_norm());
+    let judged = match request.rounding {
+        Rounding::Feedback(calibration) => {
+            job.measure_feedback(&mut sensitivity, calibration, watch)?;
+            Some(sensitivity.in_feedback_norm())
+        }
+        Rounding::Ggml | Rounding::Search => None,
+    };
     // Rounds around other solutions may stand in the file; they count only where they are asked for.
     let bits = bits.filter(|_| request.second_round);
     let mut measured = Measured { sensitivity, judged, bits, extra: HashMap::new() };
-    for ((tensor, types), target) in subject.choosable().zip(&job.targets) {
+    for ((tensor, types), target) in inventory.choosable().zip(job.tensors) {
         if measured.sensitivity.tensor(&tensor.name).is_none() {
-            let path = job.path.display().to_string();
-            bail!(
-                "{}: tensor {} was not measured; delete the file and plan again",
-                printable(&path),
-                tensor.shown_name()
-            );
+            let reason = format!("tensor {} was not measured; delete the file and plan again", tensor.shown_name());
+            return Err(MeasureError::BadFile { path: job.path.to_owned(), reason });
         }
         let known = measured.errors(&tensor.name);
         let missing: Vec<TensorType> = types
@@ -165,8 +167,8 @@ fn by_measurement(
             .filter(|ty| target.importance.is_some() || !codec(*ty).is_some_and(Codec::needs_importance))
             .collect();
         if !missing.is_empty() {
-            let weights = ColumnWeights { importance: target.importance, rows: target.rows.as_deref() };
-            let errors = weight_errors(subject.gguf, tensor, weights, &missing, Sampling::default())?;
+            let weights = ColumnWeights { importance: target.importance, rows: target.row_factors.as_deref() };
+            let errors = weight_errors(inventory.gguf, tensor, weights, &missing, Sampling::default())?;
             let finite = errors.into_iter().filter(|(_, errors)| errors.weighted_error.is_finite());
             measured.extra.insert(tensor.name.clone(), finite.map(|(ty, errors)| (ty, errors.relative())).collect());
         }
@@ -191,27 +193,27 @@ fn tried(types: &[TensorType], bits: Option<f64>) -> Vec<TensorType> {
 }
 
 /// Relative rounding errors times what is usual for the role of a tensor.
-fn by_error(subject: &Subject<'_>, bits: Option<f64>, common: &Common) -> Result<Estimate> {
-    let names: Vec<&str> = subject.choosable().map(|(tensor, _)| tensor.name.as_str()).collect();
-    let total = subject.choosable().filter_map(|(tensor, _)| tensor.bytes).sum();
-    let progress = Progress::new(common, "rounding samples", total, Unit::Bytes);
+fn by_error(inventory: &Inventory<'_>, bits: Option<f64>, watch: &dyn Watch) -> Result<Estimate, MeasureError> {
+    let names: Vec<&str> = inventory.choosable().map(|(tensor, _)| tensor.name.as_str()).collect();
+    let total = inventory.choosable().filter_map(|(tensor, _)| tensor.bytes).sum();
+    watch.begin("rounding samples", total, Unit::Bytes);
     let sampling = Sampling { weights: SAMPLED_WEIGHTS, ..Sampling::default() };
     let mut damage = HashMap::new();
-    for ((tensor, types), slope) in subject.choosable().zip(prior_slopes(&names)) {
-        let importance = subject.importance.get(&tensor.name);
-        let rows = subject.row_factors(tensor);
+    for ((tensor, types), slope) in inventory.choosable().zip(prior_slopes(&names)) {
+        let importance = inventory.importance.get(&tensor.name);
+        let rows = inventory.row_factors(tensor);
         let types = tried(types, bits);
         // With feedback, types may be legal whose importance only the model's run will show.
         let needs = importance.is_none() && types.iter().any(|ty| codec(*ty).is_some_and(Codec::needs_importance));
         let equal = if needs { vec![1.0; (tensor.row_len() * tensor.matrices()) as usize] } else { Vec::new() };
         let values = importance.map(|found| found.values.as_slice()).or(needs.then_some(equal.as_slice()));
         let weights = ColumnWeights { importance: values, rows: rows.as_deref() };
-        let errors = weight_errors(subject.gguf, tensor, weights, &types, sampling)?;
-        subject.gguf.release(tensor);
+        let errors = weight_errors(inventory.gguf, tensor, weights, &types, sampling)?;
+        inventory.gguf.release(tensor);
         let scaled = errors.into_iter().map(|(ty, errors)| (ty, slope * errors.relative())).collect();
         damage.insert(tensor.name.clone(), scaled);
-        progress.advance(tensor.bytes.unwrap_or(0), &tensor.name);
+        watch.advance(tensor.bytes.unwrap_or(0), &tensor.name);
     }
-    progress.finish();
+    watch.end();
     Ok(Estimate { damage, measured: None })
 }

@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 
-use super::{PlanError, PlanFile};
-use crate::gguf::{Gguf, fingerprint, shown};
+use super::{PlanError, PlanFile, record};
+use crate::gguf::{Gguf, Metadata, fingerprint, shown};
 use crate::imatrix::Imatrix;
 use crate::measure::SourceFile;
+use crate::quantize::Choices;
 use crate::recipe::candidates::kept;
-use crate::recipe::{Choice, Reason, Target, TensorDesc, requires_imatrix};
+use crate::recipe::{Choice, FILE_TYPE_GUESSED, Reason, Target, TensorDesc, guess_file_type, requires_imatrix};
 
 /// Digits of a fingerprint that a message shows.
 const SHOWN_DIGITS: usize = 12;
@@ -41,6 +42,45 @@ impl PlanFile {
             (None, Some(_)) => Err(PlanError::ImatrixUnplanned { file: file.to_owned() }),
             (None, None) => Ok(()),
         }
+    }
+
+    /// What a [`quantize::Request`](crate::quantize::Request) takes, after checking that this is the model and the importance
+    /// matrix that the plan was made for.
+    ///
+    /// # Errors
+    /// When one of them is another, the importance matrix is missing or not wanted, or the plan does not fit the model.
+    pub fn choices_for(&self, model: &Gguf, imatrix: Option<&Imatrix>) -> Result<Choices, PlanError> {
+        self.choices_of_file("the plan", &PlanFile::digest(&self.to_text()), model, imatrix)
+    }
+
+    /// The same for a plan that was read from `file`, whose text has the digest `sha256`.
+    ///
+    /// # Errors
+    /// As [`Self::choices_for`].
+    pub fn choices_of_file(
+        &self,
+        file: &str,
+        sha256: &str,
+        model: &Gguf,
+        imatrix: Option<&Imatrix>,
+    ) -> Result<Choices, PlanError> {
+        self.check_sources(file, model, imatrix.map(|imatrix| imatrix.clone().with_planning()).as_ref())?;
+        let tensors: Vec<TensorDesc> = model.tensors().iter().map(TensorDesc::from).collect();
+        let choices = self.choices(file, &tensors)?;
+        let mut metadata = Metadata::new(file);
+        record(&mut metadata, self, sha256);
+        Ok(Choices {
+            name: file.to_owned(),
+            label: format!("plan: {}", self.target),
+            suffix: format!("{:.2}bpw", self.bits_per_weight),
+            by_tensor: tensors.iter().map(|tensor| tensor.name.to_owned()).zip(choices).collect(),
+            // The number of the type that most planned tensors have.
+            file_type: guess_file_type(self.tensors.iter().map(|row| row.ty)) & !FILE_TYPE_GUESSED,
+            metadata,
+            imatrix_name: self.imatrix.as_ref().map(|imatrix| imatrix.name.clone()),
+            rounding: self.rounding.clone(),
+            target_bytes: self.target_bytes,
+        })
     }
 
     /// The choice for each of the model's tensors, in the order given.

@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use crate::cli::printable;
-use lwq::gguf::TensorType;
-use lwq::plan::PlanFile;
-use lwq::recipe::roles::block_number;
+use super::PlanFile;
+use crate::display::printable;
+use crate::gguf::TensorType;
+use crate::recipe::roles::block_number;
 
 /// How a plan is drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ShowStyle {
+pub struct MapStyle {
     /// Characters per line; layers that do not fit go to further bands.
     pub width: usize,
     /// Cells in 256 colours.
@@ -25,7 +25,7 @@ const NARROWEST: usize = 40;
 const LONGEST_ROLE: usize = 24;
 
 /// Draws the plan.
-pub fn show(plan: &PlanFile, style: ShowStyle) -> String {
+pub fn map(plan: &PlanFile, style: MapStyle) -> String {
     let legend = Legend::new(plan);
     let mut out = String::new();
     draw_layers(&mut out, plan, &legend, style);
@@ -86,7 +86,7 @@ fn bits(ty: TensorType) -> f64 {
     ty.info().map_or(0.0, |info| info.bits_per_weight())
 }
 
-fn draw_layers(out: &mut String, plan: &PlanFile, legend: &Legend, style: ShowStyle) {
+fn draw_layers(out: &mut String, plan: &PlanFile, legend: &Legend, style: MapStyle) {
     let mut roles: BTreeMap<&str, BTreeMap<u64, TensorType>> = BTreeMap::new();
     let mut layers = BTreeSet::new();
     for row in &plan.tensors {
@@ -160,7 +160,7 @@ fn write_totals(out: &mut String, plan: &PlanFile) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lwq::plan::{PlanRow, example};
+    use crate::plan::{PlanRow, example};
 
     fn plan(layers: u64) -> PlanFile {
         let mut plan = example();
@@ -176,19 +176,19 @@ mod tests {
 
     #[test]
     fn layers_stand_side_by_side_and_the_rest_below() {
-        let text = show(&plan(3), ShowStyle { width: 80, color: false });
+        let text = map(&plan(3), MapStyle { width: 80, color: false });
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[..4], ["       0", "attn_q aaaaaa", "ffn_up bbbbbb", "token_embd.weight  c q6_K"], "{text}");
         assert!(text.contains("a iq3_s          3.438        3           300  0.003000"), "{text}");
         assert!(text.contains("990 bytes of 1000 (99.00%)"), "{text}");
         assert!(text.contains("predicted KL divergence 0.012500 (method error)"), "{text}");
         assert!(!text.contains('\x1b'));
-        assert!(show(&plan(3), ShowStyle { width: 80, color: true }).contains("\x1b[48;5;"));
+        assert!(map(&plan(3), MapStyle { width: 80, color: true }).contains("\x1b[48;5;"));
     }
 
     #[test]
     fn many_layers_go_to_bands_within_the_width() {
-        let text = show(&plan(100), ShowStyle { width: 40, color: false });
+        let text = map(&plan(100), MapStyle { width: 40, color: false });
         assert!(text.lines().take(9).all(|line| line.chars().count() <= 40), "{text}");
         assert_eq!(text.lines().filter(|line| line.starts_with("attn_q ")).count(), 4);
     }
@@ -198,6 +198,6 @@ mod tests {
         let mut plan = plan(1);
         plan.tensors[1].tensor = "blk.0.\x1b[31mred.weight".to_owned();
         plan.tensors[0].tensor = "a\nb".to_owned();
-        assert!(!show(&plan, ShowStyle { width: 80, color: false }).contains('\x1b'));
+        assert!(!map(&plan, MapStyle { width: 80, color: false }).contains('\x1b'));
     }
 }

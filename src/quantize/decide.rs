@@ -1,0 +1,610 @@
+//! Everything about an output that is decided before any tensor is touched: types, importance, files, refusals.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use super::request::{Goal, Request};
+use super::write::{RowRounding, TensorWork};
+use super::{QuantizeError, Report};
+use crate::atomic_file::{AtomicFile, Replace, check_target, folder_of};
+use crate::display::{count, decimal_size, printable};
+use crate::gguf::{Array, Gguf, GgufLayout, Metadata, NewTensor, TensorInfo, TensorType, Value, split};
+use crate::imatrix::{EntryFilter, Imatrix, MatchReport, ModelTensor, Need, match_to_model};
+use crate::moments::{Calibration, has_input, output_tensor};
+use crate::os;
+use crate::progress::Watch;
+use crate::recipe::{
+    Choice, FallbackCost, ModelFacts, PrunePlan, Recipe, Target, TensorDesc, choose_types, guess_file_type,
+    output_order,
+};
+use crate::rounding::{RoundingMethod, RoundingRecord};
+
+/// `general.quantization_version` of all block formats (`GGML_QNT_VERSION`).
+const QUANTIZATION_VERSION: u32 = 2;
+
+/// A decided output.
+pub struct Draft<'a> {
+    pub(super) gguf: &'a Gguf,
+    /// The target's name, or what the choices were made for.
+    pub(super) target: String,
+    /// What the output's default name ends in.
+    suffix: String,
+    pub(super) tensors: Vec<DraftTensor<'a>>,
+    /// The files in order.
+    files: Vec<GgufLayout>,
+    pub(super) method: RoundingMethod,
+    /// What the output records of its rounding.
+    pub(super) record: Option<RoundingRecord>,
+    pub(super) calibration: Option<&'a Calibration<'a>>,
+    pub(super) fallback_cost: FallbackCost,
+    notes: Vec<String>,
+    problems: Vec<String>,
+}
+
+/// One output tensor.
+pub(super) struct DraftTensor<'a> {
+    pub source: &'a TensorInfo,
+    pub name: String,
+    pub choice: Choice,
+    importance: Option<Vec<f32>>,
+    file: usize,
+    offset: u64,
+    pub bytes: u64,
+}
+
+impl DraftTensor<'_> {
+    /// Output file and offset in it.
+    pub fn place(&self) -> (usize, u64) {
+        (self.file, self.offset)
+    }
+
+    /// True if its weights are rounded at all.
+    pub fn is_rounded(&self) -> bool {
+        self.choice.ty.is_quantized() && self.choice.ty != self.source.ty
+    }
+
+    /// True if importance data weigh its rounding.
+    pub fn is_weighted(&self) -> bool {
+        self.importance.is_some()
+    }
+}
+
+/// The source tensors of an output, in its order, with their names there.
+type Sources<'a> = Vec<(&'a TensorInfo, String)>;
+
+impl<'a> Draft<'a> {
+    /// Decides everything; the output gets `record` of its rounding.
+    pub(super) fn decide(
+        request: &Request<'a>,
+        gguf: &'a Gguf,
+        record: Option<RoundingRecord>,
+    ) -> Result<Draft<'a>, QuantizeError> {
+        let input = printable(gguf.label());
+        let method = request.rounding.method();
+        let mut metadata = gguf.metadata().clone();
+        for (key, value) in &request.metadata {
+            metadata.set(key, value.clone());
+        }
+        // Mixes follow the whole model, as in llama-quantize: pruning must not change the types of what stays.
+        let facts = ModelFacts::from_metadata(&metadata);
+        let mut notes = Vec::new();
+        let pruned = prune(request, gguf, &mut metadata, &mut notes)?;
+        let sources = sources(request, gguf, pruned.as_ref());
+
+        // Only plans know the entries that are for plans alone.
+        let imatrix: Option<Cow<'_, Imatrix>> = request.imatrix.map(|named| match request.goal {
+            Goal::Choices(_) => Cow::Owned(named.imatrix.clone().with_planning()),
+            Goal::Target(_) => Cow::Borrowed(named.imatrix),
+        });
+        // Feedback knows the importance of inputs, so the types are those of a file with an imatrix.
+        let weighted = imatrix.is_some() || method == RoundingMethod::Feedback;
+        let mut recipe = match &request.goal {
+            Goal::Choices(choices) => {
+                let missing = |name: &str| QuantizeError::NotChosen {
+                    file: input.clone(),
+                    tensor: printable(name),
+                    choices: choices.name.clone(),
+                };
+                let of_tensor =
+                    |(_, name): &(_, String)| choices.by_tensor.get(name).cloned().ok_or_else(|| missing(name));
+                let found = sources.iter().map(of_tensor).collect::<Result<_, _>>()?;
+                Recipe { choices: found, fallback_cost: FallbackCost::default(), notes: Vec::new() }
+            }
+            Goal::Target(target) => choose(request, *target, &facts, &sources, weighted)
+                .map_err(|source| QuantizeError::Recipe { file: input.clone(), source })?,
+        };
+        // The run finds out by itself how important these inputs are.
+        let by_feedback =
+            |tensor: &TensorInfo| method == RoundingMethod::Feedback && has_input(&tensor.name, output_tensor(gguf));
+        for ((tensor, _), choice) in sources.iter().zip(&mut recipe.choices) {
+            choice.requires_imatrix &= !by_feedback(tensor);
+        }
+        notes.extend(recipe.notes.iter().map(ToString::to_string));
+        let fallback_cost = recipe.fallback_cost;
+        let choices = match &request.goal {
+            Goal::Choices(choices) => Some(choices.as_ref()),
+            Goal::Target(_) => None,
+        };
+
+        let mut problems = Vec::new();
+        let importance = match (&imatrix, request.imatrix) {
+            (Some(imatrix), Some(named)) => {
+                let mut report = match_importance(&request.filter, imatrix, &sources, &recipe.choices, pruned.as_ref());
+                if let Some(plan) = &pruned {
+                    let removed = |name: &str| gguf.tensor(name).is_some() && plan.rename(name).is_none();
+                    report.unknown_names.retain(|name| !removed(name));
+                }
+                notes.extend(report.warnings());
+                if let Err(problem) = report.check() {
+                    problems.push(problem.to_string());
+                }
+                let name = choices.and_then(|choices| choices.imatrix_name.as_deref()).unwrap_or(named.name);
+                for (key, value) in imatrix.quantize_metadata(name, report.entries) {
+                    metadata.set(key, value);
+                }
+                importance_values(imatrix, &report)
+            }
+            _ => {
+                problems.extend(missing_imatrix(&sources, &recipe.choices));
+                HashMap::new()
+            }
+        };
+        if !request.allow_requantize {
+            problems.extend(requantized(&sources, &recipe.choices));
+        }
+        if fallback_cost.tensors > 0 {
+            let cost = &fallback_cost;
+            let extra = cost.got_bytes.saturating_sub(cost.wanted_bytes);
+            notes.push(format!(
+                "{input}: rows of {} tensors do not fit their type; the types used instead take {} more ({} for {}); \
+                 --no-fallback refuses them",
+                count(cost.tensors as u64),
+                decimal_size(extra),
+                decimal_size(cost.got_bytes),
+                decimal_size(cost.wanted_bytes)
+            ));
+        }
+
+        let of_goal = match &request.goal {
+            Goal::Target(target) => target.info().file_type,
+            Goal::Choices(choices) => Some(choices.file_type),
+        };
+        let file_type = match of_goal {
+            Some(number) => number,
+            None => match metadata.u32("general.file_type")? {
+                Some(number) => number,
+                None => guess_file_type(sources.iter().map(|(tensor, _)| tensor.ty)),
+            },
+        };
+        metadata.set("general.quantization_version", QUANTIZATION_VERSION);
+        metadata.set("general.file_type", file_type);
+        if let Some(record) = &record {
+            record.write(&mut metadata);
+            notes.extend(choices.and_then(|choices| choices.rounding_note(record)));
+        }
+        let tensors = draft_tensors(sources, recipe, importance);
+        let (target, suffix) = match &request.goal {
+            Goal::Choices(choices) => {
+                for (key, value) in choices.metadata.iter() {
+                    metadata.set(key, value.clone());
+                }
+                (choices.label.clone(), choices.suffix.clone())
+            }
+            Goal::Target(target) => (target.to_string(), target.to_string()),
+        };
+        let mut draft = Draft {
+            gguf,
+            target,
+            suffix,
+            tensors,
+            files: Vec::new(),
+            method,
+            record,
+            calibration: request.rounding.calibration(),
+            fallback_cost,
+            notes,
+            problems,
+        };
+        draft.lay_out(request, &metadata)?;
+        draft.notes.extend(choices.and_then(|choices| choices.size_note(draft.file_bytes())));
+        Ok(draft)
+    }
+
+    /// Deals the tensors out to files and fixes every offset.
+    fn lay_out(&mut self, request: &Request<'_>, metadata: &Metadata) -> Result<(), QuantizeError> {
+        use super::Split;
+        let new_tensors: Vec<NewTensor> = self
+            .tensors
+            .iter()
+            .map(|tensor| NewTensor {
+                name: tensor.name.clone(),
+                shape: tensor.source.shape.clone(),
+                ty: tensor.choice.ty,
+            })
+            .collect();
+        let shards = match request.split {
+            Split::AsInput => {
+                let shard_of: Vec<usize> = self.tensors.iter().map(|tensor| tensor.source.shard).collect();
+                split::plan_like_input(&shard_of, self.gguf.shards().len())
+            }
+            Split::MaxBytes(max_bytes) => {
+                let bytes: Vec<u64> = new_tensors.iter().map(|tensor| unpadded_bytes(tensor).unwrap_or(0)).collect();
+                split::plan_by_size(&bytes, max_bytes, metadata.alignment()?)
+            }
+            Split::Whole => std::iter::once(0..new_tensors.len()).collect(),
+        };
+        let Ok(shard_count) = u16::try_from(shards.len()) else {
+            return Err(QuantizeError::TooManyFiles { count: shards.len() });
+        };
+        for (file, range) in shards.into_iter().enumerate() {
+            let shard_metadata = split::shard_metadata(metadata, file as u16, shard_count, new_tensors.len() as u64);
+            let layout = GgufLayout::new(self.gguf.label(), &shard_metadata, new_tensors[range.clone()].to_vec())?;
+            for (tensor, placed) in self.tensors[range].iter_mut().zip(layout.tensors()) {
+                tensor.file = file;
+                tensor.offset = placed.offset;
+                tensor.bytes = placed.bytes;
+            }
+            self.files.push(layout);
+        }
+        Ok(())
+    }
+
+    /// Lines that the user should see before the work.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Reasons why the draft cannot be written, such as a type that needs an importance matrix.
+    pub fn problems(&self) -> &[String] {
+        &self.problems
+    }
+
+    /// Bytes of all output files.
+    pub fn file_bytes(&self) -> u64 {
+        self.files.iter().map(GgufLayout::file_bytes).sum()
+    }
+
+    /// The name of the output where none was chosen: that of the model with the target or the planned bits, beside it.
+    pub fn default_output(&self) -> PathBuf {
+        let input = self.gguf.shards().first().and_then(|shard| shard.path()).unwrap_or(Path::new("model.gguf"));
+        let stem = match split::parse_shard_path(input) {
+            Some((prefix, _, _)) => prefix,
+            None => input.with_extension(""),
+        };
+        let mut name = stem.into_os_string();
+        name.push(format!("-{}.gguf", self.suffix));
+        PathBuf::from(name)
+    }
+
+    /// Names of all files of an output: itself, or numbered ones where it is split.
+    pub fn paths(&self, output: &Path) -> Vec<PathBuf> {
+        let count = self.files.len() as u16;
+        if count == 1 {
+            return vec![output.to_owned()];
+        }
+        (0..count).map(|number| shard_name(output, number, count)).collect()
+    }
+
+    /// What [`Self::write`] to `output` would make.
+    pub fn report(&self, output: &Path) -> Report {
+        Report::new(self, output, &[], None)
+    }
+
+    /// Makes the files.
+    ///
+    /// An interrupted run of [`Rounding::Feedback`](super::Rounding::Feedback) leaves its finished layers beside the
+    /// output, and the next one goes on behind them; any other leaves nothing.
+    ///
+    /// # Errors
+    /// Anything wrong with the files; no output file is left then.
+    pub fn write(&self, output: &Path, replace: Replace, watch: &dyn Watch) -> Result<Report, QuantizeError> {
+        let mut reports = super::write_all(&[(self, output.to_owned())], replace, watch)?;
+        Ok(reports.remove(0))
+    }
+
+    /// Checks what only the real run needs: that nothing is missing, and that the output can be written, with `others`
+    /// bytes of other outputs beside it.
+    pub(super) fn refuse_what_cannot_be_done(
+        &self,
+        paths: &[PathBuf],
+        others: u64,
+        replace: Replace,
+    ) -> Result<(), QuantizeError> {
+        if let Some(problem) = self.problems.first() {
+            return Err(QuantizeError::Problem { file: printable(self.gguf.label()), problem: problem.clone() });
+        }
+        for path in paths {
+            for shard in self.gguf.shards() {
+                if shard.path().is_some_and(|input| os::same_file(input, path)) {
+                    return Err(QuantizeError::IsInput(path.clone()));
+                }
+            }
+            check_target(path, replace.is_allowed())?;
+        }
+        let needed = self.needed_bytes().saturating_add(others);
+        // All files lie in one folder.
+        let Some(folder) = paths.first().map(|path| folder_of(path)) else { return Ok(()) };
+        match os::free_space(folder) {
+            Some(free) if free < needed => Err(QuantizeError::NoSpace { folder: folder.to_owned(), needed, free }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Bytes of disk space that the run takes for this output, unfinished work included.
+    pub fn needed_bytes(&self) -> u64 {
+        self.file_bytes().saturating_add(self.unfinished_bytes())
+    }
+
+    /// Bytes that unfinished work takes beside the output.
+    fn unfinished_bytes(&self) -> u64 {
+        let Some(calibration) = self.calibration else { return 0 };
+        let rounded = self.tensors.iter().filter(|tensor| tensor.is_rounded()).map(|tensor| tensor.bytes);
+        // The states that enter a layer and those that leave it.
+        rounded.sum::<u64>().saturating_add(2 * calibration.states_bytes())
+    }
+
+    /// Opens all output files under temporary names, reserves their space and writes their headers.
+    pub(super) fn create_files(&self, paths: &[PathBuf], replace: Replace) -> Result<Vec<AtomicFile>, QuantizeError> {
+        let mut files = Vec::with_capacity(self.files.len());
+        for (layout, path) in self.files.iter().zip(paths) {
+            let file = AtomicFile::create(path, replace.is_allowed())?;
+            file.reserve(layout.file_bytes())?;
+            layout.write_header_at(file.file())?;
+            files.push(file);
+        }
+        Ok(files)
+    }
+
+    /// The types of the tensors that feedback may round, by their names in the source; `output` is the matrix that
+    /// gives the logits.
+    pub(super) fn types_for_feedback(&self, output: &str) -> HashMap<String, TensorType> {
+        let chosen = self.tensors.iter().filter(|t| t.is_rounded() && has_input(&t.source.name, output));
+        chosen.map(|tensor| (tensor.source.name.clone(), tensor.choice.ty)).collect()
+    }
+
+    /// The pipeline's view of the draft, without the tensors named in `done`.
+    pub(super) fn work(&self, done: &HashSet<&str>) -> Vec<TensorWork<'_>> {
+        let rounding = match self.method {
+            RoundingMethod::Ggml => RowRounding::Ggml,
+            RoundingMethod::Search | RoundingMethod::Feedback => RowRounding::Search,
+        };
+        self.tensors
+            .iter()
+            .filter(|tensor| !done.contains(tensor.source.name.as_str()))
+            .map(|tensor| TensorWork {
+                source: tensor.source,
+                target: tensor.choice.ty,
+                rounding,
+                importance: tensor.importance.as_deref(),
+                file: tensor.file,
+                offset: tensor.offset,
+            })
+            .collect()
+    }
+}
+
+impl super::Choices {
+    /// A note where the choices were made for another rounding than that of the run.
+    fn rounding_note(&self, record: &RoundingRecord) -> Option<String> {
+        let planned = self.rounding.as_ref()?;
+        let text = |record: &RoundingRecord| record.calibration.as_ref().map(|of| of.text_sha256.clone());
+        if planned.method != record.method {
+            return Some(format!("{} was made for rounding by {}, not {}", self.name, planned.method, record.method));
+        }
+        let named = planned.calibration.as_ref().map_or("none", |of| of.text.as_str());
+        (text(planned) != text(record)).then(|| {
+            format!(
+                "{} was made for another calibration text or length ({}); give it with -f",
+                self.name,
+                printable(named)
+            )
+        })
+    }
+
+    /// A note where the files come out larger than planned for: other options of the run make them so.
+    fn size_note(&self, file_bytes: u64) -> Option<String> {
+        let target = self.target_bytes.filter(|target| file_bytes > *target)?;
+        Some(format!(
+            "the output has {file_bytes} bytes, {} more than {} was made for; metadata or shards were added since",
+            file_bytes - target,
+            self.name
+        ))
+    }
+}
+
+/// Bytes of the file that a target makes with this imatrix, headers and padding included. With feedback its types are
+/// those of a file with an imatrix, and its metadata those of one without.
+///
+/// # Errors
+/// When such a file cannot be made.
+pub(crate) fn standard_file_bytes<'a>(
+    gguf: &'a Gguf,
+    target: Target,
+    imatrix: Option<crate::imatrix::Named<'a>>,
+    rounding: super::Rounding<'a>,
+) -> Result<u64, QuantizeError> {
+    let mut request = Request::target(target).rounding(rounding).allow_requantize(true);
+    request.imatrix = imatrix;
+    let draft = Draft::decide(&request, gguf, None)?;
+    match draft.problems.first() {
+        Some(problem) => Err(QuantizeError::Problem {
+            file: printable(gguf.label()),
+            problem: format!("the standard {target} file cannot be made: {problem}"),
+        }),
+        None => Ok(draft.file_bytes()),
+    }
+}
+
+/// The tensors in the order of the output, with their names there.
+fn sources<'a>(request: &Request<'_>, gguf: &'a Gguf, pruned: Option<&PrunePlan>) -> Sources<'a> {
+    let order = if request.split == super::Split::AsInput {
+        (0..gguf.tensors().len()).collect()
+    } else {
+        let names: Vec<&str> = gguf.tensors().iter().map(|tensor| tensor.name.as_str()).collect();
+        output_order(&names)
+    };
+    order
+        .into_iter()
+        .map(|at| &gguf.tensors()[at])
+        .filter_map(|tensor| match pruned {
+            Some(plan) => plan.rename(&tensor.name).map(|name| (tensor, name)),
+            None => Some((tensor, tensor.name.clone())),
+        })
+        .collect()
+}
+
+fn prune(
+    request: &Request<'_>,
+    gguf: &Gguf,
+    metadata: &mut Metadata,
+    notes: &mut Vec<String>,
+) -> Result<Option<PrunePlan>, QuantizeError> {
+    if request.prune_layers.is_empty() {
+        return Ok(None);
+    }
+    let refused = |problem: String| QuantizeError::Prune { file: printable(gguf.label()), problem };
+    let plan = PrunePlan::new(gguf.tensors().iter().map(|tensor| tensor.name.as_str()), &request.prune_layers)
+        .map_err(|error| refused(error.to_string()))?;
+    notes.extend(plan.notes().iter().map(ToString::to_string));
+    let architecture = metadata.str("general.architecture").map_err(|error| refused(error.to_string()))?;
+    let Some(architecture) = architecture.map(str::to_owned) else {
+        return Err(refused(
+            "general.architecture is missing; --prune-layers needs it, add --override-kv general.architecture=str:NAME"
+                .to_owned(),
+        ));
+    };
+    let key = format!("{architecture}.block_count");
+    let old_count = metadata.u64(&key).map_err(|error| refused(error.to_string()))?;
+    // Values given per block must lose the same blocks, or the pruned model has values for blocks that are gone.
+    let prefix = format!("{architecture}.");
+    let per_block: Vec<(String, Array)> = metadata
+        .iter()
+        .filter_map(|(key, value)| match value {
+            Value::Array(array) if key.starts_with(&prefix) && Some(array.len()) == old_count => {
+                Some((key.to_owned(), array.clone()))
+            }
+            _ => None,
+        })
+        .collect();
+    let kept = plan.kept_blocks();
+    for (key, array) in per_block {
+        let values: Vec<Value> = array
+            .iter()
+            .enumerate()
+            .filter(|(block, _)| kept.contains(&(*block as u64)))
+            .map(|(_, value)| value)
+            .collect();
+        metadata.set(&key, Array::of_values(array.elem_type(), &values));
+    }
+    let blocks = u32::try_from(plan.block_count()).map_err(|_| refused("block numbers beyond 32 bits".to_owned()))?;
+    metadata.set(&key, blocks);
+    notes.push(format!("{} of {} layers are removed", plan.removed(), plan.removed() + kept.len()));
+    Ok(Some(plan))
+}
+
+fn choose(
+    request: &Request<'_>,
+    target: Target,
+    facts: &ModelFacts,
+    sources: &Sources<'_>,
+    weighted: bool,
+) -> Result<Recipe, crate::recipe::RecipeError> {
+    let tensors: Vec<TensorDesc> =
+        sources.iter().map(|(tensor, name)| TensorDesc { name, shape: &tensor.shape, ty: tensor.ty }).collect();
+    choose_types(facts, &tensors, &request.recipe_options(target, weighted))
+}
+
+fn match_importance(
+    filter: &EntryFilter,
+    imatrix: &Imatrix,
+    sources: &Sources<'_>,
+    choices: &[Choice],
+    pruned: Option<&PrunePlan>,
+) -> MatchReport {
+    let old_names: HashMap<&str, &str> = match pruned {
+        Some(_) => sources.iter().map(|(tensor, name)| (name.as_str(), tensor.name.as_str())).collect(),
+        None => HashMap::new(),
+    };
+    let tensors: Vec<ModelTensor> = sources
+        .iter()
+        .zip(choices)
+        .map(|((tensor, name), choice)| ModelTensor {
+            name,
+            row_len: tensor.row_len(),
+            matrices: tensor.matrices(),
+            need: match choice {
+                _ if choice.ty == tensor.ty || !choice.ty.is_quantized() => Need::Kept,
+                Choice { requires_imatrix: true, .. } => Need::Required,
+                _ => Need::Optional,
+            },
+        })
+        .collect();
+    let entry_name = |name| Cow::Borrowed(old_names.get(name).copied().unwrap_or(name));
+    match_to_model(imatrix, &tensors, filter, entry_name)
+}
+
+/// Importance by output tensor name, one matrix after another.
+fn importance_values(imatrix: &Imatrix, report: &MatchReport) -> HashMap<String, Vec<f32>> {
+    let values_of = |entry: &str| Some(imatrix.entries.get(entry)?.importance().values);
+    report.used.iter().filter_map(|used| Some((used.tensor.clone(), values_of(&used.entry)?))).collect()
+}
+
+fn missing_imatrix(sources: &Sources<'_>, choices: &[Choice]) -> Option<String> {
+    let needing: Vec<_> = sources.iter().zip(choices).filter(|(_, choice)| choice.requires_imatrix).collect();
+    let ((_, name), choice) = needing.first()?;
+    let others = match needing.len() - 1 {
+        0 => String::new(),
+        n => format!(" and {n} more"),
+    };
+    Some(format!(
+        "{} needs an importance matrix (tensor {}{others}); add --imatrix FILE",
+        choice.ty.to_string().to_uppercase(),
+        printable(name)
+    ))
+}
+
+fn requantized(sources: &Sources<'_>, choices: &[Choice]) -> Option<String> {
+    let affected: Vec<_> = sources
+        .iter()
+        .zip(choices)
+        .filter(|((tensor, _), choice)| tensor.ty.is_quantized() && tensor.ty != choice.ty)
+        .collect();
+    let ((tensor, name), _) = affected.first()?;
+    Some(format!(
+        "the source is quantized already ({} of {} tensors, {} is {}); take a 16-bit source, or add --allow-requantize \
+         and lose quality twice",
+        affected.len(),
+        sources.len(),
+        printable(name),
+        tensor.ty.to_string().to_uppercase()
+    ))
+}
+
+fn draft_tensors<'a>(
+    sources: Sources<'a>,
+    recipe: Recipe,
+    mut importance: HashMap<String, Vec<f32>>,
+) -> Vec<DraftTensor<'a>> {
+    sources
+        .into_iter()
+        .zip(recipe.choices)
+        .map(|((source, name), choice)| {
+            let importance = importance.remove(&name);
+            DraftTensor { source, name, choice, importance, file: 0, offset: 0, bytes: 0 }
+        })
+        .collect()
+}
+
+fn unpadded_bytes(tensor: &NewTensor) -> Option<u64> {
+    let row_len = tensor.shape.first().copied().unwrap_or(1);
+    let rows: u64 = tensor.shape.iter().skip(1).product();
+    tensor.ty.info()?.row_bytes(row_len)?.checked_mul(rows)
+}
+
+/// The name of a shard: OUTPUT without `.gguf`, number and count behind it.
+fn shard_name(output: &Path, number: u16, count: u16) -> PathBuf {
+    let named_gguf = output.extension().is_some_and(|extension| extension == "gguf");
+    let prefix = if named_gguf { output.with_extension("") } else { output.to_path_buf() };
+    split::shard_path(&prefix, number, count)
+}

@@ -1,0 +1,183 @@
+//! The run: from drafts to files.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use super::feedback::{Outcome, PartialFolder, RoundingError, Run, RunOutput};
+use super::report::Times;
+use super::write::{self, PipelineError};
+use super::{Draft, QuantizeError, Report};
+use crate::atomic_file::{AtomicFile, Replace};
+use crate::display::{count, printable};
+use crate::gguf::TensorType;
+use crate::moments::Calibration;
+use crate::os;
+use crate::progress::{Interrupted, Unit, Watch};
+use crate::unfinished::{Conditions, GOES_ON, going_on};
+
+/// Makes the files of several drafts of one model. Those that round with feedback share its pass over the model, which is
+/// most of the work; a tensor that has the same type in several is rounded once.
+///
+/// # Errors
+/// As [`Draft::write`]. Outputs before the one that failed are complete.
+pub fn write_all(
+    outputs: &[(&Draft<'_>, PathBuf)],
+    replace: Replace,
+    watch: &dyn Watch,
+) -> Result<Vec<Report>, QuantizeError> {
+    let started = Instant::now();
+    let paths: Vec<Vec<PathBuf>> = outputs.iter().map(|(draft, output)| draft.paths(output)).collect();
+    let mut seen = HashSet::new();
+    if let Some(path) = paths.iter().flatten().find(|path| !seen.insert(*path)) {
+        return Err(QuantizeError::SameName(path.clone()));
+    }
+    let needed: u64 = outputs.iter().map(|(draft, _)| draft.needed_bytes()).sum();
+    for ((draft, _), paths) in outputs.iter().zip(&paths) {
+        draft.refuse_what_cannot_be_done(paths, needed - draft.needed_bytes(), replace)?;
+    }
+    let mut rounded = round_with_feedback(outputs, &paths, replace, watch)?.into_iter();
+    let mut reports = Vec::with_capacity(outputs.len());
+    for ((draft, output), paths) in outputs.iter().zip(&paths) {
+        let rounded = draft.calibration.and_then(|_| rounded.next());
+        let files = draft.create_files(paths, replace)?;
+        let done = rounded.as_ref().map(Rounded::names).unwrap_or_default();
+        let work = draft.work(&done);
+        watch.begin("quantizing", work.iter().filter_map(|work| work.source.bytes).sum(), Unit::Bytes);
+        let threads = rayon::current_num_threads();
+        let stages = write::run(draft.gguf, &work, &files, threads, watch)?;
+        watch.end();
+        if let Some(rounded) = &rounded {
+            rounded.write(draft, &files)?;
+        }
+        let written = Instant::now();
+        commit(files).map_err(QuantizeError::Incomplete)?;
+        let times = Times { threads, stages, syncing: written.elapsed().as_secs_f64() };
+        let outcomes = rounded.as_ref().map_or(&[][..], |rounded| &rounded.outcomes);
+        reports.push(Report::new(draft, output, outcomes, Some((started.elapsed(), times))));
+        if let Some(rounded) = rounded {
+            rounded.folder.remove().map_err(QuantizeError::Unfinished)?;
+        }
+    }
+    Ok(reports)
+}
+
+/// Syncs all files before the first gets its name, then names them last to first: the file that a reader opens
+/// first appears when all others are there.
+fn commit(mut files: Vec<AtomicFile>) -> Result<(), crate::atomic_file::OutputError> {
+    for file in &mut files {
+        file.sync()?;
+    }
+    while let Some(file) = files.pop() {
+        file.commit()?;
+    }
+    Ok(())
+}
+
+/// The tensors of one output that were rounded with feedback, lying in the folder of unfinished work until the output is
+/// complete.
+struct Rounded {
+    folder: PartialFolder,
+    steps: usize,
+    outcomes: Vec<Outcome>,
+}
+
+/// Rounds what has an input in the model, for all drafts in one pass, going on with what an interrupted run left. The
+/// result has an entry for each draft that is rounded so, in their order.
+fn round_with_feedback(
+    outputs: &[(&Draft<'_>, PathBuf)],
+    paths: &[Vec<PathBuf>],
+    replace: Replace,
+    watch: &dyn Watch,
+) -> Result<Vec<Rounded>, QuantizeError> {
+    let rounded =
+        || outputs.iter().zip(paths).filter_map(|((draft, _), paths)| Some((*draft, draft.calibration?, paths)));
+    let Some((_, calibration, _)) = rounded().next() else { return Ok(Vec::new()) };
+    let mut folders = Vec::new();
+    for (draft, of_draft, paths) in rounded() {
+        if !std::ptr::addr_eq(of_draft, calibration) {
+            return Err(QuantizeError::Calibrations);
+        }
+        let types = draft.types_for_feedback(calibration.model().output_tensor());
+        let conditions = conditions(draft, calibration, &types);
+        let folder = PartialFolder::open(&paths[0], conditions, replace.is_allowed());
+        folders.push((types, folder.map_err(QuantizeError::Unfinished)?));
+    }
+    let outputs: Vec<RunOutput<'_>> = folders.iter().map(|(types, folder)| RunOutput { types, folder }).collect();
+    let stop = watch.stop();
+    let run = Run { calibration, outputs: &outputs, stop: stop.clone() };
+    watch.note(&format!(
+        "{} tokens of {}, judged on {} tokens of {}",
+        count(calibration.text().len() as u64),
+        calibration.text().name(),
+        count(calibration.gate().len() as u64),
+        calibration.gate().name()
+    ));
+    let (steps, done) = (run.steps(), run.steps_done());
+    if done > 0 {
+        watch.note(&going_on(done, steps, "steps"));
+    }
+    let result = run.work().and_then(|work| {
+        watch.begin("rounding", work, Unit::Megaflop);
+        run.round(watch)?;
+        watch.end();
+        Ok(())
+    });
+    let stopped = stop.end();
+    match result {
+        Err(RoundingError::Interrupted(_)) => {}
+        _ if stopped => {}
+        Ok(()) => return folders.into_iter().map(|(_, folder)| Rounded::load(folder, steps)).collect(),
+        Err(source) => {
+            let file = printable(calibration.model().gguf().label());
+            return Err(QuantizeError::Rounding { file, source: Box::new(source) });
+        }
+    }
+    watch.warn(&format!("{GOES_ON}, {} of {steps} steps", run.steps_done()));
+    Err(Interrupted.into())
+}
+
+fn conditions(draft: &Draft<'_>, calibration: &Calibration<'_>, types: &HashMap<String, TensorType>) -> Conditions {
+    let texts = [("text", calibration.text().sha256()), ("gate text", calibration.gate().sha256())];
+    Conditions::new(draft.gguf, &texts, format!("{}, types {}", calibration.words(), digest(types)))
+}
+
+/// Tells choices of types apart.
+fn digest(types: &HashMap<String, TensorType>) -> String {
+    use sha2::{Digest, Sha256};
+    let mut lines: Vec<String> = types.iter().map(|(name, ty)| format!("{}:{name} {ty}\n", name.len())).collect();
+    lines.sort();
+    format!("{:x}", Sha256::digest(lines.concat()))
+}
+
+impl Rounded {
+    /// A finished folder.
+    fn load(folder: PartialFolder, steps: usize) -> Result<Rounded, QuantizeError> {
+        let mut outcomes = Vec::new();
+        for step in 0..steps {
+            outcomes.extend(folder.load(step).map_err(QuantizeError::Unfinished)?.1);
+        }
+        Ok(Rounded { folder, steps, outcomes })
+    }
+
+    /// Names of the tensors that were rounded here.
+    fn names(&self) -> HashSet<&str> {
+        self.outcomes.iter().map(|outcome| outcome.tensor.as_str()).collect()
+    }
+
+    /// Writes the tensors to their places in the output.
+    fn write(&self, draft: &Draft<'_>, files: &[AtomicFile]) -> Result<(), QuantizeError> {
+        let places: HashMap<&str, _> =
+            draft.tensors.iter().map(|tensor| (tensor.source.name.as_str(), tensor.place())).collect();
+        for step in 0..self.steps {
+            let (gguf, _) = self.folder.load(step).map_err(QuantizeError::Unfinished)?;
+            for tensor in gguf.tensors() {
+                let Some(&(file, offset)) = places.get(tensor.name.as_str()) else { continue };
+                let file = &files[file];
+                os::write_all_at(file.file(), gguf.data(tensor)?, offset)
+                    .map_err(|source| PipelineError::Write { file: file.target().to_path_buf(), source })?;
+            }
+        }
+        Ok(())
+    }
+}
