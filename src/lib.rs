@@ -11,6 +11,7 @@ pub mod display;
 pub mod eval;
 pub mod gguf;
 pub mod imatrix;
+pub mod interrupt;
 pub mod measure;
 pub mod model;
 pub mod moments;

@@ -5,6 +5,6 @@ mod cli;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    lwq::os::install_signal_handlers();
+    lwq::interrupt::install_handlers();
     cli::main()
 }

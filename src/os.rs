@@ -1,4 +1,4 @@
-//! The few things that need the operating system directly: page advice, free space, peak memory, signals.
+//! The few things that need the operating system directly: page advice, free space, peak memory.
 //!
 //! Each has a harmless fallback where the system offers nothing of the kind.
 
@@ -6,8 +6,6 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::path::Path;
-#[cfg(unix)]
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Bytes that an ordinary user may still write to the file system of `folder`; `None` if unknown.
 pub fn free_space(folder: &Path) -> Option<u64> {
@@ -198,96 +196,5 @@ pub(crate) fn unlink(path: &CStr) {
     #[cfg(not(unix))]
     if let Ok(path) = path.to_str() {
         let _ = std::fs::remove_file(path);
-    }
-}
-
-/// Makes SIGINT and SIGTERM remove temporary files and end the process (exit codes 130 and 143), and turns the
-/// SIGBUS of an input that shrinks while it is mapped into one line and exit code 1. Call once, from the binary.
-pub fn install_signal_handlers() {
-    #[cfg(unix)]
-    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGBUS] {
-        // SAFETY: `on_signal` only calls async-signal-safe functions; the zeroed action is a valid empty one.
-        unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            // Under nohup a hangup stays ignored.
-            let known = libc::sigaction(signal, std::ptr::null(), &mut action) == 0;
-            if known && signal == libc::SIGHUP && action.sa_sigaction == libc::SIG_IGN {
-                continue;
-            }
-            action = std::mem::zeroed();
-            action.sa_sigaction = on_signal as extern "C" fn(libc::c_int) as usize;
-            // No second signal may interrupt the handler on its own thread: it would wait there for ever.
-            libc::sigfillset(&mut action.sa_mask);
-            libc::sigaction(signal, &action, std::ptr::null_mut());
-        }
-    }
-}
-
-/// Set by the first interrupt while [`CANCELLING`].
-static CANCEL: std::sync::OnceLock<std::sync::Arc<AtomicBool>> = std::sync::OnceLock::new();
-
-/// True while an interrupt sets [`CANCEL`] instead of ending the process.
-static CANCELLING: AtomicBool = AtomicBool::new(false);
-
-/// Makes the first SIGINT, SIGTERM or SIGHUP set the flag that is returned instead of ending the process, so that a
-/// run can print what it has. The second ends it, and so does the first after [`end_on_interrupt`].
-pub fn cancel_on_interrupt() -> std::sync::Arc<AtomicBool> {
-    let flag = CANCEL.get_or_init(Default::default).clone();
-    CANCELLING.store(true, Ordering::SeqCst);
-    flag
-}
-
-/// Takes [`cancel_on_interrupt`] back: nobody looks at the flag any more. True if an interrupt has set it.
-pub fn end_on_interrupt() -> bool {
-    CANCELLING.store(false, Ordering::SeqCst);
-    CANCEL.get().is_some_and(|flag| flag.swap(false, Ordering::SeqCst))
-}
-
-/// Whether a signal only asks a run to stop.
-#[cfg(unix)]
-fn asks_to_stop() -> bool {
-    CANCELLING.load(Ordering::SeqCst) && CANCEL.get().is_some_and(|flag| !flag.swap(true, Ordering::SeqCst))
-}
-
-#[cfg(unix)]
-extern "C" fn on_signal(signal: libc::c_int) {
-    if signal != libc::SIGBUS && asks_to_stop() {
-        return;
-    }
-    // Several threads can touch a lost page at once: one ends the process, the others must not return to the page.
-    static ENDING: AtomicBool = AtomicBool::new(false);
-    if ENDING.swap(true, Ordering::SeqCst) {
-        loop {
-            // SAFETY: pause(2) is async-signal-safe.
-            unsafe { libc::pause() };
-        }
-    }
-    crate::atomic_file::remove_temporary_files();
-    let (message, code): (&[u8], _) = match signal {
-        libc::SIGBUS => {
-            (b"error: an input file was cut short or could not be read while in use; restore it and run again\n", 1)
-        }
-        _ => (b"interrupted: no output was written\n", 128 + signal),
-    };
-    // SAFETY: write(2) and _exit(2) are async-signal-safe; the buffer is static.
-    unsafe {
-        libc::write(2, message.as_ptr().cast(), message.len());
-        libc::_exit(code);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[cfg(unix)]
-    #[test]
-    fn an_interrupt_is_a_request_only_while_somebody_looks_at_it() {
-        assert!(!asks_to_stop());
-        let flag = cancel_on_interrupt();
-        assert!(asks_to_stop() && flag.load(Ordering::SeqCst));
-        assert!(!asks_to_stop(), "the second ends the process");
-        assert!(end_on_interrupt() && !flag.load(Ordering::SeqCst));
-        assert!(!asks_to_stop() && !end_on_interrupt());
     }
 }

@@ -1,22 +1,23 @@
-//! The command line: flags, output and exit codes. Nothing outside this module prints or knows clap.
+//! The command line: flags, output and exit codes. It parses, calls the library, and prints.
 //!
 //! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 128 + n ended by
 //! signal n.
 
+mod args;
 mod bench;
 mod compare;
 mod convert;
 mod dev;
 mod dev_forward;
 mod eval;
-mod format;
 mod imatrix;
 mod inspect;
+mod list;
+mod manual;
 mod measure;
 mod plan;
 mod progress;
 mod quantize;
-mod rounding;
 mod tokenize;
 
 use std::io::{self, Write};
@@ -24,13 +25,13 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-pub use format::{binary_size, count, decimal_size, printable};
-pub use progress::{Progress, Unit};
+use lwq::display::{binary_size, count, decimal_size, printable};
+use lwq::progress::Interrupted;
 
 /// Layer-wise quantization of language models in GGUF.
 #[derive(Parser, Debug)]
 #[command(name = "lwq", version, about, propagate_version = true)]
-pub struct Cli {
+struct Cli {
     #[command(flatten)]
     common: Common,
     #[command(subcommand)]
@@ -39,19 +40,19 @@ pub struct Cli {
 
 /// Flags that every command takes.
 #[derive(Args, Debug, Clone, Default)]
-pub struct Common {
+struct Common {
     /// Threads to use [default: all cores]
     #[arg(long, short = 't', global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
-    pub threads: Option<u16>,
+    threads: Option<u16>,
     /// Print nothing but results and errors
     #[arg(long, short, global = true)]
-    pub quiet: bool,
+    quiet: bool,
     /// Print the result as one JSON object on stdout
     #[arg(long, global = true)]
-    pub json: bool,
+    json: bool,
     /// Replace an output file that exists
     #[arg(long, global = true)]
-    pub force: bool,
+    force: bool,
 }
 
 #[derive(Subcommand, Debug)]
@@ -65,22 +66,33 @@ enum Command {
     Plan(plan::PlanArgs),
     Inspect(inspect::InspectArgs),
     Tokenize(tokenize::TokenizeArgs),
+    List(list::ListArgs),
     /// Measure kernels against this machine's own peak
     Bench(bench::BenchArgs),
+    Completions(manual::CompletionsArgs),
+    Man(manual::ManArgs),
     /// Raw access to the block formats, for tests
     #[command(hide = true)]
     Dev(dev::DevArgs),
 }
 
+/// Parses the command line, runs it and gives the exit code.
+pub fn main() -> ExitCode {
+    match Cli::parse().run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report_error(&error),
+    }
+}
+
 impl Cli {
-    /// Runs the command that was parsed.
-    ///
-    /// # Errors
-    /// Whatever the command reports; [`report_error`] turns it into a line and an exit code.
-    pub fn run(self) -> anyhow::Result<()> {
+    fn run(self) -> anyhow::Result<()> {
         lwq::cpu::check_environment()?;
         let common = &self.common;
-        if let Some(threads) = common.threads {
+        let positional = match &self.command {
+            Command::Quantize(args) => args.threads(),
+            _ => None,
+        };
+        if let Some(threads) = common.threads.or(positional) {
             rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
         }
         match &self.command {
@@ -93,38 +105,35 @@ impl Cli {
             Command::Plan(args) => args.run(common),
             Command::Inspect(args) => args.run(common),
             Command::Tokenize(args) => args.run(common),
+            Command::List(args) => args.run(common),
             Command::Bench(args) => bench::run(args, common),
+            Command::Completions(args) => args.run(common),
+            Command::Man(args) => args.run(common),
             Command::Dev(args) => dev::run(args, common),
         }
     }
 }
 
 impl Common {
-    /// Number of worker threads: the flag, or every core.
-    pub fn thread_count(&self) -> usize {
-        match self.threads {
-            Some(n) => n.into(),
-            None => std::thread::available_parallelism().map_or(1, Into::into),
-        }
+    /// Whether outputs that exist may be replaced.
+    fn replace(&self) -> lwq::atomic_file::Replace {
+        if self.force { lwq::atomic_file::Replace::Yes } else { lwq::atomic_file::Replace::No }
     }
 
     /// Prints a line of information on stderr, unless `--quiet`.
-    pub fn note(&self, line: impl AsRef<str>) {
+    fn note(&self, line: impl AsRef<str>) {
         if !self.quiet {
             let _ = writeln!(io::stderr(), "{}", line.as_ref());
         }
     }
 
     /// Prints a warning on stderr, also with `--quiet`.
-    pub fn warn(&self, line: impl AsRef<str>) {
+    fn warn(&self, line: impl AsRef<str>) {
         let _ = writeln!(io::stderr(), "warning: {}", line.as_ref());
     }
 
-    /// Prints a result on stdout.
-    ///
-    /// # Errors
-    /// When stdout cannot be written; a closed pipe ends the program quietly.
-    pub fn result(&self, text: impl AsRef<str>) -> anyhow::Result<()> {
+    /// Prints a result on stdout; a closed pipe ends the program quietly.
+    fn result(&self, text: impl AsRef<str>) -> anyhow::Result<()> {
         let mut out = io::stdout().lock();
         out.write_all(text.as_ref().as_bytes())?;
         out.flush()?;
@@ -132,36 +141,28 @@ impl Common {
     }
 
     /// Prints a value as one JSON object on stdout.
-    ///
-    /// # Errors
-    /// As [`Common::result`].
-    pub fn result_json(&self, value: &impl serde::Serialize) -> anyhow::Result<()> {
+    fn result_json(&self, value: &impl serde::Serialize) -> anyhow::Result<()> {
         let mut text = serde_json::to_string_pretty(value)?;
         text.push('\n');
         self.result(text)
     }
 }
 
-/// A run that was interrupted after it printed what it had: exit code 130 and no line of its own.
-#[derive(Debug, thiserror::Error)]
-#[error("interrupted")]
-pub struct Interrupted;
-
 /// Wrong usage that the parser cannot see: exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct Usage(pub String);
+struct Usage(String);
 
-/// Prints an error as one line on stderr and gives the exit code: 0 for a closed pipe, 130 for [`Interrupted`],
-/// 2 for [`Usage`], else 1.
-pub fn report_error(error: &anyhow::Error) -> ExitCode {
+/// Prints an error as one line on stderr and gives the exit code: 0 for a closed pipe, 130 for an interrupted run, which
+/// has said so itself, 2 for [`Usage`], else 1.
+fn report_error(error: &anyhow::Error) -> ExitCode {
     let closed_pipe = error
         .chain()
         .any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe));
     if closed_pipe {
         return ExitCode::SUCCESS;
     }
-    if error.is::<Interrupted>() {
+    if error.chain().any(|cause| cause.is::<Interrupted>()) {
         return ExitCode::from(130);
     }
     // Contexts and sources in one line; some sources repeat themselves in their parents' text.

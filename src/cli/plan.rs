@@ -1,29 +1,17 @@
 //! `lwq plan`: a type for every tensor, so that the file keeps a limit and loses least.
 
-mod budget;
-mod choice;
-mod damage;
-mod make;
-mod show;
-
 use std::io::{self, IsTerminal, Write as _};
 use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 
-use super::measure::MeasureFlags;
-use super::rounding::{Calibration, RoundingFlags, open_model};
+use super::args::{BudgetArgs, ChoiceArgs, ImportanceArgs, ProbeArgs, RoundingFlags, TypeArgs, rounding};
 use super::{Common, decimal_size};
 use lwq::atomic_file::{AtomicFile, check_target};
-use lwq::gguf::TensorType;
 use lwq::os::{same_file, terminal_width};
-use lwq::plan::{PlanFile, tensor_types};
-use lwq::rounding::{Method, RoundingRecord};
-
-pub(super) use budget::BudgetArgs;
-pub(super) use choice::{ByHand, ChoiceArgs};
-pub(super) use make::{Made, Request, make_plan, with_targets};
+use lwq::plan::{MapStyle, PlanFile, Request, map, tensor_types};
+use lwq::quantize::open_source;
 
 /// Width of the map where there is no terminal to fit it to.
 const PIPED_WIDTH: usize = 120;
@@ -63,32 +51,21 @@ pub struct MakeArgs {
     /// Model to plan for: a GGUF file, or the first file of a split one
     #[arg(required = true, value_name = "MODEL")]
     model: Option<PathBuf>,
-    /// Importance matrix, GGUF or .dat
-    #[arg(long, value_name = "FILE")]
-    imatrix: Option<PathBuf>,
+    #[command(flatten)]
+    importance: ImportanceArgs,
     #[command(flatten)]
     budget: BudgetArgs,
     #[command(flatten)]
     choice: ChoiceArgs,
     #[command(flatten)]
-    measure: MeasureFlags,
+    probes: ProbeArgs,
     #[command(flatten)]
     rounding: RoundingFlags,
     /// Calibration text for --rounding feedback; repeatable [default: a built-in mix]
     #[arg(long, value_name = "TEXT")]
     calibration: Vec<PathBuf>,
-    /// Type of output.weight, and of the token embedding where that is the output
-    #[arg(long, value_name = "TYPE", value_parser = choice::parse_type)]
-    output_tensor_type: Option<TensorType>,
-    /// Type of token_embd.weight and per_layer_token_embd.weight
-    #[arg(long, value_name = "TYPE", value_parser = choice::parse_type)]
-    token_embedding_type: Option<TensorType>,
-    /// Type of the tensors whose name matches the pattern; repeatable, the first match wins
-    #[arg(long, value_name = "REGEX=TYPE")]
-    tensor_type: Vec<String>,
-    /// File with REGEX=TYPE patterns, separated by white space
-    #[arg(long, value_name = "FILE")]
-    tensor_type_file: Option<PathBuf>,
+    #[command(flatten)]
+    types: TypeArgs,
     /// File to write [default: stdout]
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -123,42 +100,28 @@ impl MakeArgs {
     fn run(&self, common: &Common) -> Result<()> {
         // The command line makes sure that both are there.
         let (Some(model), Some(budget)) = (&self.model, self.budget.budget()) else { return Ok(()) };
-        let gguf = super::quantize::open_source(model)?;
+        let gguf = open_source(model)?;
         if let Some(output) = &self.output {
-            for input in gguf.shards().iter().filter_map(|shard| shard.path()).chain(self.imatrix.as_deref()) {
+            let inputs = gguf.shards().iter().filter_map(|shard| shard.path()).chain(self.importance.path());
+            for input in inputs {
                 if same_file(input, output) {
                     anyhow::bail!("{}: is an input; choose another name for the plan", output.display());
                 }
             }
             check_target(output, common.force)?;
         }
-        let by_hand = ByHand {
-            tensor_type: &self.tensor_type,
-            tensor_type_file: self.tensor_type_file.as_deref(),
-            output_tensor_type: self.output_tensor_type,
-            token_embedding_type: self.token_embedding_type,
-        };
+        let watch = common.watch();
         let method = self.rounding.method(!self.calibration.is_empty(), None)?;
-        let runnable = if method == Method::Feedback { Some(open_model(&gguf)?) } else { None };
-        let calibration = match &runnable {
-            Some(model) => Some(self.rounding.calibration(&self.calibration, &gguf, model, common)?),
-            None => None,
-        };
-        let request = Request {
-            budget,
-            rules: self.choice.rules(&by_hand)?,
-            method: self.choice.method(),
-            imatrix: self.imatrix.as_deref(),
-            sensitivity: self.choice.sensitivity(model),
-            measure: &self.measure,
-            second_round: self.choice.second_round(),
-            rounding: calibration.as_ref().map_or(RoundingRecord { method, calibration: None }, Calibration::record),
-            feedback: runnable.as_ref().zip(calibration.as_ref()),
-        };
-        let Made { plan, notes } = make_plan(&request, &gguf, common)?;
-        for line in notes {
-            common.warn(line);
+        let calibration = self.rounding.calibration(method, &self.calibration, &gguf, &watch)?;
+        let importance = self.importance.open(model, true, common)?;
+        let mut request = Request::new(budget)
+            .probes(self.probes.options()?)
+            .rounding(rounding(method, calibration.as_ref()));
+        if let Some(opened) = &importance {
+            request = request.imatrix(opened.named());
         }
+        let request = self.choice.apply(request, &self.types, model, self.output.as_deref(), common)?;
+        let plan = request.make(&gguf, &watch)?;
         common.note(summary(&plan));
         let text = match self.format {
             FormatArg::Json => plan.to_text(),
@@ -200,6 +163,6 @@ impl ShowArgs {
         let terminal = io::stdout().is_terminal();
         let color = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let width = terminal_width().filter(|_| terminal).unwrap_or(PIPED_WIDTH);
-        common.result(show::show(&plan, show::ShowStyle { width, color }))
+        common.result(map(&plan, MapStyle { width, color }))
     }
 }

@@ -1,12 +1,15 @@
-//! Progress of long work: a bar on a terminal, plain lines when piped, nothing with `--quiet`.
+//! How the command line follows work of the library: a bar on a terminal, plain lines when piped, nothing with `--quiet`;
+//! notes, warnings, and interrupts.
 
 use std::io::{self, IsTerminal, Write};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::Common;
+use lwq::interrupt;
+use lwq::progress::{Stop, Unit, Watch};
 
 /// Time between two plain lines.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
@@ -29,17 +32,6 @@ struct Lines {
     done: u64,
     started: Instant,
     next: Instant,
-}
-
-/// What is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unit {
-    /// Bytes, shown as MB and MB/s.
-    Bytes,
-    /// Tokens, shown as a count and tokens/s.
-    Tokens,
-    /// Millions of floating-point operations, shown as Gflop/s.
-    Megaflop,
 }
 
 impl Progress {
@@ -106,5 +98,60 @@ impl Lines {
         let percent = 100.0 * self.done as f64 / self.total.max(1) as f64;
         let what = super::printable(what);
         let _ = writeln!(io::stderr(), "{}: {percent:.0}%, {speed}, {left:.0} s left, {what}", self.label);
+    }
+}
+
+/// Follows one command.
+pub struct Follow<'a> {
+    common: &'a Common,
+    stage: Mutex<Option<Progress>>,
+}
+
+impl Common {
+    /// What the command's work reports to.
+    pub fn watch(&self) -> Follow<'_> {
+        Follow { common: self, stage: Mutex::new(None) }
+    }
+}
+
+impl Follow<'_> {
+    fn set(&self, stage: Option<Progress>) {
+        let mut slot = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = std::mem::replace(&mut *slot, stage) {
+            last.finish();
+        }
+    }
+}
+
+impl Watch for Follow<'_> {
+    fn begin(&self, stage: &'static str, total: u64, unit: Unit) {
+        self.set(Some(Progress::new(self.common, stage, total, unit)));
+    }
+
+    fn advance(&self, amount: u64, what: &str) {
+        if let Some(stage) = &*self.stage.lock().unwrap_or_else(PoisonError::into_inner) {
+            stage.advance(amount, what);
+        }
+    }
+
+    fn end(&self) {
+        self.set(None);
+    }
+
+    fn note(&self, line: &str) {
+        self.common.note(line);
+    }
+
+    fn warn(&self, line: &str) {
+        self.common.warn(line);
+    }
+
+    fn stop(&self) -> Stop {
+        Stop::with_end(interrupt::cancel_on_interrupt(), |_| interrupt::end_on_interrupt())
+    }
+
+    fn abandon(&self) -> Stop {
+        // The signal handler removes temporary files and ends the process.
+        Stop::never()
     }
 }

@@ -1,53 +1,45 @@
 //! `lwq quantize`: any GGUF in, a mixed-precision GGUF out.
 
-mod feedback;
-mod kv;
-mod plan;
-mod planned;
-mod report;
-mod rounding_plan;
-
 use std::collections::HashSet;
-use std::path::PathBuf;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, Result};
 use clap::{ArgGroup, Args};
+use serde::Serialize;
 
-use super::plan::{BudgetArgs, ChoiceArgs};
-use super::rounding::{RoundingFlags, open_model};
-use super::{Common, Progress, Unit, Usage, printable};
-use lwq::atomic_file::AtomicFile;
-use lwq::gguf::TensorType;
-use lwq::quantize::write;
-use lwq::recipe::Target;
-use lwq::rounding::Method;
-
-use feedback::Rounded;
-pub(super) use plan::open_source;
-use plan::{Goal, Plan};
-use planned::Planned;
-pub(super) use planned::standard_file_bytes;
-use report::{Report, Times};
-use rounding_plan::RoundingPlan;
+use super::args::{
+    BudgetArgs, ChoiceArgs, ImportanceArgs, RoundingFlags, TypeArgs, parse_override, parse_target, rounding,
+};
+use super::inspect::type_table;
+use super::{Common, Usage, binary_size, count, decimal_size, printable};
+use lwq::atomic_file::Replace;
+use lwq::gguf::Gguf;
+use lwq::imatrix::EntryFilter;
+use lwq::plan::{self, PlanFile};
+use lwq::progress::Watch;
+use lwq::quantize::{Choices, Draft, QuantizeError, Report, Request, Rounding, RoundingReport, Split, open_source, write_all};
+use lwq::recipe::{TARGETS, Target};
+use lwq::rounding::RoundingMethod;
 
 /// Quantize a GGUF: one type per tensor, chosen by the rules of a target, by a plan, or for a size
 #[derive(Args, Debug, Default)]
 #[command(
     group(ArgGroup::new("planned").args(["plan", "like", "target_size", "target_bpw", "max_kld"])),
-    group(ArgGroup::new("unplanned").args(["target", "plan"])),
-    group(ArgGroup::new("goal").required(true).args([
-        "target", "plan", "like", "target_size", "target_bpw", "max_kld"
-    ])),
-    after_help = "Targets, smallest first:\n  IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ2_M IQ3_XXS IQ3_XS IQ3_S IQ3_M IQ4_XS IQ4_NL\n  \
-Q1_0 TQ1_0 TQ2_0 Q2_0 Q2_K_S Q2_K Q3_K_S Q3_K_M Q3_K_L Q4_0 Q4_1 Q4_K_S Q4_K_M\n  Q5_0 Q5_1 Q5_K_S Q5_K_M Q6_K Q8_0 \
-MXFP4_MOE F16 BF16 F32 COPY"
+    group(ArgGroup::new("unplanned").args(["target", "plan", "type_name"])),
+    group(ArgGroup::new("goal").args(["target", "plan", "like", "target_size", "target_bpw", "max_kld", "type_name"])),
+    after_help = targets_help()
 )]
 pub struct QuantizeArgs {
     /// Model to read: a GGUF file, or the first file of a split one
     input: PathBuf,
-    /// File to write [default: INPUT's name with the target, beside it]; of several targets the folder
+    /// File to write [default: INPUT's name with the target, beside it]; of several targets the folder, which is made
     output: Option<PathBuf>,
+    /// Target, as llama-quantize takes it; the same as --target
+    #[arg(value_name = "TYPE")]
+    type_name: Option<String>,
+    /// Threads, as llama-quantize takes them; the same as --threads
+    #[arg(value_name = "NTHREADS", conflicts_with = "threads")]
+    thread_count: Option<u16>,
     /// Target name, such as Q4_K_M, IQ3_M or COPY; any letter case; several, as Q4_K_M,Q3_K_M, make a file each
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = parse_target)]
     target: Vec<Target>,
@@ -61,9 +53,8 @@ pub struct QuantizeArgs {
     budget: BudgetArgs,
     #[command(flatten)]
     choice: ChoiceArgs,
-    /// Importance matrix, GGUF or .dat
-    #[arg(long, value_name = "FILE")]
-    imatrix: Option<PathBuf>,
+    #[command(flatten)]
+    importance: ImportanceArgs,
     #[command(flatten)]
     rounding: RoundingFlags,
     /// Calibration text for --rounding feedback; repeatable [default: a built-in mix]
@@ -75,18 +66,8 @@ pub struct QuantizeArgs {
     /// Ignore the importance of tensors whose name contains TEXT; repeatable
     #[arg(long, value_name = "TEXT", conflicts_with = "planned")]
     exclude_weights: Vec<String>,
-    /// Type of output.weight
-    #[arg(long, value_name = "TYPE", value_parser = parse_type)]
-    output_tensor_type: Option<TensorType>,
-    /// Type of token_embd.weight and per_layer_token_embd.weight
-    #[arg(long, value_name = "TYPE", value_parser = parse_type)]
-    token_embedding_type: Option<TensorType>,
-    /// Type of the tensors whose name matches the pattern; repeatable, the first match wins
-    #[arg(long, value_name = "REGEX=TYPE")]
-    tensor_type: Vec<String>,
-    /// File with REGEX=TYPE patterns, separated by white space
-    #[arg(long, value_name = "FILE")]
-    tensor_type_file: Option<PathBuf>,
+    #[command(flatten)]
+    types: TypeArgs,
     /// Give every tensor the target's base type, without the mix
     #[arg(long, conflicts_with = "planned")]
     pure: bool,
@@ -116,140 +97,310 @@ pub struct QuantizeArgs {
     dry_run: bool,
 }
 
-fn parse_target(text: &str) -> Result<Target, String> {
-    Target::parse(text).map_err(|e| e.to_string())
+/// The targets for the help text, as many in a line as fit.
+fn targets_help() -> String {
+    let mut text = "Targets, smallest first (lwq list targets tells more):".to_owned();
+    let mut width = usize::MAX;
+    for target in TARGETS {
+        if width + target.name.len() + 1 > 78 {
+            text.push_str("\n ");
+            width = 1;
+        }
+        text.push(' ');
+        text.push_str(target.name);
+        width += target.name.len() + 1;
+    }
+    text
 }
 
-fn parse_type(text: &str) -> Result<TensorType, String> {
-    lwq::recipe::parse_storable_type(text, "tensor type").map_err(|e| e.to_string())
+/// A target by its name, or by the number that llama-quantize lists it with.
+fn target_by_name(text: &str) -> Result<Target> {
+    let number: Option<u32> = text.parse().ok();
+    let numbered = number.and_then(|number| TARGETS.iter().find(|info| info.file_type == Some(number)));
+    match numbered {
+        Some(info) => Ok(info.target),
+        None => Target::parse(text).map_err(|error| Usage(error.to_string()).into()),
+    }
+}
+
+/// What the positional arguments mean: llama-quantize's forms are INPUT [OUTPUT] TYPE [NTHREADS].
+struct Positional<'a> {
+    output: Option<&'a Path>,
+    target: Option<Target>,
+    threads: Option<u16>,
+}
+
+/// A plan that was read from a file.
+struct ReadPlan {
+    plan: PlanFile,
+    file: String,
+    sha256: String,
 }
 
 impl QuantizeArgs {
+    /// Threads among the positional arguments.
+    pub fn threads(&self) -> Option<u16> {
+        self.positional().ok().and_then(|positional| positional.threads)
+    }
+
+    fn has_goal(&self) -> bool {
+        !self.target.is_empty() || !self.plan.is_empty() || self.budget.budget().is_some()
+    }
+
+    fn positional(&self) -> Result<Positional<'_>> {
+        let output = self.output.as_deref();
+        let Some(name) = &self.type_name else {
+            // INPUT TYPE
+            let target = output.filter(|_| !self.has_goal()).and_then(|text| target_by_name(text.to_str()?).ok());
+            let output = output.filter(|_| target.is_none());
+            return Ok(Positional { output, target, threads: self.thread_count });
+        };
+        // INPUT TYPE NTHREADS
+        if let (Some(target), Ok(threads), None) =
+            (output.and_then(|text| target_by_name(text.to_str()?).ok()), name.parse(), self.thread_count)
+        {
+            return Ok(Positional { output: None, target: Some(target), threads: Some(threads) });
+        }
+        Ok(Positional { output, target: Some(target_by_name(name)?), threads: self.thread_count })
+    }
+
     /// Runs the command.
     ///
     /// # Errors
     /// Anything wrong with the files or the request; no output file is left then.
-    pub fn run(&self, common: &Common) -> anyhow::Result<()> {
-        let started = Instant::now();
-        self.check_folder()?;
-        let gguf = plan::open_source(&self.input)?;
-        let plans = Planned::read_all(&self.plan)?;
+    pub fn run(&self, common: &Common) -> Result<()> {
+        let Positional { output, target, .. } = self.positional()?;
+        let targets: Vec<Target> = self.target.iter().copied().chain(target).collect();
+        if targets.is_empty() && !self.has_goal() {
+            let goals = "--target NAME, --plan FILE, --like NAME, --target-size SIZE, --target-bpw BITS or --max-kld NATS";
+            return Err(Usage(format!("nothing says what to make; give one of {goals}")).into());
+        }
+        let folder = output.filter(|_| targets.len() + self.plan.len() > 1);
+        if let Some(path) = folder.filter(|path| path.exists() && !path.is_dir()) {
+            let path = printable(&path.display().to_string());
+            return Err(Usage(format!("{path}: several outputs need a folder; name one, or leave OUTPUT out")).into());
+        }
+        let watch = common.watch();
+        let gguf = open_source(&self.input)?;
+        let plans = self.plan.iter().map(|path| ReadPlan::open(path)).collect::<Result<Vec<_>>>()?;
         let method = self.method(&plans)?;
-        if method == Method::Feedback && !self.prune_layers.is_empty() {
+        if method == RoundingMethod::Feedback && !self.prune_layers.is_empty() {
             let advice = "remove the layers first with --target COPY, then quantize that file";
             return Err(Usage(format!("--prune-layers: --rounding feedback runs the whole model; {advice}")).into());
         }
-        let model = if method == Method::Feedback { Some(open_model(&gguf)?) } else { None };
-        let calibration = match &model {
-            Some(model) => Some(self.rounding.calibration(&self.file, &gguf, model, common)?),
-            None => None,
-        };
-        let rounding = RoundingPlan::new(method, calibration.as_ref());
-        let feedback = model.as_ref().zip(calibration.as_ref());
-        let mut goals: Vec<Goal> = self.target.iter().map(|target| Goal::Target(*target)).collect();
-        let planned = self.planned(&gguf, &rounding, feedback, common)?;
-        goals.extend(plans.into_iter().chain(planned).map(|planned| Goal::Planned(Box::new(planned))));
-        let plans =
-            goals.iter().map(|goal| Plan::make(self, &gguf, goal, &rounding)).collect::<anyhow::Result<Vec<_>>>()?;
-        check_names(&plans)?;
-        plans.iter().flat_map(Plan::notes).for_each(|line| common.warn(line));
-        if self.dry_run {
-            return report::print(&plans.iter().map(|plan| Report::new(plan, &[], None)).collect::<Vec<_>>(), common);
-        }
-        let needed: u64 = plans.iter().map(Plan::needed_bytes).sum();
-        for plan in &plans {
-            plan.refuse_what_cannot_be_done(needed - plan.needed_bytes(), common)?;
-        }
-        let rounded = match feedback {
-            Some((model, calibration)) => Rounded::make(&plans, model, calibration, common)?,
-            None => Vec::new(),
-        };
-        let mut rounded = rounded.into_iter();
-        let mut reports = Vec::with_capacity(plans.len());
-        for plan in &plans {
-            reports.push(write(plan, rounded.next(), started, common)?);
-        }
-        report::print(&reports, common)
-    }
+        let calibration = self.rounding.calibration(method, &self.file, &gguf, &watch)?;
+        let rounding = rounding(method, calibration.as_ref());
+        let weighted = targets.iter().any(|target| target.base().is_quantized()) || self.budget.budget().is_some();
+        let wanted = weighted || (!plans.is_empty() && plans.iter().all(|read| read.plan.imatrix.is_some()));
+        let importance = self.importance.open(&self.input, wanted, common)?;
+        let importance = importance.as_ref();
 
-    /// True if the command line asks for more than one output.
-    fn makes_several(&self) -> bool {
-        self.target.len() + self.plan.len() > 1
-    }
-
-    /// Refuses an OUTPUT of several files that is no folder.
-    fn check_folder(&self) -> anyhow::Result<()> {
-        match &self.output {
-            Some(path) if self.makes_several() && !path.is_dir() => {
-                let path = printable(&path.display().to_string());
-                Err(Usage(format!("{path}: several outputs need a folder; make it, or leave OUTPUT out")).into())
+        let mut requests: Vec<Request<'_>> = targets.into_iter().map(Request::target).collect();
+        let matrix = importance.map(|opened| opened.matrix());
+        for choices in self.choices(&plans, &gguf, matrix)? {
+            requests.push(Request::choices(choices));
+        }
+        if let Some(budget) = self.budget.budget() {
+            let mut request = plan::Request::new(budget).rounding(rounding);
+            if let Some(opened) = importance {
+                request = request.imatrix(opened.named());
             }
-            _ => Ok(()),
+            let plan = self.choice.apply(request, &self.types, &self.input, output, common)?.make(&gguf, &watch)?;
+            common.note(super::plan::summary(&plan));
+            requests.push(Request::choices(plan.choices_for(&gguf, matrix)?));
         }
+        let drafts = requests
+            .into_iter()
+            .map(|request| {
+                let request = self.apply(request, rounding)?;
+                let request = match importance {
+                    Some(opened) => request.imatrix(opened.named()),
+                    None => request,
+                };
+                Ok(request.decide(&gguf)?)
+            })
+            .collect::<Result<Vec<Draft<'_>>>>()?;
+        let outputs: Vec<(&Draft<'_>, PathBuf)> = drafts
+            .iter()
+            .map(|draft| {
+                let beside = draft.default_output();
+                let path = match (output, folder, beside.file_name()) {
+                    (Some(output), None, _) => output.to_owned(),
+                    (_, Some(folder), Some(name)) => folder.join(name),
+                    _ => beside,
+                };
+                (draft, path)
+            })
+            .collect();
+        check_names(&outputs)?;
+        drafts.iter().flat_map(|draft| draft.notes()).for_each(|line| watch.warn(line));
+        if self.dry_run {
+            let reports: Vec<Report> = outputs.iter().map(|(draft, path)| draft.report(path)).collect();
+            return print(&reports, common);
+        }
+        if let Some(folder) = folder {
+            std::fs::create_dir_all(folder).with_context(|| printable(&folder.display().to_string()))?;
+        }
+        let replace = if common.force { Replace::Yes } else { Replace::No };
+        let reports = write_all(&outputs, replace, &watch).map_err(|error| match error {
+            QuantizeError::SameName(_) => Usage(error.to_string()).into(),
+            other => anyhow::Error::from(other),
+        })?;
+        print(&reports, common)
+    }
+
+    /// Adds what the flags say.
+    fn apply<'a>(&self, request: Request<'a>, rounding: Rounding<'a>) -> Result<Request<'a>> {
+        let split = match self.split_max_size {
+            Some(bytes) => Split::MaxBytes(bytes),
+            None if self.keep_split => Split::AsInput,
+            None => Split::Whole,
+        };
+        let metadata = self.override_kv.iter().map(|text| parse_override(text)).collect::<Result<Vec<_>>>()?;
+        Ok(request
+            .rounding(rounding)
+            .importance_of(EntryFilter::new(&self.include_weights, &self.exclude_weights).map_err(QuantizeError::from)?)
+            .output_tensor_type(self.types.output_tensor_type)
+            .token_embedding_type(self.types.token_embedding_type)
+            .tensor_types(self.types.patterns()?)
+            .pure(self.pure)
+            .leave_output_tensor(self.leave_output_tensor)
+            .allow_requantize(self.allow_requantize)
+            .allow_fallback(!self.no_fallback)
+            .prune_layers(&self.prune_layers)
+            .metadata(metadata)
+            .split(split))
+    }
+
+    /// The choices of the plans that were read. Those that come to the same bits per weight name their outputs after their
+    /// files.
+    fn choices(
+        &self,
+        plans: &[ReadPlan],
+        gguf: &Gguf,
+        imatrix: Option<&lwq::imatrix::Imatrix>,
+    ) -> Result<Vec<Choices>> {
+        let made = |read: &ReadPlan| Ok(read.plan.choices_of_file(&read.file, &read.sha256, gguf, imatrix)?);
+        let mut choices = plans.iter().map(made).collect::<Result<Vec<Choices>>>()?;
+        let suffixes: Vec<String> = choices.iter().map(|choices| choices.suffix.clone()).collect();
+        for (choices, path) in choices.iter_mut().zip(&self.plan) {
+            let sharing = suffixes.iter().filter(|suffix| **suffix == choices.suffix).count();
+            if let Some(stem) = path.file_stem().filter(|_| sharing > 1) {
+                choices.suffix = stem.to_string_lossy().into_owned();
+            }
+        }
+        Ok(choices)
     }
 
     /// The rounding: what the command line says, or else what the plans were made for.
-    fn method(&self, plans: &[Planned]) -> anyhow::Result<Method> {
-        let of_plans: Vec<Option<Method>> = plans.iter().map(Planned::rounding).collect();
+    fn method(&self, plans: &[ReadPlan]) -> Result<RoundingMethod> {
+        let of_plans: Vec<_> = plans.iter().map(|read| read.plan.rounding.as_ref().map(|of| of.method)).collect();
         let first = of_plans.first().copied().flatten();
         let method = self.rounding.method(!self.file.is_empty(), first)?;
         let asked = self.rounding.is_given() || !self.file.is_empty();
         match of_plans.iter().position(|other| *other != first) {
             Some(at) if !asked => {
-                let (a, b) = (self.plan[0].display().to_string(), self.plan[at].display().to_string());
+                let (a, b) = (&plans[0].file, &plans[at].file);
                 let problem = "were made for different roundings; quantize them one by one, or say --rounding";
-                Err(Usage(format!("{} and {} {problem}", printable(&a), printable(&b))).into())
+                Err(Usage(format!("{} and {} {problem}", printable(a), printable(b))).into())
             }
             _ => Ok(method),
         }
     }
 }
 
+impl ReadPlan {
+    fn open(path: &Path) -> Result<ReadPlan> {
+        let (plan, sha256) = PlanFile::read(path)?;
+        Ok(ReadPlan { plan, file: path.display().to_string(), sha256 })
+    }
+}
+
 /// Refuses outputs of one name.
-fn check_names(plans: &[Plan<'_>]) -> anyhow::Result<()> {
+fn check_names(outputs: &[(&Draft<'_>, PathBuf)]) -> Result<()> {
     let mut seen = HashSet::new();
-    match plans.iter().flat_map(|plan| &plan.files).find(|file| !seen.insert(&file.path)) {
-        Some(file) => {
-            let path = printable(&file.path.display().to_string());
-            Err(Usage(format!("{path}: two outputs would have this name; make them one by one")).into())
-        }
+    let paths = outputs.iter().flat_map(|(draft, output)| draft.paths(output));
+    match paths.into_iter().find(|path| !seen.insert(path.clone())) {
+        Some(path) => Err(Usage(QuantizeError::SameName(path).to_string()).into()),
         None => Ok(()),
     }
 }
 
-/// Makes the files of one output, with the tensors that feedback has rounded, in a run that began at `started`.
-fn write(plan: &Plan<'_>, rounded: Option<Rounded>, started: Instant, common: &Common) -> anyhow::Result<Report> {
-    let files = plan.create_files(common)?;
-    let done = rounded.as_ref().map(Rounded::names).unwrap_or_default();
-    let work = plan.work(&done);
-    let left = work.iter().filter_map(|work| work.source.bytes).sum();
-    let progress = Progress::new(common, "quantizing", left, Unit::Bytes);
-    let stages = pipeline::run(plan.gguf, &work, &files, common.thread_count(), &mut |index, bytes| {
-        progress.advance(bytes, &work[index].source.name);
-    })?;
-    progress.finish();
-    if let Some(rounded) = &rounded {
-        rounded.write(plan, &files)?;
+/// Prints reports on stdout, as JSON or as tables. One is an object by itself, several stand under `outputs`.
+fn print(reports: &[Report], common: &Common) -> Result<()> {
+    /// What `--json` prints for several outputs.
+    #[derive(Serialize)]
+    struct Several<'a> {
+        outputs: &'a [Report],
     }
-    let written = Instant::now();
-    commit(files).context("the tensors are done, but the file is not complete")?;
-    let times = Times { threads: common.thread_count(), stages, syncing: written.elapsed().as_secs_f64() };
-    let outcomes = rounded.as_ref().map_or(&[][..], Rounded::outcomes);
-    let report = Report::new(plan, outcomes, Some((started.elapsed(), times)));
-    if let Some(rounded) = rounded {
-        rounded.finish()?;
+    match reports {
+        [report] if common.json => common.result_json(report),
+        several if common.json => common.result_json(&Several { outputs: several }),
+        _ if common.quiet && !reports.iter().any(|report| report.dry_run) => Ok(()),
+        _ => common.result(reports.iter().map(text).collect::<Vec<_>>().join("\n")),
     }
-    Ok(report)
 }
 
-/// Syncs all files before the first gets its name, then names them last to first: the file that a reader opens
-/// first appears when all others are there.
-fn commit(mut files: Vec<AtomicFile>) -> anyhow::Result<()> {
-    for file in &mut files {
-        file.sync()?;
+fn text(report: &Report) -> String {
+    let mut text = String::new();
+    if report.dry_run {
+        let width = report.tensors.iter().map(|row| row.name.chars().count()).max().unwrap_or(0);
+        for row in &report.tensors {
+            text.push_str(&format!(
+                "{:<width$}  {:>8} -> {:<8} {:>12}  {}\n",
+                printable(&row.name),
+                row.source_type,
+                row.ty,
+                decimal_size(row.bytes),
+                row.reason
+            ));
+        }
+        text.push('\n');
     }
-    while let Some(file) = files.pop() {
-        file.commit()?;
+    text.push_str(&type_table(&report.types));
+    let verb = if report.dry_run { "would be" } else { "is" };
+    text.push_str(&format!(
+        "\n{} {verb} {} ({}), {:.2} bits per weight\n",
+        printable(&report.output.join(", ")),
+        decimal_size(report.size_bytes),
+        binary_size(report.size_bytes),
+        report.bits_per_weight
+    ));
+    if let Some(rounding) = &report.rounding {
+        text.push_str(&rounding_text(rounding));
     }
-    Ok(())
+    for problem in &report.problems {
+        text.push_str(&format!("not possible yet: {problem}\n"));
+    }
+    if let Some(seconds) = report.seconds {
+        text.push_str(&format!("{seconds:.1} s"));
+        if let Some(peak) = report.peak_memory_bytes {
+            text.push_str(&format!(", peak memory {}", decimal_size(peak)));
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn rounding_text(report: &RoundingReport) -> String {
+    let mut text = String::new();
+    if !report.roles.is_empty() {
+        text.push_str(&format!(
+            "\n{:<16} {:>8} {:>13} {:>24}\n",
+            "role", "tensors", "with feedback", "held-out error, ratio"
+        ));
+        for row in &report.roles {
+            let ratio = row.held_out_ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.3}"));
+            text.push_str(&format!("{:<16} {:>8} {:>13} {:>24}\n", row.role, row.tensors, row.feedback, ratio));
+        }
+    }
+    let words = |list: Vec<String>| list.join(", ");
+    let methods = words(report.methods.iter().map(|(method, n)| format!("{} {method}", count(*n as u64))).collect());
+    let kept = words(report.kept.iter().map(|(kept, n)| format!("{} {kept}", count(*n as u64))).collect());
+    match (methods.is_empty(), kept.is_empty()) {
+        (true, _) => text.push_str(&format!("rounding: {}\n", report.record.method)),
+        (false, true) => text.push_str(&format!("rounded: {methods}\n")),
+        (false, false) => text.push_str(&format!("rounded: {methods} (kept for: {kept})\n")),
+    }
+    text
 }

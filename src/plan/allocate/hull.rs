@@ -1,6 +1,6 @@
 //! Lower convex hulls of choices, and the linear relaxation that they solve.
 
-use super::knapsack::Class;
+use super::class::Class;
 
 /// A step from one hull point of a class to the next, heavier one.
 #[derive(Debug, Clone, Copy)]
@@ -77,7 +77,7 @@ pub(super) fn relax(classes: &[Class], capacity: f64) -> Option<Relaxed> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::knapsack::Point;
+    use super::super::class::Point;
     use super::*;
 
     fn class(points: &[(f64, f64)]) -> Class {

@@ -1,6 +1,6 @@
 //! Local search: upgrades and exchanges that use the capacity which is left.
 
-use super::knapsack::{Class, Point};
+use super::class::{Class, Point};
 
 /// Most rounds of improvement. Each round lowers the cost; far fewer are needed in practice.
 const MAX_ROUNDS: usize = 10_000;

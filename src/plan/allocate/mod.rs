@@ -16,6 +16,7 @@
 //! Equal results are told apart in a fixed way: less damage, then fewer bytes, then the choice that stands first in
 //! the first item that differs, as far as step 4 sees both. The same input always gives the same solution.
 
+mod class;
 mod error;
 mod hull;
 mod improve;
@@ -27,7 +28,7 @@ use crate::gguf::TensorType;
 
 pub use error::AllocateError;
 
-use knapsack::{Class, Point};
+use class::{Class, Point};
 
 /// One way to store an item.
 #[derive(Debug, Clone, Copy, PartialEq)]

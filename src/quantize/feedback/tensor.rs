@@ -154,7 +154,7 @@ fn usable_importance(importance: &[f32]) -> Vec<f32> {
 mod tests {
     use super::*;
     use crate::gguf::testing::RawGguf;
-    use crate::rounding::gptq::{Factor, SecondMoment};
+    use crate::rounding::gptq::{Factor, SecondMoment, search_rows};
 
     const N: usize = 64;
     const ROWS: usize = 24;
@@ -269,8 +269,8 @@ mod tests {
     fn a_request_to_stop_is_seen() {
         let gguf = RawGguf::new().f32_tensor("w.weight", &[N as u64, 2], &noise(2 * N, 1)).build();
         let gguf = Gguf::from_bytes(gguf).unwrap();
-        let cancel = AtomicBool::new(true);
-        let job = TensorJob { gguf: &gguf, source: &gguf.tensors()[0], ty: TensorType::Q4_0, cancel: Some(&cancel) };
-        assert!(job.round(&input(moment(2))).unwrap_err().is_interrupt());
+        let stop = Stop::when(std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true)));
+        let job = TensorJob { gguf: &gguf, source: &gguf.tensors()[0], ty: TensorType::Q4_0, stop: &stop };
+        assert!(matches!(job.round(&input(moment(2))), Err(RoundingError::Interrupted(_))));
     }
 }

@@ -8,7 +8,7 @@ use lwq::gguf::Value;
 ///
 /// # Errors
 /// When the text is not of the form, or the value does not fit its type.
-pub(super) fn parse_override(text: &str) -> anyhow::Result<(String, Value)> {
+pub fn parse_override(text: &str) -> anyhow::Result<(String, Value)> {
     let form = "--override-kv takes KEY=TYPE:VALUE with TYPE int, float, bool or str";
     let (key, rest) = text.split_once('=').with_context(|| format!("{text:?}: {form}"))?;
     let (kind, value) = rest.split_once(':').with_context(|| format!("{text:?}: {form}"))?;

@@ -3,6 +3,7 @@
 use clap::Args;
 
 use lwq::gguf::split;
+use lwq::plan::{Budget, Size};
 use lwq::recipe::Target;
 
 /// The limit, one of several kinds.
@@ -23,22 +24,9 @@ pub struct BudgetArgs {
     max_kld: Option<f64>,
 }
 
-/// The limit of a plan.
-#[derive(Debug, Clone, PartialEq)]
-pub(in crate::cli) enum Budget {
-    /// Bytes of the standard file of this target.
-    Like(Target),
-    /// Bytes of the file.
-    File(Size),
-    /// Bits of tensor data per weight.
-    BitsPerWeight(f64),
-    /// Predicted mean KL divergence.
-    Divergence(f64),
-}
-
 impl BudgetArgs {
     /// The one that was given; the command line makes sure that there is one.
-    pub(in crate::cli) fn budget(&self) -> Option<Budget> {
+    pub fn budget(&self) -> Option<Budget> {
         let like = self.like.map(Budget::Like);
         like.or_else(|| self.target_size.clone().map(Budget::File))
             .or_else(|| self.target_bpw.map(Budget::BitsPerWeight))
@@ -46,32 +34,11 @@ impl BudgetArgs {
     }
 }
 
-impl Budget {
-    /// The request in the words that a plan records.
-    pub(in crate::cli) fn words(&self) -> String {
-        match self {
-            Budget::Like(target) => format!("like {target}"),
-            Budget::File(size) => format!("size {}", size.text),
-            Budget::BitsPerWeight(bits) => format!("{bits} bits per weight"),
-            Budget::Divergence(limit) => format!("KL divergence {limit}"),
-        }
-    }
-}
-
-/// A size as it was given.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::cli) struct Size {
-    /// The user's text, trimmed.
-    pub text: String,
-    /// What it means.
-    pub bytes: u64,
-}
-
 /// Reads a size with a unit of 1000 (K, M, G, T, with or without B) or of 1024 (KiB, MiB, GiB, TiB), or plain bytes.
 ///
 /// # Errors
 /// A sentence that says what was given and what is accepted.
-pub(in crate::cli) fn parse_size(text: &str) -> Result<Size, String> {
+pub fn parse_size(text: &str) -> Result<Size, String> {
     let trimmed = text.trim();
     let bad = || {
         format!(

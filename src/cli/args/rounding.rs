@@ -1,0 +1,138 @@
+//! How weights are rounded: flags that `quantize` and `plan` share.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+
+use crate::cli::Usage;
+use lwq::gguf::Gguf;
+use lwq::moments::{Calibration, CalibrationOptions, Damping};
+use lwq::progress::Watch;
+use lwq::quantize::Rounding;
+use lwq::rounding::RoundingMethod;
+use lwq::text::{Set, Text};
+
+/// Methods as flags name them.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RoundingArg {
+    /// As ggml does, the same bytes as llama-quantize
+    Ggml,
+    /// Searches for the best scales of each block
+    Search,
+    /// Lets each column make up for the errors of those before it; runs the model over a calibration text
+    Feedback,
+}
+
+impl From<RoundingArg> for RoundingMethod {
+    fn from(rounding: RoundingArg) -> RoundingMethod {
+        match rounding {
+            RoundingArg::Ggml => RoundingMethod::Ggml,
+            RoundingArg::Search => RoundingMethod::Search,
+            RoundingArg::Feedback => RoundingMethod::Feedback,
+        }
+    }
+}
+
+/// Flags of rounding, without the calibration text.
+#[derive(Args, Debug, Clone, Default)]
+pub struct RoundingFlags {
+    /// How weights are rounded [default: as the plan says; feedback with a calibration text; else ggml]
+    #[arg(long, value_enum)]
+    rounding: Option<RoundingArg>,
+    /// Part of the correlation between inputs that feedback does not rely on, from 0 to 1 [default: for each input what
+    /// is best on a sixteenth of the text]
+    #[arg(long, value_name = "PART", value_parser = parse_damping)]
+    damping: Option<f64>,
+    /// Use at most this many tokens of the calibration text, spread over it [default: 65536]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(64..=1 << 26))]
+    calibration_tokens: Option<u32>,
+    /// Tokens of a sequence of the calibration text [default: 512, or the model's context if that is shorter]
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(8..=1 << 20))]
+    calibration_ctx: Option<u32>,
+    /// Text that judges whether feedback is kept, other than the calibration text; repeatable [default: a built-in text]
+    #[arg(long, value_name = "TEXT")]
+    gate_file: Vec<PathBuf>,
+    /// Run the model and add up its second moments with bfloat16 products where the processor has them: faster, but the
+    /// bytes depend on the processor
+    #[arg(long)]
+    fast: bool,
+    /// Memory for the second moments of a layer, such as 1G; a layer that needs more is run several times [default: 1.7G]
+    #[arg(long, value_name = "SIZE", value_parser = lwq::gguf::split::parse_size)]
+    moment_memory: Option<u64>,
+}
+
+fn parse_damping(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(damping) if (0.0..=1.0).contains(&damping) => Ok(damping),
+        _ => Err("give a number from 0 to 1, such as 0.02".to_owned()),
+    }
+}
+
+impl RoundingFlags {
+    /// True if --rounding is on the command line.
+    pub fn is_given(&self) -> bool {
+        self.rounding.is_some()
+    }
+
+    /// The method: as asked for, as the plan has it, or by whether there is a calibration text.
+    ///
+    /// # Errors
+    /// When flags are given that the method does not use.
+    pub fn method(&self, has_text: bool, planned: Option<RoundingMethod>) -> Result<RoundingMethod> {
+        let implied = if has_text { Some(RoundingMethod::Feedback) } else { planned };
+        let method = self.rounding.map(RoundingMethod::from).or(implied).unwrap_or_default();
+        let of_feedback = [
+            (has_text, "a calibration text"),
+            (self.damping.is_some(), "--damping"),
+            (self.calibration_tokens.is_some(), "--calibration-tokens"),
+            (self.calibration_ctx.is_some(), "--calibration-ctx"),
+            (!self.gate_file.is_empty(), "--gate-file"),
+            (self.fast, "--fast"),
+            (self.moment_memory.is_some(), "--moment-memory"),
+        ];
+        match of_feedback.iter().find(|(given, _)| *given && method != RoundingMethod::Feedback) {
+            Some((_, flag)) => {
+                Err(Usage(format!("{flag} is used by --rounding feedback alone; the rounding is {method}")).into())
+            }
+            None => Ok(method),
+        }
+    }
+
+    /// The texts and settings of feedback, if that is the method; `files` are the calibration text, the built-in one if there
+    /// are none.
+    ///
+    /// # Errors
+    /// When the model cannot be run, or a text cannot be read or is too short.
+    pub fn calibration<'g>(
+        &self,
+        method: RoundingMethod,
+        files: &[PathBuf],
+        gguf: &'g Gguf,
+        watch: &dyn Watch,
+    ) -> Result<Option<Calibration<'g>>> {
+        if method != RoundingMethod::Feedback {
+            return Ok(None);
+        }
+        let defaults = CalibrationOptions::default();
+        let options = CalibrationOptions {
+            text: Text::read_or(files, Set::Calibration)?,
+            gate: Text::read_or(&self.gate_file, Set::Gate)?,
+            tokens: self.calibration_tokens.map_or(defaults.tokens, |n| n as usize),
+            ctx: self.calibration_ctx.map(|n| n as usize),
+            damping: self.damping.map_or(Damping::Chosen, Damping::Given),
+            fast: self.fast,
+            moment_memory: self.moment_memory.unwrap_or(defaults.moment_memory),
+        };
+        Ok(Some(Calibration::new(gguf, &options, watch)?))
+    }
+}
+
+/// The method with what it needs.
+pub fn rounding<'a>(method: RoundingMethod, calibration: Option<&'a Calibration<'a>>) -> Rounding<'a> {
+    match (method, calibration) {
+        (RoundingMethod::Feedback, Some(calibration)) => Rounding::Feedback(calibration),
+        (RoundingMethod::Search, _) => Rounding::Search,
+        _ => Rounding::Ggml,
+    }
+}
