@@ -6,22 +6,23 @@
 //! file is known to exist. Where ggml's quantizer and dequantizer would disagree on a big-endian machine (the grid
 //! indices of IQ2_XXS), the dequantizer is followed.
 
+use byteorder::{BigEndian, ByteOrder, LittleEndian};
+
 use super::tensor_type::TensorType;
 
-/// A run of `count` numbers of `width` bytes, starting at byte `at` of a block; the next starts `stride` bytes on.
+/// `count` numbers of `width` bytes side by side, starting at byte `at` of a block.
 struct Field {
     at: usize,
     width: usize,
     count: usize,
-    stride: usize,
 }
 
 const fn field(at: usize, width: usize) -> Field {
-    Field { at, width, count: 1, stride: width }
+    Field { at, width, count: 1 }
 }
 
 const fn run(at: usize, width: usize, count: usize) -> Field {
-    Field { at, width, count, stride: width }
+    Field { at, width, count }
 }
 
 /// The multi-byte fields of one block; `None` for an unknown type.
@@ -48,7 +49,21 @@ fn fields(ty: TensorType) -> Option<&'static [Field]> {
         TensorType::TQ1_0 => const { &[field(52, 2)] },
         TensorType::TQ2_0 => const { &[field(64, 2)] },
         // Each group of 32: four grid indices read byte by byte, then signs and scale as one u32.
-        TensorType::IQ2_XXS => const { &[field(0, 2), Field { at: 6, width: 4, count: 8, stride: 8 }] },
+        TensorType::IQ2_XXS => {
+            const {
+                &[
+                    field(0, 2),
+                    field(6, 4),
+                    field(14, 4),
+                    field(22, 4),
+                    field(30, 4),
+                    field(38, 4),
+                    field(46, 4),
+                    field(54, 4),
+                    field(62, 4),
+                ]
+            }
+        }
         TensorType::IQ2_XS => const { &[field(0, 2), run(2, 2, 32)] },
         TensorType::IQ3_XXS => const { &[field(0, 2), run(66, 4, 8)] },
         TensorType::IQ1_S => const { &[field(0, 2), run(34, 2, 8)] },
@@ -64,21 +79,33 @@ pub(crate) fn is_order_free(ty: TensorType) -> bool {
     fields(ty).is_some_and(<[Field]>::is_empty)
 }
 
-/// Swaps every multi-byte number in `data`, whole blocks of type `ty`. False if the type is unknown, nothing done.
-pub(crate) fn swap_bytes(ty: TensorType, data: &mut [u8]) -> bool {
+/// Puts every multi-byte number in `data`, whole big-endian blocks of type `ty`, into little-endian order. False if the
+/// type is unknown, nothing done.
+pub(crate) fn to_little_endian(ty: TensorType, data: &mut [u8]) -> bool {
     let (Some(fields), Some(info)) = (fields(ty), ty.info()) else { return false };
-    if fields.is_empty() {
-        return true;
-    }
-    for block in data.chunks_exact_mut(info.block_bytes) {
-        for field in fields {
-            for number in 0..field.count {
-                let at = field.at + number * field.stride;
-                block[at..at + field.width].reverse();
+    match fields {
+        [] => {}
+        [whole] if whole.width == info.block_bytes => numbers_to_little_endian(whole.width, data),
+        fields => {
+            for block in data.chunks_exact_mut(info.block_bytes) {
+                for field in fields {
+                    numbers_to_little_endian(field.width, &mut block[field.at..][..field.width * field.count]);
+                }
             }
         }
     }
     true
+}
+
+/// Puts big-endian numbers of `width` bytes, which fill `data`, into little-endian order.
+pub(crate) fn numbers_to_little_endian(width: usize, data: &mut [u8]) {
+    let numbers = data.chunks_exact_mut(width);
+    match width {
+        2 => numbers.for_each(|number| LittleEndian::write_u16(number, BigEndian::read_u16(number))),
+        4 => numbers.for_each(|number| LittleEndian::write_u32(number, BigEndian::read_u32(number))),
+        8 => numbers.for_each(|number| LittleEndian::write_u64(number, BigEndian::read_u64(number))),
+        _ => debug_assert_eq!(width, 1, "no number of GGUF has this width"),
+    }
 }
 
 #[cfg(test)]
@@ -93,7 +120,7 @@ mod tests {
             let mut owner = vec![false; info.block_bytes];
             for field in fields {
                 for number in 0..field.count {
-                    for byte in &mut owner[field.at + number * field.stride..][..field.width] {
+                    for byte in &mut owner[field.at + number * field.width..][..field.width] {
                         assert!(!std::mem::replace(byte, true), "{}: overlap", info.name);
                     }
                 }
@@ -106,20 +133,20 @@ mod tests {
         for info in TENSOR_TYPES {
             let original: Vec<u8> = (0..info.block_bytes * 3).map(|byte| byte as u8).collect();
             let mut data = original.clone();
-            assert!(swap_bytes(info.ty, &mut data));
+            assert!(to_little_endian(info.ty, &mut data));
             assert_eq!(data == original, is_order_free(info.ty), "{}", info.name);
-            assert!(swap_bytes(info.ty, &mut data));
+            assert!(to_little_endian(info.ty, &mut data));
             assert_eq!(data, original, "{}", info.name);
         }
         let mut data = [1, 2, 3, 4];
-        assert!(!swap_bytes(TensorType(36), &mut data));
+        assert!(!to_little_endian(TensorType(36), &mut data));
         assert_eq!(data, [1, 2, 3, 4]);
     }
 
     #[test]
     fn q4_k_swaps_its_two_halves_only() {
         let mut data: Vec<u8> = (0..144).collect();
-        swap_bytes(TensorType::Q4_K, &mut data);
+        to_little_endian(TensorType::Q4_K, &mut data);
         assert_eq!(data[..6], [1, 0, 3, 2, 4, 5]);
     }
 }

@@ -1,5 +1,7 @@
 //! One bounded cursor for binary formats: nothing is read, and nothing is allocated, beyond the bytes at hand.
 
+use byteorder::{BigEndian, ByteOrder, LittleEndian};
+
 /// A read that wanted more bytes than are left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CutShort {
@@ -20,10 +22,10 @@ pub(crate) struct Cursor<'a> {
 }
 
 macro_rules! read_number {
-    ($($name:ident -> $number:ty;)*) => {
+    ($($name:ident, $read:ident -> $number:ty;)*) => {
         $(pub(crate) fn $name(&mut self) -> Result<$number, CutShort> {
-            let raw = self.array()?;
-            Ok(if self.big_endian { <$number>::from_be_bytes(raw) } else { <$number>::from_le_bytes(raw) })
+            let raw = self.take(size_of::<$number>() as u64)?;
+            Ok(if self.big_endian { BigEndian::$read(raw) } else { LittleEndian::$read(raw) })
         })*
     };
 }
@@ -60,22 +62,23 @@ impl<'a> Cursor<'a> {
         Ok(&self.bytes[start..self.position])
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], CutShort> {
-        let raw = self.take(N as u64)?;
-        Ok(raw.try_into().expect("take returns the length asked for"))
+    pub(crate) fn u8(&mut self) -> Result<u8, CutShort> {
+        Ok(self.take(1)?[0])
+    }
+
+    pub(crate) fn i8(&mut self) -> Result<i8, CutShort> {
+        Ok(self.u8()?.cast_signed())
     }
 
     read_number! {
-        u8 -> u8;
-        i8 -> i8;
-        u16 -> u16;
-        i16 -> i16;
-        u32 -> u32;
-        i32 -> i32;
-        u64 -> u64;
-        i64 -> i64;
-        f32 -> f32;
-        f64 -> f64;
+        u16, read_u16 -> u16;
+        i16, read_i16 -> i16;
+        u32, read_u32 -> u32;
+        i32, read_i32 -> i32;
+        u64, read_u64 -> u64;
+        i64, read_i64 -> i64;
+        f32, read_f32 -> f32;
+        f64, read_f64 -> f64;
     }
 }
 

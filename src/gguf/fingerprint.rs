@@ -12,15 +12,13 @@ const SAMPLE: usize = 4096;
 /// a sample of each one's data: telling two models apart must not take as long as reading them.
 pub fn fingerprint(model: &Gguf) -> String {
     let mut hash = Sha256::new();
-    let mut bytes = Vec::new();
     for (key, value) in model.metadata().iter() {
         if split::is_shard_key(key) {
             continue;
         }
-        bytes.clear();
-        value.encode(&mut bytes);
+        let bytes = value.to_bytes();
         hash.update(format!("{}:{key} {} {}:", key.len(), value.value_type().id(), bytes.len()));
-        hash.update(&bytes);
+        hash.update(bytes);
     }
     for tensor in model.tensors() {
         hash.update(format!("{}:{} {} {:?}\n", tensor.name.len(), tensor.name, tensor.ty.0, tensor.shape));

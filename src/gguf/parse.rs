@@ -5,8 +5,11 @@
 
 use std::sync::Arc;
 
+use byteorder::{BigEndian, ByteOrder, LittleEndian};
+
+use super::byte_order::numbers_to_little_endian;
 use super::bytes::{Bytes, Source};
-use super::cursor::Cursor;
+use super::cursor::{Cursor, CutShort};
 use super::error::{DAMAGED, During, GgufError, shown};
 use super::metadata::Metadata;
 use super::tensor_info::{MAX_TENSOR_NAME, TensorInfo, align_up, checked_bytes, name_problem};
@@ -96,9 +99,10 @@ impl Parser<'_> {
             }
             _ => return not_gguf(found, "give a GGUF file"),
         }
-        let found = self.cursor.u32().during(self.file, || "the version".to_owned())?;
-        let swapped = found.swap_bytes();
-        let (version, big_endian) = if found & 0xffff == 0 && found != 0 { (swapped, true) } else { (found, false) };
+        let raw = self.cursor.take(4).during(self.file, || "the version".to_owned())?;
+        let found = LittleEndian::read_u32(raw);
+        let big_endian = found & 0xffff == 0 && found != 0;
+        let version = if big_endian { BigEndian::read_u32(raw) } else { found };
         self.cursor.set_big_endian(big_endian);
         match version {
             2 | 3 => Ok((version, big_endian)),
@@ -386,49 +390,37 @@ struct Walk {
 }
 
 /// Appends array elements as little-endian bytes with bools of 0 and 1.
-fn append_canonical(
-    cursor: &mut Cursor<'_>,
-    elem: ValueType,
-    count: u64,
-    out: &mut Vec<u8>,
-) -> Result<(), super::cursor::CutShort> {
-    match elem {
-        ValueType::U8 | ValueType::I8 => out.extend_from_slice(cursor.take(count)?),
-        ValueType::Bool => out.extend(cursor.take(count)?.iter().map(|byte| u8::from(*byte != 0))),
-        ValueType::U16 | ValueType::I16 => {
-            for _ in 0..count {
-                out.extend(cursor.u16()?.to_le_bytes());
+fn append_canonical(cursor: &mut Cursor<'_>, elem: ValueType, count: u64, out: &mut Vec<u8>) -> Result<(), CutShort> {
+    if elem == ValueType::Bool {
+        out.extend(cursor.take(count)?.iter().map(|byte| u8::from(*byte != 0)));
+        return Ok(());
+    }
+    if let Some(width) = elem.fixed_bytes() {
+        return append_numbers(cursor, width, count, out);
+    }
+    for _ in 0..count {
+        let mut head = cursor.clone();
+        if elem == ValueType::String {
+            append_numbers(cursor, 8, 1, out)?;
+            out.extend_from_slice(cursor.take(head.u64()?)?);
+        } else {
+            append_numbers(cursor, 4, 1, out)?;
+            append_numbers(cursor, 8, 1, out)?;
+            // The ids were checked by the walk before.
+            if let Some(inner) = ValueType::from_id(head.u32()?) {
+                append_canonical(cursor, inner, head.u64()?, out)?;
             }
         }
-        ValueType::U32 | ValueType::I32 | ValueType::F32 => {
-            for _ in 0..count {
-                out.extend(cursor.u32()?.to_le_bytes());
-            }
-        }
-        ValueType::U64 | ValueType::I64 | ValueType::F64 => {
-            for _ in 0..count {
-                out.extend(cursor.u64()?.to_le_bytes());
-            }
-        }
-        ValueType::String => {
-            for _ in 0..count {
-                let len = cursor.u64()?;
-                out.extend(len.to_le_bytes());
-                out.extend_from_slice(cursor.take(len)?);
-            }
-        }
-        ValueType::Array => {
-            for _ in 0..count {
-                let id = cursor.u32()?;
-                let count = cursor.u64()?;
-                out.extend(id.to_le_bytes());
-                out.extend(count.to_le_bytes());
-                // The ids were checked by the walk before.
-                if let Some(inner) = ValueType::from_id(id) {
-                    append_canonical(cursor, inner, count, out)?;
-                }
-            }
-        }
+    }
+    Ok(())
+}
+
+/// Appends `count` numbers of `width` bytes, which the walk before found to lie in the file, in little-endian order.
+fn append_numbers(cursor: &mut Cursor<'_>, width: u64, count: u64, out: &mut Vec<u8>) -> Result<(), CutShort> {
+    let start = out.len();
+    out.extend_from_slice(cursor.take(count * width)?);
+    if cursor.big_endian() {
+        numbers_to_little_endian(width as usize, &mut out[start..]);
     }
     Ok(())
 }

@@ -247,7 +247,8 @@ impl Gguf {
                 advice: "check the disk and run again",
             },
         })?;
-        if shard.big_endian && !byte_order::is_order_free(tensor.ty) && !byte_order::swap_bytes(tensor.ty, buffer) {
+        if shard.big_endian && !byte_order::is_order_free(tensor.ty) && !byte_order::to_little_endian(tensor.ty, buffer)
+        {
             return Err(self.unknown_type(tensor));
         }
         Ok(buffer)
@@ -280,7 +281,11 @@ impl Gguf {
             return Ok(Cow::Borrowed(stored));
         }
         let mut data = stored.to_vec();
-        if byte_order::swap_bytes(tensor.ty, &mut data) { Ok(Cow::Owned(data)) } else { Err(self.unknown_type(tensor)) }
+        if byte_order::to_little_endian(tensor.ty, &mut data) {
+            Ok(Cow::Owned(data))
+        } else {
+            Err(self.unknown_type(tensor))
+        }
     }
 
     fn unknown_type(&self, tensor: &TensorInfo) -> GgufError {

@@ -1,7 +1,10 @@
 //! Metadata values: exact types and bytes, arrays kept as raw bytes so that a vocabulary costs no memory.
 
 use std::fmt;
+use std::io::{self, Write};
 use std::sync::Arc;
+
+use byteorder::{ByteOrder, LittleEndian, WriteBytesExt};
 
 use super::bytes::Bytes;
 use super::cursor::Cursor;
@@ -170,26 +173,28 @@ impl Value {
         }
     }
 
-    /// Appends the value's little-endian bytes, without its type id.
-    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+    /// Writes the value's little-endian bytes, without its type id.
+    pub(crate) fn write_to(&self, out: &mut impl Write) -> io::Result<()> {
         match self {
-            Value::U8(v) => out.push(*v),
-            Value::I8(v) => out.extend(v.to_le_bytes()),
-            Value::U16(v) => out.extend(v.to_le_bytes()),
-            Value::I16(v) => out.extend(v.to_le_bytes()),
-            Value::U32(v) => out.extend(v.to_le_bytes()),
-            Value::I32(v) => out.extend(v.to_le_bytes()),
-            Value::F32(v) => out.extend(v.to_le_bytes()),
-            Value::Bool(v) => out.push(u8::from(*v)),
-            Value::String(text) => {
-                out.extend((text.len() as u64).to_le_bytes());
-                out.extend_from_slice(text);
-            }
-            Value::Array(array) => array.encode(out),
-            Value::U64(v) => out.extend(v.to_le_bytes()),
-            Value::I64(v) => out.extend(v.to_le_bytes()),
-            Value::F64(v) => out.extend(v.to_le_bytes()),
+            Value::U8(v) => out.write_u8(*v),
+            Value::I8(v) => out.write_i8(*v),
+            Value::U16(v) => out.write_u16::<LittleEndian>(*v),
+            Value::I16(v) => out.write_i16::<LittleEndian>(*v),
+            Value::U32(v) => out.write_u32::<LittleEndian>(*v),
+            Value::I32(v) => out.write_i32::<LittleEndian>(*v),
+            Value::F32(v) => out.write_f32::<LittleEndian>(*v),
+            Value::Bool(v) => out.write_u8(u8::from(*v)),
+            Value::String(text) => write_string(out, text),
+            Value::Array(array) => array.write_to(out),
+            Value::U64(v) => out.write_u64::<LittleEndian>(*v),
+            Value::I64(v) => out.write_i64::<LittleEndian>(*v),
+            Value::F64(v) => out.write_f64::<LittleEndian>(*v),
         }
+    }
+
+    /// The bytes that [`Value::write_to`] writes.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        in_memory(|out| self.write_to(out))
     }
 }
 
@@ -201,12 +206,7 @@ impl PartialEq for Value {
         match (self, other) {
             (Value::String(a), Value::String(b)) => a == b,
             (Value::Array(a), Value::Array(b)) => a == b,
-            _ => {
-                let (mut a, mut b) = (Vec::with_capacity(8), Vec::with_capacity(8));
-                self.encode(&mut a);
-                other.encode(&mut b);
-                a == b
-            }
+            _ => self.to_bytes() == other.to_bytes(),
         }
     }
 }
@@ -215,6 +215,19 @@ impl fmt::Debug for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.describe())
     }
+}
+
+/// Writes a string as GGUF stores it: length and bytes.
+pub(crate) fn write_string(out: &mut impl Write, text: &[u8]) -> io::Result<()> {
+    out.write_u64::<LittleEndian>(text.len() as u64)?;
+    out.write_all(text)
+}
+
+/// What `write` writes.
+pub(crate) fn in_memory(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> Vec<u8> {
+    let mut out = Vec::new();
+    write(&mut out).expect("a Vec takes all that is written to it");
+    out
 }
 
 macro_rules! value_from {
@@ -269,14 +282,13 @@ impl Array {
 
     /// An array of strings.
     pub fn of_strings<S: AsRef<[u8]>>(strings: impl IntoIterator<Item = S>) -> Array {
-        let mut raw = Vec::new();
         let mut count = 0;
-        for string in strings {
-            let bytes = string.as_ref();
-            raw.extend((bytes.len() as u64).to_le_bytes());
-            raw.extend_from_slice(bytes);
-            count += 1;
-        }
+        let raw = in_memory(|raw| {
+            strings.into_iter().try_for_each(|string| {
+                count += 1;
+                write_string(raw, string.as_ref())
+            })
+        });
         Array { elem: ValueType::String, count, raw: raw.into(), origin: Arc::default() }
     }
 
@@ -285,11 +297,12 @@ impl Array {
     /// # Panics
     /// If a value is of another type: the caller builds these values itself.
     pub fn of_values(elem: ValueType, values: &[Value]) -> Array {
-        let mut raw = Vec::new();
-        for value in values {
-            assert_eq!(value.value_type(), elem, "an array holds elements of one type");
-            value.encode(&mut raw);
-        }
+        let raw = in_memory(|raw| {
+            values.iter().try_for_each(|value| {
+                assert_eq!(value.value_type(), elem, "an array holds elements of one type");
+                value.write_to(raw)
+            })
+        });
         Array { elem, count: values.len() as u64, raw: raw.into(), origin: Arc::default() }
     }
 
@@ -330,8 +343,8 @@ impl Array {
     /// If the elements are of another type.
     pub fn to_f32_vec(&self) -> Result<Vec<f32>, GgufError> {
         match self.elem {
-            ValueType::F32 => Ok(self.raw.as_chunks().0.iter().map(|raw| f32::from_le_bytes(*raw)).collect()),
-            ValueType::F64 => Ok(self.raw.as_chunks().0.iter().map(|raw| f64::from_le_bytes(*raw) as f32).collect()),
+            ValueType::F32 => Ok(self.raw.chunks_exact(4).map(LittleEndian::read_f32).collect()),
+            ValueType::F64 => Ok(self.raw.chunks_exact(8).map(|raw| LittleEndian::read_f64(raw) as f32).collect()),
             _ => Err(self.wrong_type("an array of f32")),
         }
     }
@@ -341,27 +354,20 @@ impl Array {
     /// # Errors
     /// If the elements are of another type, or a u64 exceeds the range of i64.
     pub fn to_i64_vec(&self) -> Result<Vec<i64>, GgufError> {
-        macro_rules! widen {
-            ($int:ty) => {
-                self.raw.as_chunks().0.iter().map(|raw| <$int>::from_le_bytes(*raw).into()).collect()
-            };
-        }
+        let raw = &self.raw;
         Ok(match self.elem {
-            ValueType::U8 => widen!(u8),
-            ValueType::I8 => widen!(i8),
-            ValueType::U16 => widen!(u16),
-            ValueType::I16 => widen!(i16),
-            ValueType::U32 => widen!(u32),
-            ValueType::I32 => widen!(i32),
-            ValueType::I64 => widen!(i64),
-            ValueType::U64 => {
-                let (chunks, _) = self.raw.as_chunks();
-                chunks
-                    .iter()
-                    .map(|raw| i64::try_from(u64::from_le_bytes(*raw)))
-                    .collect::<Result<_, _>>()
-                    .map_err(|_| self.wrong_type("an array of integers below 2^63"))?
-            }
+            ValueType::U8 => raw.iter().map(|byte| i64::from(*byte)).collect(),
+            ValueType::I8 => raw.iter().map(|byte| i64::from(byte.cast_signed())).collect(),
+            ValueType::U16 => raw.chunks_exact(2).map(|raw| LittleEndian::read_u16(raw).into()).collect(),
+            ValueType::I16 => raw.chunks_exact(2).map(|raw| LittleEndian::read_i16(raw).into()).collect(),
+            ValueType::U32 => raw.chunks_exact(4).map(|raw| LittleEndian::read_u32(raw).into()).collect(),
+            ValueType::I32 => raw.chunks_exact(4).map(|raw| LittleEndian::read_i32(raw).into()).collect(),
+            ValueType::I64 => raw.chunks_exact(8).map(LittleEndian::read_i64).collect(),
+            ValueType::U64 => raw
+                .chunks_exact(8)
+                .map(|raw| i64::try_from(LittleEndian::read_u64(raw)))
+                .collect::<Result<_, _>>()
+                .map_err(|_| self.wrong_type("an array of integers below 2^63"))?,
             _ => return Err(self.wrong_type("an array of integers")),
         })
     }
@@ -395,10 +401,10 @@ impl Array {
         }
     }
 
-    fn encode(&self, out: &mut Vec<u8>) {
-        out.extend(self.elem.id().to_le_bytes());
-        out.extend(self.count.to_le_bytes());
-        out.extend_from_slice(&self.raw);
+    fn write_to(&self, out: &mut impl Write) -> io::Result<()> {
+        out.write_u32::<LittleEndian>(self.elem.id())?;
+        out.write_u64::<LittleEndian>(self.count)?;
+        out.write_all(&self.raw)
     }
 }
 

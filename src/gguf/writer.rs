@@ -3,10 +3,13 @@
 use std::fs::File;
 use std::io::{self, Write};
 
+use byteorder::{LittleEndian, WriteBytesExt};
+
 use super::error::{GgufError, shown};
 use super::metadata::Metadata;
 use super::tensor_info::{TensorInfo, align_up, checked_bytes, name_problem};
 use super::tensor_type::TensorType;
+use super::value::{in_memory, write_string};
 
 const VERSION: u32 = 3;
 
@@ -66,30 +69,9 @@ impl GgufLayout {
         let alignment = metadata.alignment()?;
         let mut placed = place_tensors(file, tensors, alignment)?;
         check_names(file, &placed)?;
+        check_keys(file, metadata)?;
 
-        let mut header = Vec::new();
-        header.extend(b"GGUF");
-        header.extend(VERSION.to_le_bytes());
-        header.extend((placed.len() as u64).to_le_bytes());
-        header.extend((metadata.len() as u64).to_le_bytes());
-        for (key, value) in metadata.iter() {
-            if key.is_empty() || key.len() > usize::from(u16::MAX) || key.contains('\0') {
-                let problem = format!("{} is no valid key: 1 to 65535 bytes without NUL are", shown(key.as_bytes()));
-                return Err(GgufError::Write { file: file.to_owned(), problem });
-            }
-            put_string(&mut header, key.as_bytes());
-            header.extend(value.value_type().id().to_le_bytes());
-            value.encode(&mut header);
-        }
-        for PlacedTensor { tensor, offset, .. } in &placed {
-            put_string(&mut header, tensor.name.as_bytes());
-            header.extend((tensor.shape.len() as u32).to_le_bytes());
-            for len in &tensor.shape {
-                header.extend(len.to_le_bytes());
-            }
-            header.extend(tensor.ty.0.to_le_bytes());
-            header.extend(offset.to_le_bytes());
-        }
+        let header = in_memory(|out| write_header(out, metadata, &placed));
         let data_start = align_up(header.len() as u64, alignment.into()).ok_or_else(|| too_large(file))?;
         let mut file_bytes = data_start;
         for tensor in &mut placed {
@@ -219,13 +201,42 @@ fn check_names(file: &str, placed: &[PlacedTensor]) -> Result<(), GgufError> {
     }
 }
 
-fn too_large(file: &str) -> GgufError {
-    GgufError::Write { file: file.to_owned(), problem: "the tensors have 2^64 bytes or more".to_owned() }
+fn check_keys(file: &str, metadata: &Metadata) -> Result<(), GgufError> {
+    let valid = |key: &str| !key.is_empty() && key.len() <= usize::from(u16::MAX) && !key.contains('\0');
+    match metadata.iter().find(|(key, _)| !valid(key)) {
+        None => Ok(()),
+        Some((key, _)) => Err(GgufError::Write {
+            file: file.to_owned(),
+            problem: format!("{} is no valid key: 1 to 65535 bytes without NUL are", shown(key.as_bytes())),
+        }),
+    }
 }
 
-fn put_string(out: &mut Vec<u8>, text: &[u8]) {
-    out.extend((text.len() as u64).to_le_bytes());
-    out.extend_from_slice(text);
+/// Everything before the padding of the data section. The offsets of `placed` count from the data section.
+fn write_header(out: &mut impl Write, metadata: &Metadata, placed: &[PlacedTensor]) -> io::Result<()> {
+    out.write_all(b"GGUF")?;
+    out.write_u32::<LittleEndian>(VERSION)?;
+    out.write_u64::<LittleEndian>(placed.len() as u64)?;
+    out.write_u64::<LittleEndian>(metadata.len() as u64)?;
+    for (key, value) in metadata.iter() {
+        write_string(out, key.as_bytes())?;
+        out.write_u32::<LittleEndian>(value.value_type().id())?;
+        value.write_to(out)?;
+    }
+    for PlacedTensor { tensor, offset, .. } in placed {
+        write_string(out, tensor.name.as_bytes())?;
+        out.write_u32::<LittleEndian>(tensor.shape.len() as u32)?;
+        for len in &tensor.shape {
+            out.write_u64::<LittleEndian>(*len)?;
+        }
+        out.write_u32::<LittleEndian>(tensor.ty.0)?;
+        out.write_u64::<LittleEndian>(*offset)?;
+    }
+    Ok(())
+}
+
+fn too_large(file: &str) -> GgufError {
+    GgufError::Write { file: file.to_owned(), problem: "the tensors have 2^64 bytes or more".to_owned() }
 }
 
 /// Zeros for padding are written in pieces, since an alignment may be as large as 2^31.

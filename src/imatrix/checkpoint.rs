@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use byteorder::{ByteOrder, LittleEndian};
 use sha2::{Digest, Sha256};
 
 use super::ImatrixError;
@@ -98,8 +99,9 @@ pub fn save(path: &Path, fingerprint: &Fingerprint, progress: &Progress) -> Resu
     let layout = GgufLayout::new(&path.display().to_string(), &metadata, tensors)?;
     let mut writer = GgufWriter::new(AtomicFile::create(path, true)?, layout)?;
     for (index, input) in progress.collector.inputs().enumerate() {
-        let sums: Vec<u8> = input.sums.iter().flat_map(|sum| sum.to_le_bytes()).collect();
-        let counts: Vec<u8> = input.counts.iter().flat_map(|count| count.to_le_bytes()).collect();
+        let (mut sums, mut counts) = (vec![0; 8 * input.sums.len()], vec![0; 8 * input.counts.len()]);
+        LittleEndian::write_f64_into(&input.sums, &mut sums);
+        LittleEndian::write_u64_into(&input.counts, &mut counts);
         writer.write(2 * index, &sums)?;
         writer.write(2 * index + 1, &counts)?;
     }
@@ -147,9 +149,8 @@ pub fn load(path: &Path, fingerprint: &Fingerprint, process_output: bool) -> Res
             let tensor = gguf.tensor(&format!("{index}{suffix}")).filter(|tensor| tensor.ty == ty);
             gguf.data(tensor.ok_or_else(|| damaged("lacks sums"))?).map_err(ImatrixError::from)
         };
-        let words = |data: &[u8]| -> Vec<[u8; 8]> { data.as_chunks::<8>().0.to_vec() };
-        let sums: Vec<f64> = words(tensor(SUMS, TensorType::F64)?).into_iter().map(f64::from_le_bytes).collect();
-        let counts: Vec<u64> = words(tensor(COUNTS, TensorType::I64)?).into_iter().map(u64::from_le_bytes).collect();
+        let sums: Vec<f64> = tensor(SUMS, TensorType::F64)?.chunks_exact(8).map(LittleEndian::read_f64).collect();
+        let counts: Vec<u64> = tensor(COUNTS, TensorType::I64)?.chunks_exact(8).map(LittleEndian::read_u64).collect();
         if weights.is_empty() || counts.is_empty() || !sums.len().is_multiple_of(counts.len()) {
             return Err(damaged("has sums of a wrong length"));
         }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 
+use byteorder::{ByteOrder, LittleEndian, WriteBytesExt};
+
 use super::error::{ImatrixError, Problem, Quoted, Warning, WriteProblem};
 use super::{Entry, Form, Imatrix, MOST_TOKENS};
 use crate::gguf::{
@@ -104,7 +106,7 @@ fn floats(gguf: &Gguf, tensor: &TensorInfo, file: &str) -> Result<Vec<f32>, Imat
         let problem = Problem::TensorType { tensor: (&tensor.name).into(), found: tensor.ty.to_string() };
         return Err(ImatrixError::content(file, problem));
     }
-    Ok(gguf.tensor_data(tensor)?.as_chunks().0.iter().map(|raw| f32::from_le_bytes(*raw)).collect())
+    Ok(gguf.tensor_data(tensor)?.chunks_exact(4).map(LittleEndian::read_f32).collect())
 }
 
 /// What is odd in the entries, counted over the file.
@@ -205,7 +207,7 @@ fn write_floats(
 ) -> Result<(), ImatrixError> {
     let mut raw = Vec::with_capacity(BYTES_PER_WRITE);
     for value in values {
-        raw.extend(value.to_le_bytes());
+        raw.write_f32::<LittleEndian>(value)?;
         if raw.len() == BYTES_PER_WRITE {
             writer.write(index, &raw)?;
             raw.clear();

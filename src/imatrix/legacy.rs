@@ -10,13 +10,13 @@
 
 use std::io::{self, Read, Write};
 
+use byteorder::{LittleEndian, ReadBytesExt, WriteBytesExt};
+
 use super::error::{ImatrixError, Problem, Quoted, Warning, WriteProblem};
 use super::{Entry, Form, Imatrix};
 
 /// Bytes of the shortest entry: a name of one byte and a single value.
 const SHORTEST_ENTRY: u64 = 4 + 1 + 4 + 4 + 4;
-/// Values that are converted at a time; keeps an entry's raw bytes from standing in memory twice.
-const VALUES_PER_READ: usize = 16 * 1024;
 
 /// Reads `len` bytes of `input`; `file` names it in messages.
 pub(super) fn read(input: impl Read, len: u64, file: &str) -> Result<Imatrix, ImatrixError> {
@@ -123,36 +123,32 @@ impl<R: Read> Cursor<'_, R> {
         Err(ImatrixError::content(self.file, problem))
     }
 
-    fn fill(&mut self, buffer: &mut [u8]) -> Result<(), ImatrixError> {
-        self.input.read_exact(buffer).map_err(|source| ImatrixError::Read { file: self.file.to_owned(), source })?;
-        self.offset += buffer.len() as u64;
-        self.left -= buffer.len() as u64;
-        Ok(())
+    /// Reads `len` bytes, which are left, by `read`.
+    fn read<T>(&mut self, len: u64, read: impl FnOnce(&mut R) -> io::Result<T>) -> Result<T, ImatrixError> {
+        let value =
+            read(&mut self.input).map_err(|source| ImatrixError::Read { file: self.file.to_owned(), source })?;
+        self.offset += len;
+        self.left -= len;
+        Ok(value)
     }
 
     fn i32(&mut self, field: impl FnOnce() -> String) -> Result<i32, ImatrixError> {
         self.require(4, field)?;
-        let mut bytes = [0; 4];
-        self.fill(&mut bytes)?;
-        Ok(i32::from_le_bytes(bytes))
+        self.read(4, |input| input.read_i32::<LittleEndian>())
     }
 
     fn bytes(&mut self, len: u64, field: impl FnOnce() -> String) -> Result<Vec<u8>, ImatrixError> {
         self.require(len, field)?;
         let mut bytes = vec![0; len as usize];
-        self.fill(&mut bytes)?;
+        self.read(len, |input| input.read_exact(&mut bytes))?;
         Ok(bytes)
     }
 
     fn f32s(&mut self, count: usize, tensor: &str) -> Result<Vec<f32>, ImatrixError> {
-        self.require(count as u64 * 4, || format!("the values of {}", Quoted::from(tensor)))?;
-        let mut values = Vec::with_capacity(count);
-        let mut raw = vec![0; count.min(VALUES_PER_READ) * 4];
-        while values.len() < count {
-            let take = (count - values.len()).min(VALUES_PER_READ);
-            self.fill(&mut raw[..take * 4])?;
-            values.extend(raw[..take * 4].chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
-        }
+        let len = count as u64 * 4;
+        self.require(len, || format!("the values of {}", Quoted::from(tensor)))?;
+        let mut values = vec![0.0; count];
+        self.read(len, |input| input.read_f32_into::<LittleEndian>(&mut values))?;
         super::check_sums(&values, 1, tensor).map_err(|problem| ImatrixError::content(self.file, problem))?;
         Ok(values)
     }
@@ -186,9 +182,9 @@ pub(super) fn write(imatrix: &Imatrix, out: &mut impl Write) -> Result<Vec<Warni
         super::check_written(Form::Dat, name, &legacy.values)?;
         put_i32(out, name.len() as u64, || format!("the name length of {}", Quoted::from(name)))?;
         out.write_all(name.as_bytes())?;
-        out.write_all(&legacy.ncall.to_le_bytes())?;
+        out.write_i32::<LittleEndian>(legacy.ncall)?;
         put_i32(out, legacy.values.len() as u64, || format!("the number of values of {}", Quoted::from(name)))?;
-        super::write_f32s(out, legacy.values)?;
+        legacy.values.into_iter().try_for_each(|value| out.write_f32::<LittleEndian>(value))?;
     }
     put_i32(out, imatrix.chunk_count.unwrap_or(0).into(), || "the number of chunks".to_owned())?;
     let dataset = imatrix.datasets.last().map_or("", String::as_str);
@@ -229,6 +225,5 @@ fn to_i32(value: u64, field: impl FnOnce() -> String) -> Result<i32, ImatrixErro
 }
 
 fn put_i32(out: &mut impl Write, value: u64, field: impl FnOnce() -> String) -> Result<(), ImatrixError> {
-    let value = to_i32(value, field)?;
-    out.write_all(&value.to_le_bytes()).map_err(|e: io::Error| e.into())
+    Ok(out.write_i32::<LittleEndian>(to_i32(value, field)?)?)
 }

@@ -381,10 +381,6 @@ fn out_of_range(form: Form, field: String, tensor: &str, value: f64) -> ImatrixE
     ImatrixError::Unwritable { form: form.name(), problem }
 }
 
-fn write_f32s(out: &mut impl Write, values: impl IntoIterator<Item = f32>) -> io::Result<()> {
-    values.into_iter().try_for_each(|value| out.write_all(&value.to_le_bytes()))
-}
-
 #[cfg(test)]
 mod build;
 #[cfg(test)]
