@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use byteorder::{ByteOrder, LittleEndian};
 use safetensors::tensor::{Dtype, Metadata as Header};
 use serde_json::Value;
 
@@ -266,7 +267,7 @@ fn read_index(folder: &Folder) -> Result<Option<Index>, ConvertError> {
 pub(super) fn parse_header(path: &Path, bytes: &[u8]) -> Result<(u64, Header), ConvertError> {
     let wrong = |problem: String| ConvertError::Shard { file: path.to_path_buf(), problem };
     let total = bytes.len() as u64;
-    let Some(length) = bytes.first_chunk().map(|raw| u64::from_le_bytes(*raw)) else {
+    let Some(length) = bytes.get(..LENGTH_BYTES as usize).map(LittleEndian::read_u64) else {
         return Err(wrong(format!("has {total} bytes and no safetensors header; download it again")));
     };
     if bytes.starts_with(b"version https://git-lfs") {

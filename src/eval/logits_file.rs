@@ -14,9 +14,10 @@
 //! from its own file is not zero, and may be slightly negative.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Write};
+use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
+use byteorder::{ByteOrder, LittleEndian, ReadBytesExt, WriteBytesExt};
 use rayon::prelude::*;
 
 use super::{EvalError, Windows};
@@ -77,11 +78,7 @@ impl LogitsReader {
                 "expected _logits_, a file of llama-perplexity --save-all-logits",
             ));
         }
-        let mut word = || -> Result<i32, EvalError> {
-            let mut bytes = [0; 4];
-            input.read_exact(&mut bytes).map_err(failed)?;
-            Ok(i32::from_le_bytes(bytes))
-        };
+        let mut word = || input.read_i32::<LittleEndian>().map_err(failed);
         let (n_ctx, n_vocab, n_chunk) = (word()?, word()?, word()?);
         let in_range = |field: &str, value: i32, least: i32| match usize::try_from(value) {
             Ok(n) if value >= least => Ok(n),
@@ -97,11 +94,11 @@ impl LogitsReader {
             let found = format!("has {length} bytes, {n_chunk} chunks of {n_ctx} tokens need {expected}");
             return Err(bad("the file", found, "it was cut short or is damaged; save the logits again"));
         }
-        let mut bytes = vec![0; 4 * n_tokens as usize];
-        input.read_exact(&mut bytes).map_err(failed)?;
-        let mut tokens = Vec::with_capacity(bytes.len() / 4);
-        for (index, id) in bytes.as_chunks::<4>().0.iter().enumerate() {
-            match i32::from_le_bytes(*id) {
+        let mut ids = vec![0i32; n_tokens as usize];
+        input.read_i32_into::<LittleEndian>(&mut ids).map_err(failed)?;
+        let mut tokens = Vec::with_capacity(ids.len());
+        for (index, id) in ids.into_iter().enumerate() {
+            match id {
                 id if (0..n_vocab as i64).contains(&id.into()) => tokens.push(id as u32),
                 id => {
                     let found = format!("is {id}, outside of the vocabulary of {n_vocab}");
@@ -143,24 +140,22 @@ impl LogitsReader {
         self.record.resize(rows * size, 0);
         let failed = |source| EvalError::Read { path: self.path.clone(), source };
         self.input.read_exact(&mut self.record).map_err(failed)?;
-        let decoded: Result<(), (f32, f32)> = self
-            .record
-            .par_chunks_exact(size)
-            .zip(out.par_chunks_exact_mut(self.n_vocab))
-            .try_for_each(|(record, row)| {
-                let word = |at: usize| f32::from_le_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]]);
-                let (scale, least) = (word(0), word(4));
-                let largest = scale * 65535.0 + least;
-                // A distribution has a most likely token, so its floor lies 16 nats below some value under zero;
-                // a file of ik_llama.cpp has it at 24.
-                if !(scale >= 0.0 && least.is_finite() && largest <= 0.01 && least > -100.0) {
-                    return Err((scale, least));
-                }
-                for (value, q) in row.iter_mut().zip(record[8..].as_chunks::<2>().0) {
-                    *value = scale * f32::from(u16::from_le_bytes(*q)) + least;
-                }
-                Ok(())
-            });
+        let decoded: Result<(), (f32, f32)> =
+            self.record.par_chunks_exact(size).zip(out.par_chunks_exact_mut(self.n_vocab)).try_for_each(
+                |(record, row)| {
+                    let (scale, least) = (LittleEndian::read_f32(record), LittleEndian::read_f32(&record[4..]));
+                    let largest = scale * 65535.0 + least;
+                    // A distribution has a most likely token, so its floor lies 16 nats below some value under zero;
+                    // a file of ik_llama.cpp has it at 24.
+                    if !(scale >= 0.0 && least.is_finite() && largest <= 0.01 && least > -100.0) {
+                        return Err((scale, least));
+                    }
+                    for (value, q) in row.iter_mut().zip(record[8..].chunks_exact(2)) {
+                        *value = scale * f32::from(LittleEndian::read_u16(q)) + least;
+                    }
+                    Ok(())
+                },
+            );
         decoded.map_err(|(scale, least)| EvalError::BadLogitsFile {
             path: self.path.clone(),
             field: "a distribution".to_owned(),
@@ -202,20 +197,13 @@ impl LogitsWriter {
             n_vocab,
             records_left,
         };
-        writer.write(MAGIC)?;
-        for number in [ctx, vocab, chunks] {
-            writer.write(&number.to_le_bytes())?;
-        }
-        for &token in &windows.tokens()[..tokens] {
-            writer.write(&token.to_le_bytes())?;
-        }
+        let written = write_header(&mut writer.output, [ctx, vocab, chunks], &windows.tokens()[..tokens]);
+        written.map_err(|source| writer.failed(source))?;
         Ok(writer)
     }
 
-    fn write(&mut self, data: &[u8]) -> Result<(), EvalError> {
-        let written = self.output.write_all(data);
-        written
-            .map_err(|source| OutputError::Io { path: self.target.clone(), action: "cannot write it", source }.into())
+    fn failed(&self, source: io::Error) -> EvalError {
+        OutputError::Io { path: self.target.clone(), action: "cannot write it", source }.into()
     }
 
     /// Adds distributions, `[rows, n_vocab]` row-major logits, in the order of the text.
@@ -229,7 +217,7 @@ impl LogitsWriter {
         let pairs = logits.par_chunks_exact(self.n_vocab).zip(records.par_chunks_exact_mut(size));
         pairs.for_each(|(row, record)| encode(row, record));
         self.records_left = self.records_left.saturating_sub(rows);
-        self.write(&records)
+        self.output.write_all(&records).map_err(|source| self.failed(source))
     }
 
     /// Gives the file its name. Without all distributions nothing appears and `false` is returned.
@@ -251,19 +239,25 @@ impl LogitsWriter {
     }
 }
 
+fn write_header(out: &mut impl Write, numbers: [i32; 3], tokens: &[u32]) -> io::Result<()> {
+    out.write_all(MAGIC)?;
+    numbers.into_iter().try_for_each(|number| out.write_i32::<LittleEndian>(number))?;
+    tokens.iter().try_for_each(|token| out.write_u32::<LittleEndian>(*token))
+}
+
 /// One record. The order of operations is llama-perplexity's.
 fn encode(logits: &[f32], record: &mut [u8]) {
     let largest = max(logits);
     let least = logits.iter().fold(f32::INFINITY, |a, &b| a.min(b)).max(largest - LOGITS_CUT);
     let log_sum = exp_sum(logits, largest).ln() as f32;
     let scale = (largest - least) / 65535.0;
-    record[..4].copy_from_slice(&scale.to_le_bytes());
-    record[4..8].copy_from_slice(&(least - largest - log_sum).to_le_bytes());
+    LittleEndian::write_f32(record, scale);
+    LittleEndian::write_f32(&mut record[4..], least - largest - log_sum);
     if scale > 0.0 {
         let inverse = 1.0 / scale;
-        for (q, &logit) in record[8..].as_chunks_mut::<2>().0.iter_mut().zip(logits) {
+        for (q, &logit) in record[8..].chunks_exact_mut(2).zip(logits) {
             let value = if logit > least { (inverse * (logit - least)).round_ties_even() as u16 } else { 0 };
-            *q = value.to_le_bytes();
+            LittleEndian::write_u16(q, value);
         }
     }
 }

@@ -7,9 +7,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write};
 use std::path::{Path, PathBuf};
 
+use byteorder::{ByteOrder, LittleEndian, WriteBytesExt};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -62,7 +63,7 @@ impl EvaluationState {
         let unreadable = |source| EvalError::Read { path: path.to_owned(), source };
         let mut file = match File::open(path) {
             Ok(file) => BufReader::new(file),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(empty),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(empty),
             Err(source) => return Err(unreadable(source)),
         };
         let bad = |found: &str| EvalError::BadState { path: path.to_owned(), found: found.to_owned() };
@@ -123,7 +124,7 @@ impl EvaluationState {
         for scores in self.sections.values() {
             for (at, &nll) in scores.nlls.iter().enumerate() {
                 let token = scores.divergence.tokens.get(at).copied();
-                encode(token.unwrap_or(ScoredToken { nll, ..ScoredToken::default() }), &mut data);
+                encode(token.unwrap_or(ScoredToken { nll, ..ScoredToken::default() }), &mut data).map_err(failed)?;
             }
         }
         let mut file = AtomicFile::create(&self.path, true)?;
@@ -133,15 +134,15 @@ impl EvaluationState {
     }
 }
 
-fn encode(token: ScoredToken, out: &mut Vec<u8>) {
+fn encode(token: ScoredToken, out: &mut impl Write) -> io::Result<()> {
     for value in [token.nll, token.nll_base, token.kld] {
-        out.extend(value.to_le_bytes());
+        out.write_f32::<LittleEndian>(value)?;
     }
-    out.push(u8::from(token.same_top));
+    out.write_u8(u8::from(token.same_top))
 }
 
 fn decode(record: &[u8]) -> ScoredToken {
-    let value = |at: usize| f32::from_le_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]]);
+    let value = |at: usize| LittleEndian::read_f32(&record[at..]);
     ScoredToken { nll: value(0), nll_base: value(4), kld: value(8), same_top: record[12] != 0 }
 }
 

@@ -9,6 +9,8 @@
 //!
 //! Only mc1, the answers of which one is right, is used.
 
+use byteorder::{ByteOrder, LittleEndian};
+
 use super::{MOST_ANSWERS, Source};
 use crate::eval::tasks::{Task, TaskError};
 
@@ -33,7 +35,7 @@ pub fn multiple_choice(
             bytes.len()
         ))
     })?;
-    let position = |index: usize| u32::from_le_bytes(table.as_chunks::<4>().0[index]) as usize;
+    let position = |index: usize| LittleEndian::read_u32(&table[4 * index..]) as usize;
     let order: Vec<usize> = match chosen {
         Some(choose) => choose(n_task),
         None => (0..n_task).collect(),
@@ -154,8 +156,8 @@ impl<'b> Cursor<'b> {
     }
 
     fn u32(&mut self) -> Result<u32, String> {
-        let part = self.take(4).and_then(|part| part.try_into().ok());
-        part.map(u32::from_le_bytes).ok_or_else(|| format!("the file ends at byte {}", self.bytes.len()))
+        let part = self.take(4).ok_or_else(|| format!("the file ends at byte {}", self.bytes.len()))?;
+        Ok(LittleEndian::read_u32(part))
     }
 
     fn string(&mut self, what: &str) -> Result<&'b [u8], String> {
