@@ -6,7 +6,7 @@ use super::error::{DAMAGED, GgufError, shown};
 use super::value::{Array, Value, ValueType};
 
 /// Alignment of tensor data where `general.alignment` does not say otherwise, in bytes.
-pub const DEFAULT_ALIGNMENT: u32 = 32;
+const DEFAULT_ALIGNMENT: u32 = 32;
 
 const ALIGNMENT_KEY: &str = "general.alignment";
 

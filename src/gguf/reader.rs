@@ -263,7 +263,7 @@ impl Gguf {
     }
 
     /// Asks the system to read these rows from the disk in the background, ahead of their use.
-    pub fn prefetch_rows(&self, tensor: &TensorInfo, first_row: u64, n_rows: u64) {
+    pub(crate) fn prefetch_rows(&self, tensor: &TensorInfo, first_row: u64, n_rows: u64) {
         if let Ok((shard, range)) = self.place(tensor, Some((first_row, n_rows))) {
             shard.source.prefetch(range);
         }

@@ -10,11 +10,11 @@ use super::tensor_info::align_up;
 use super::value::Value;
 
 /// Number of a shard, from 0; u16.
-pub const NUMBER_KEY: &str = "split.no";
+pub(crate) const NUMBER_KEY: &str = "split.no";
 /// Number of shards; u16. 0 and 1 mean that the file stands alone.
-pub const COUNT_KEY: &str = "split.count";
+pub(crate) const COUNT_KEY: &str = "split.count";
 /// Number of tensors in all shards; i32.
-pub const TENSOR_COUNT_KEY: &str = "split.tensors.count";
+pub(crate) const TENSOR_COUNT_KEY: &str = "split.tensors.count";
 
 /// The path of shard `number` (from 0) of `count`: `PREFIX-00001-of-00003.gguf` (`llama_split_path`).
 pub fn shard_path(prefix: &Path, number: u16, count: u16) -> PathBuf {

@@ -4,10 +4,10 @@ use super::error::{DAMAGED, GgufError, shown};
 use super::tensor_type::TensorType;
 
 /// Most dimensions a tensor may have (`GGML_MAX_DIMS`).
-pub const MAX_DIMS: usize = 4;
+pub(crate) const MAX_DIMS: usize = 4;
 
 /// Longest tensor name in bytes: llama.cpp keeps 64 with the final NUL (`GGML_MAX_NAME`) and refuses longer ones.
-pub const MAX_TENSOR_NAME: usize = 63;
+pub(crate) const MAX_TENSOR_NAME: usize = 63;
 
 /// One tensor of a file, as its header describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]

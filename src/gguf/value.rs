@@ -61,12 +61,12 @@ impl ValueType {
     ];
 
     /// The type with this id, if GGUF has one.
-    pub fn from_id(id: u32) -> Option<ValueType> {
+    pub(crate) fn from_id(id: u32) -> Option<ValueType> {
         ValueType::ALL.get(id as usize).copied()
     }
 
     /// GGUF's id.
-    pub fn id(self) -> u32 {
+    pub(crate) fn id(self) -> u32 {
         self as u32
     }
 
@@ -90,7 +90,7 @@ impl ValueType {
     }
 
     /// Bytes of one value, or `None` for strings and arrays.
-    pub fn fixed_bytes(self) -> Option<u64> {
+    pub(crate) fn fixed_bytes(self) -> Option<u64> {
         match self {
             ValueType::U8 | ValueType::I8 | ValueType::Bool => Some(1),
             ValueType::U16 | ValueType::I16 => Some(2),
@@ -162,7 +162,7 @@ impl Value {
     }
 
     /// The type for messages, with the value where it is short: `i32 (-1)`, `arr of str (32000 elements)`.
-    pub fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         match self {
             Value::String(text) => format!("str ({})", shown(text)),
             Value::Array(array) => format!("arr of {} ({} elements)", array.elem_type(), array.len()),

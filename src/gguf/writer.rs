@@ -304,11 +304,6 @@ impl<W: Write> GgufWriter<W> {
         Ok(writer)
     }
 
-    /// The file's layout.
-    pub fn layout(&self) -> &GgufLayout {
-        &self.layout
-    }
-
     /// Writes the next part of tensor number `index`; tensors come in order, padding is added behind each.
     ///
     /// # Errors

@@ -38,7 +38,7 @@ impl Fingerprint {
     }
 
     /// The first part in which `saved` differs, with both values.
-    pub fn difference(&self, saved: &Metadata) -> Option<String> {
+    fn difference(&self, saved: &Metadata) -> Option<String> {
         self.parts.iter().find_map(|(name, value)| match saved.str(&key(name)) {
             Ok(Some(found)) if found == value => None,
             Ok(Some(found)) if *name == "settings" => Some(format!("other settings ({found}, now {value})")),

@@ -19,7 +19,7 @@ const TIED_OUTPUT: &str = "token_embd.weight";
 
 /// Sums of one input, shared by all weights that it feeds.
 #[derive(Debug, Clone, PartialEq)]
-pub struct InputSums {
+pub(crate) struct InputSums {
     /// The weights that have this input, such as q, k and v of a layer.
     pub weights: Vec<String>,
     /// Σ x² per column, `[matrices, row_len]` row-major.
@@ -45,13 +45,13 @@ impl Collector {
     }
 
     /// Goes on from sums that were saved.
-    pub fn resume(inputs: Vec<InputSums>, process_output: bool) -> Collector {
+    pub(crate) fn resume(inputs: Vec<InputSums>, process_output: bool) -> Collector {
         let keyed = inputs.into_iter().filter_map(|input| Some((input.weights.first()?.clone(), input)));
         Collector { inputs: keyed.collect(), process_output }
     }
 
     /// The sums so far.
-    pub fn inputs(&self) -> impl ExactSizeIterator<Item = &InputSums> {
+    pub(crate) fn inputs(&self) -> impl ExactSizeIterator<Item = &InputSums> {
         self.inputs.values()
     }
 

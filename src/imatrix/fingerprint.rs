@@ -7,7 +7,7 @@ use super::{Form, Imatrix};
 impl Imatrix {
     /// SHA-256, in hexadecimal, over the names, sums and counts of all entries: what rounding depends on. Calibration file
     /// names and the like do not count. The two file forms count differently, so that a converted file differs.
-    pub fn fingerprint(&self) -> String {
+    pub(crate) fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
         hash.update([u8::from(self.form == Form::Dat)]);
         for (name, entry) in self.entries.iter().chain(&self.planning) {

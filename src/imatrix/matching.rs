@@ -57,7 +57,7 @@ impl EntryFilter {
     }
 
     /// True if an entry of this name is used.
-    pub fn keeps(&self, name: &str) -> bool {
+    pub(crate) fn keeps(&self, name: &str) -> bool {
         let contains = |parts: &[String]| parts.iter().any(|part| name.contains(part.as_str()));
         match self {
             EntryFilter::All => true,

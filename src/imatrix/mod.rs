@@ -29,7 +29,7 @@ use std::path::Path;
 use crate::atomic_file::AtomicFile;
 use crate::gguf::{Gguf, Value};
 
-pub use collect::{Collector, InputSums};
+pub use collect::Collector;
 pub use error::{ImatrixError, MergeProblem, Problem, Quoted, Warning, WriteProblem};
 pub use heatmap::{HeatmapStyle, heatmap};
 pub use matching::{
@@ -41,7 +41,7 @@ pub use stats::{ImatrixStats, LayerStats, SortBy, TensorStats};
 /// Tokens per chunk that llama-imatrix assumes of legacy files, its default context size.
 pub const DEFAULT_CHUNK_SIZE: u32 = 512;
 /// Largest token count that is taken at face value: beyond it, f64 no longer holds every integer.
-pub const MOST_TOKENS: u64 = 1 << 53;
+pub(crate) const MOST_TOKENS: u64 = 1 << 53;
 
 /// The two file forms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -119,7 +119,7 @@ impl Entry {
     }
 
     /// How many of its matrices no token reached.
-    pub fn neutral_matrices(&self) -> usize {
+    pub(crate) fn neutral_matrices(&self) -> usize {
         self.counts.iter().filter(|&&count| count == 0).count()
     }
 
@@ -146,11 +146,11 @@ impl Entry {
 }
 
 /// What the names of entries for plans begin with in a file.
-pub const PLANNING_PREFIX: &str = "lwq.plan.";
+pub(crate) const PLANNING_PREFIX: &str = "lwq.plan.";
 
 /// The planning entry whose sums are no squares but counts: how often the text has each token of the vocabulary, one value
 /// a row of an embedding that is not the output matrix, too.
-pub const TOKEN_COUNTS: &str = "token_embd.rows";
+pub(crate) const TOKEN_COUNTS: &str = "token_embd.rows";
 
 /// An importance matrix in memory.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -304,12 +304,12 @@ impl Imatrix {
     }
 
     /// The largest count of all entries; tokens unless the form is legacy.
-    pub fn most_tokens(&self) -> u64 {
+    pub(crate) fn most_tokens(&self) -> u64 {
         self.entries.values().flat_map(|entry| &entry.counts).copied().max().unwrap_or(0)
     }
 
     /// Tokens per chunk, or the default where the file does not say.
-    pub fn chunk_size_or_default(&self) -> u32 {
+    pub(crate) fn chunk_size_or_default(&self) -> u32 {
         self.chunk_size.unwrap_or(DEFAULT_CHUNK_SIZE)
     }
 

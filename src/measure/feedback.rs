@@ -273,7 +273,7 @@ mod tests {
             tokens: 512,
             gate: moment(n, 2).into(),
         };
-        let input = Input { tensors: vec!["w.weight".into()], n, matrices: vec![matrix], pooled: false };
+        let input = Input { tensors: vec!["w.weight".into()], n, matrices: vec![matrix] };
         let types = [TensorType::Q4_K, TensorType::Q8_0, TensorType::IQ2_XXS, TensorType::F16];
         let subjects = [("w.weight".to_owned(), FeedbackSubject { types: types.to_vec(), importance: None })].into();
         let mut errors = FeedbackErrors { steps: 2, ..FeedbackErrors::default() };

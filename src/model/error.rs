@@ -103,9 +103,6 @@ pub enum ModelError {
         /// Row of the group.
         token: usize,
     },
-    /// A tap refused its input or failed.
-    #[error("{0}")]
-    Tap(String),
     /// The run was cancelled.
     #[error("interrupted")]
     Interrupted,

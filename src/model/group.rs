@@ -92,15 +92,10 @@ impl TokenGroup {
         self.tokens.is_empty()
     }
 
-    /// Number of segments.
-    pub fn n_segments(&self) -> usize {
-        self.segments.len()
-    }
-
     /// Rows of segment `index`.
     ///
     /// # Panics
-    /// When `index` is not below [`Self::n_segments`].
+    /// When there is no such segment.
     pub fn rows(&self, index: usize) -> Range<usize> {
         self.segments[index].rows.clone()
     }

@@ -50,10 +50,8 @@ pub struct Hparams {
     pub n_head_kv: Vec<usize>,
     /// Feed-forward width per layer (dense layers).
     pub n_ff: Vec<usize>,
-    /// Values per query and key head.
+    /// Values per query, key and value head.
     pub head_k: usize,
-    /// Values per value head.
-    pub head_v: usize,
     /// Leading values of a head that are rotated.
     pub n_rot: usize,
     /// Epsilon of all norms.
@@ -249,7 +247,6 @@ impl Hparams {
             n_head_kv,
             n_ff,
             head_k,
-            head_v,
             n_rot,
             norm_epsilon,
             rope,

@@ -46,11 +46,6 @@ impl<'a> Overrides<'a> {
         self.tensors.insert(name.into(), (ty, data.into()));
     }
 
-    /// Takes a replacement back.
-    pub fn remove(&mut self, name: &str) {
-        self.tensors.remove(name);
-    }
-
     pub(super) fn check(&self, gguf: &Gguf) -> Result<(), ModelError> {
         for (name, (ty, data)) in &self.tensors {
             let bad = |reason: String| ModelError::BadOverride { name: name.clone(), reason };

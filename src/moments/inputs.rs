@@ -255,19 +255,12 @@ pub struct Input {
     pub n: usize,
     /// One for each expert, or one for all matrices.
     pub matrices: Vec<InputMatrix>,
-    /// True if experts share one moment for want of memory.
-    pub pooled: bool,
 }
 
 impl Input {
     /// The entry of matrix `index` of a stack, or of a lone matrix.
     pub fn matrix(&self, index: usize) -> &InputMatrix {
         &self.matrices[index.min(self.matrices.len() - 1)]
-    }
-
-    /// Mean squares of the inputs of `matrices` matrices, one matrix after the other.
-    pub fn importance(&self, matrices: usize) -> Vec<f32> {
-        (0..matrices).flat_map(|index| self.matrix(index).importance.iter().copied()).collect()
     }
 }
 
@@ -312,7 +305,7 @@ pub(super) fn join(shape: Shape, calibrated: Vec<Calibrated>, gate: Vec<JudgedIn
         tokens: calibrated.tokens,
         gate,
     });
-    Ok(Input { n: shape.n, pooled: shape.pooled, matrices: matrices.collect(), tensors: shape.tensors })
+    Ok(Input { n: shape.n, matrices: matrices.collect(), tensors: shape.tensors })
 }
 
 #[cfg(test)]

@@ -33,8 +33,6 @@ pub enum RecipeError {
         fallback: TensorType,
         extra_bytes: u64,
     },
-    #[error("--prune-layers: {text:?} is not a layer number, expected a list such as 3,4,17")]
-    BadLayerList { text: String },
     #[error("--prune-layers would remove all {blocks} layers, keep at least one")]
     NothingLeft { blocks: usize },
     #[error("tensor {tensor}: none of the types allowed fits rows of {row_len} weights; {advice}")]

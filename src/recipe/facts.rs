@@ -127,7 +127,7 @@ impl ModelFacts {
     }
 
     /// `general.architecture`, if it is a string that is not empty.
-    pub fn architecture(&self) -> Option<&str> {
+    pub(crate) fn architecture(&self) -> Option<&str> {
         self.architecture.as_deref()
     }
 
@@ -135,7 +135,7 @@ impl ModelFacts {
     ///
     /// # Errors
     /// The metadata lacks the count or states an impossible one.
-    pub fn blocks(&self) -> Result<u32, RecipeError> {
+    pub(crate) fn blocks(&self) -> Result<u32, RecipeError> {
         self.blocks.clone()
     }
 
@@ -143,7 +143,7 @@ impl ModelFacts {
     ///
     /// # Errors
     /// The metadata states an impossible count.
-    pub fn experts(&self) -> Result<u32, RecipeError> {
+    pub(crate) fn experts(&self) -> Result<u32, RecipeError> {
         self.experts.clone()
     }
 
@@ -152,7 +152,7 @@ impl ModelFacts {
     ///
     /// # Errors
     /// The metadata states impossible head counts.
-    pub fn heads_per_kv_head(&self) -> Result<u32, RecipeError> {
+    pub(crate) fn heads_per_kv_head(&self) -> Result<u32, RecipeError> {
         let kv_heads = self.kv_heads.clone()?;
         if kv_heads == 0 {
             return Ok(0);
@@ -164,7 +164,7 @@ impl ModelFacts {
     ///
     /// # Errors
     /// The metadata lacks what the class depends on.
-    pub fn is_70b(&self) -> Result<bool, RecipeError> {
+    pub(crate) fn is_70b(&self) -> Result<bool, RecipeError> {
         let Some(row) = CLASS_70B.iter().find(|row| Some(row.0) == self.architecture()) else {
             return Ok(false);
         };

@@ -4,7 +4,7 @@ use crate::gguf::TensorType;
 
 /// The result of fitting a type to a row length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fit {
+pub(crate) struct Fit {
     /// A type whose block divides the row.
     pub ty: TensorType,
     /// The intended type, where it is another one.
@@ -42,7 +42,7 @@ fn divides(ty: TensorType, row_len: u64) -> bool {
 }
 
 /// Fits `ty` to rows of `row_len` weights: the type itself, its substitute, or F16 where neither fits.
-pub fn fit(ty: TensorType, row_len: u64) -> Fit {
+pub(crate) fn fit(ty: TensorType, row_len: u64) -> Fit {
     if divides(ty, row_len) {
         return Fit { ty, from: None, beyond_reference: false };
     }

@@ -17,7 +17,7 @@ use crate::gguf::TensorType;
 
 /// A condition of a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum When {
+pub(crate) enum When {
     /// The architecture is Falcon (or is not).
     Falcon(bool),
     /// Four or more query heads share a key-value head, so that key and value tensors are small.
@@ -205,7 +205,7 @@ fn table(target: Target, role: Role, tied: bool) -> &'static [Rule] {
 
 /// A layer's place: `index` among `count` layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub(crate) struct Place {
     /// The layer's number or running count, from 0.
     pub index: i64,
     /// Number of layers.
@@ -213,19 +213,19 @@ pub struct Place {
 }
 
 /// Where a feed-forward tensor's place comes from under a target (value tensors are always counted).
-pub fn places_by_block_number(target: Target, experts: u32) -> bool {
+pub(crate) fn places_by_block_number(target: Target, experts: u32) -> bool {
     experts > 1 && !LOW_BIT.contains(&target)
 }
 
 /// True if a rule for this role and target looks at the tensor's place among the layers.
-pub fn uses_place(target: Target, role: Role) -> bool {
+pub(crate) fn uses_place(target: Target, role: Role) -> bool {
     table(target, role, false)
         .iter()
         .any(|rule| rule.is_for(target) && rule.when.iter().any(|when| when.looks_at() == Looks::Place))
 }
 
 /// What a rule is applied to.
-pub struct Situation<'a> {
+pub(crate) struct Situation<'a> {
     /// The model.
     pub facts: &'a ModelFacts,
     /// Target and imatrix presence.
@@ -255,7 +255,7 @@ pub struct Verdict {
 ///
 /// # Errors
 /// A rule needs a fact that the metadata lacks or states wrongly.
-pub fn apply(situation: &Situation) -> Result<Verdict, RecipeError> {
+pub(crate) fn apply(situation: &Situation) -> Result<Verdict, RecipeError> {
     let target = situation.options.target;
     let mut verdict = Verdict { ty: target.base(), rule: None, raised_for_70b: false };
     'rules: for rule in table(target, situation.role, situation.tied) {

@@ -56,7 +56,7 @@ impl TypeOverride {
     }
 
     /// True if the pattern occurs anywhere in the name.
-    pub fn matches(&self, name: &str) -> bool {
+    pub(crate) fn matches(&self, name: &str) -> bool {
         self.regex.is_match(name.as_bytes())
     }
 }

@@ -12,18 +12,6 @@ pub struct PrunePlan {
     notes: Vec<Note>,
 }
 
-/// Parses `--prune-layers`: layer numbers separated by commas. The result is sorted and free of duplicates.
-///
-/// # Errors
-/// [`RecipeError::BadLayerList`] with the first part that is no number.
-pub fn parse_layer_list(text: &str) -> Result<Vec<u32>, RecipeError> {
-    let parse = |part: &str| part.trim().parse().map_err(|_| RecipeError::BadLayerList { text: part.to_owned() });
-    let mut layers = text.split(',').map(parse).collect::<Result<Vec<u32>, _>>()?;
-    layers.sort_unstable();
-    layers.dedup();
-    Ok(layers)
-}
-
 /// The first `blk.N.` anywhere in the name: where the digits stand, and their value.
 fn block_in(name: &str) -> Option<(std::ops::Range<usize>, u64)> {
     const MARK: &str = "blk.";
@@ -73,15 +61,6 @@ impl PrunePlan {
         Some(format!("{}{new}{}", &name[..digits.start], &name[digits.end..]))
     }
 
-    /// The name that a renamed tensor had, under which the imatrix knows it; `None` if no block became this number.
-    pub fn original(&self, new_name: &str) -> Option<String> {
-        let Some((digits, number)) = block_in(new_name) else {
-            return Some(new_name.to_owned());
-        };
-        let (old, _) = self.new_numbers.iter().find(|(_, new)| **new == Some(number))?;
-        Some(format!("{}{old}{}", &new_name[..digits.start], &new_name[digits.end..]))
-    }
-
     /// `block_count` of the pruned model: one more than its highest block number.
     pub fn block_count(&self) -> u64 {
         self.new_numbers.values().flatten().max().map_or(0, |highest| highest.saturating_add(1))
@@ -118,22 +97,15 @@ mod tests {
     }
 
     #[test]
-    fn later_blocks_close_up_and_imatrix_names_lead_back() {
+    fn later_blocks_close_up() {
         let plan = plan(0..13, &[1, 5, 11]).unwrap();
         assert_eq!(plan.rename("token_embd.weight").as_deref(), Some("token_embd.weight"));
         assert_eq!(plan.rename("blk.0.ffn_up.weight").as_deref(), Some("blk.0.ffn_up.weight"));
         assert_eq!(plan.rename("blk.5.ffn_up.weight"), None);
         assert_eq!(plan.rename("blk.6.ffn_up.weight").as_deref(), Some("blk.4.ffn_up.weight"));
         assert_eq!(plan.rename("blk.12.ffn_up.weight").as_deref(), Some("blk.9.ffn_up.weight"));
-        assert_eq!(plan.original("blk.9.ffn_up.weight").as_deref(), Some("blk.12.ffn_up.weight"));
-        assert_eq!(plan.original("output.weight").as_deref(), Some("output.weight"));
-        assert_eq!(plan.original("blk.10.ffn_up.weight"), None);
         assert_eq!((plan.block_count(), plan.removed()), (10, 3));
         assert_eq!(plan.kept_blocks(), [0, 2, 3, 4, 6, 7, 8, 9, 10, 12]);
-        for old in plan.kept_blocks() {
-            let name = format!("blk.{old}.ffn_up.weight");
-            assert_eq!(plan.original(&plan.rename(&name).unwrap()), Some(name));
-        }
     }
 
     #[test]
@@ -151,14 +123,6 @@ mod tests {
         assert_eq!(plan_of_missing.notes(), [Note::LayerNotFound { layer: 7 }]);
         assert_eq!(plan(0..2, &[0, 1]), Err(RecipeError::NothingLeft { blocks: 2 }));
         assert!(plan(0..0, &[0]).is_err());
-    }
-
-    #[test]
-    fn layer_lists() {
-        assert_eq!(parse_layer_list("5,1, 3,1"), Ok(vec![1, 3, 5]));
-        for text in ["", "1,,2", "-1", "a", "1-3", "99999999999"] {
-            assert!(parse_layer_list(text).is_err(), "{text}");
-        }
     }
 
     #[test]

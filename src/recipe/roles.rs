@@ -36,17 +36,17 @@ const ROLE_MARKS: &[(&str, Role)] = &[
 ];
 
 /// Name of the tensor that turns hidden states into logits; without it the token embedding does both.
-pub const OUTPUT_WEIGHT: &str = "output.weight";
+pub(crate) const OUTPUT_WEIGHT: &str = "output.weight";
 
 /// The matrix of token embeddings; also that of the logits in models without [`OUTPUT_WEIGHT`].
-pub const TOKEN_EMBD_WEIGHT: &str = "token_embd.weight";
+pub(crate) const TOKEN_EMBD_WEIGHT: &str = "token_embd.weight";
 
 /// Names with the role of a token embedding.
 const EMBEDDING_NAMES: &[&str] = &["token_embd.weight", "per_layer_token_embd.weight"];
 
 impl Role {
     /// The role that the tensor's name implies.
-    pub fn of(name: &str) -> Role {
+    pub(crate) fn of(name: &str) -> Role {
         if name == OUTPUT_WEIGHT {
             Role::Output
         } else if EMBEDDING_NAMES.contains(&name) {
@@ -57,12 +57,12 @@ impl Role {
     }
 
     /// True for tensors that produce attention values, alone or fused: small and sensitive.
-    pub fn is_value(self) -> bool {
+    pub(crate) fn is_value(self) -> bool {
         matches!(self, Role::AttnV | Role::AttnQkv | Role::AttnKvB)
     }
 
     /// True for the three matrices of a feed-forward block, dense or expert.
-    pub fn is_ffn(self) -> bool {
+    pub(crate) fn is_ffn(self) -> bool {
         matches!(self, Role::FfnUp | Role::FfnGate | Role::FfnDown)
     }
 }
@@ -179,12 +179,12 @@ pub fn exemption(name: &str, shape: &[u64]) -> Option<Keep> {
 }
 
 /// True for source types that cannot be turned into single precision weights.
-pub fn is_unconvertible(ty: TensorType) -> bool {
+pub(crate) fn is_unconvertible(ty: TensorType) -> bool {
     matches!(ty, TensorType::I8 | TensorType::I16 | TensorType::I32 | TensorType::I64 | TensorType::F64)
 }
 
 /// True for the tensors that are read row by row and may therefore go without importance weights in any type.
-pub fn is_embedding_or_output(name: &str) -> bool {
+pub(crate) fn is_embedding_or_output(name: &str) -> bool {
     name == OUTPUT_WEIGHT || EMBEDDING_NAMES.contains(&name)
 }
 

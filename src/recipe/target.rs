@@ -92,17 +92,12 @@ impl Target {
     }
 
     /// The base type: that of a tensor which no rule gives another one. Without meaning for [`Target::COPY`].
-    pub fn base(self) -> TensorType {
+    pub(crate) fn base(self) -> TensorType {
         self.info().base
     }
 
-    /// Bits per weight of the base type, scales included.
-    pub fn base_bits_per_weight(self) -> f64 {
-        self.base().info().map_or(0.0, |info| info.bits_per_weight())
-    }
-
     /// True where the base type is a plain number or nothing is converted: such targets have no mix.
-    pub fn is_plain(self) -> bool {
+    pub(crate) fn is_plain(self) -> bool {
         !self.base().is_quantized()
     }
 

@@ -96,7 +96,7 @@ struct Scratch {
 }
 
 impl BytePair {
-    pub fn new(metadata: &Metadata, vocab: &mut Vocab) -> Result<BytePair, TokenizerError> {
+    pub(crate) fn new(metadata: &Metadata, vocab: &mut Vocab) -> Result<BytePair, TokenizerError> {
         let pre = vocab.pre.expect("vocabularies with merges have a pre-tokenizer");
         let flags = pre.flags;
         let token_count = vocab.len() as u32;
@@ -169,7 +169,7 @@ impl BytePair {
     }
 
     /// Appends the tokens of a text without special tokens.
-    pub fn encode(&self, text: &[u8], out: &mut Vec<u32>) {
+    pub(crate) fn encode(&self, text: &[u8], out: &mut Vec<u32>) {
         if let Some(dna) = &self.dna {
             dna.encode(text, out, |text, out| self.encode_plain(text, out));
         } else if let Some(lowercase) = self.lowercase_words {

@@ -25,14 +25,14 @@ static CODE_POINTS: [u16; 256] = {
 };
 
 /// The character that stands for a byte, in UTF-8.
-pub fn char_bytes(byte: u8) -> Vec<u8> {
+pub(crate) fn char_bytes(byte: u8) -> Vec<u8> {
     let mut out = Vec::with_capacity(2);
     unicode::encode(CODE_POINTS[byte as usize].into(), &mut out);
     out
 }
 
 /// The byte that a code point stands for.
-pub fn byte_of(code_point: u32) -> Option<u8> {
+pub(crate) fn byte_of(code_point: u32) -> Option<u8> {
     match code_point {
         0..=0xFF if is_printable(code_point as u8) => Some(code_point as u8),
         0x100..=0x143 => (0..=255u8).filter(|byte| !is_printable(*byte)).nth(code_point as usize - 0x100),
@@ -41,17 +41,17 @@ pub fn byte_of(code_point: u32) -> Option<u8> {
 }
 
 /// Maps code points U+0000 to U+01FF to bytes, for many look-ups.
-pub struct Decoder([Option<u8>; 0x200]);
+pub(crate) struct Decoder([Option<u8>; 0x200]);
 
 impl Decoder {
     /// Builds the table.
-    pub fn new() -> Decoder {
+    pub(crate) fn new() -> Decoder {
         Decoder(std::array::from_fn(|code_point| byte_of(code_point as u32)))
     }
 
     /// Sets `out` to the bytes that a text in this alphabet stands for; false if the text has any other character or
     /// is not UTF-8.
-    pub fn decode_into(&self, text: &[u8], out: &mut Vec<u8>) -> bool {
+    pub(crate) fn decode_into(&self, text: &[u8], out: &mut Vec<u8>) -> bool {
         out.clear();
         let Ok(text) = std::str::from_utf8(text) else { return false };
         for c in text.chars() {

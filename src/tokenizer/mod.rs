@@ -181,11 +181,6 @@ impl Tokenizer {
         self.vocab.special.eos
     }
 
-    /// The unknown token.
-    pub fn unk(&self) -> Option<u32> {
-        self.vocab.special.unk
-    }
-
     /// Whether texts begin with BOS (`llama_vocab_get_add_bos`).
     pub fn adds_bos(&self) -> bool {
         self.vocab.add_bos

@@ -31,7 +31,7 @@ struct Best {
 }
 
 impl Plamo {
-    pub fn new(vocab: &Vocab) -> Result<Plamo, TokenizerError> {
+    pub(crate) fn new(vocab: &Vocab) -> Result<Plamo, TokenizerError> {
         let is_byte = |id: u32| vocab.file_attrs[id as usize] & attr::BYTE != 0;
         let byte_token = |byte: u8| {
             vocab.byte_token(byte).filter(|id| is_byte(*id)).ok_or_else(|| {
@@ -51,7 +51,7 @@ impl Plamo {
     }
 
     /// Appends the tokens of a text without special tokens.
-    pub fn encode(&self, text: &[u8], out: &mut Vec<u32>) {
+    pub(crate) fn encode(&self, text: &[u8], out: &mut Vec<u32>) {
         let text = unicode::normalized_utf8(text);
         let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&text);
         // Lengths are 32 bits wide; llama.cpp takes no longer texts.

@@ -13,7 +13,7 @@ pub(super) struct PrefixIndex {
 
 impl PrefixIndex {
     /// Of equal texts the last one stays.
-    pub fn new(mut entries: Vec<(Box<[u8]>, u32)>) -> PrefixIndex {
+    pub(crate) fn new(mut entries: Vec<(Box<[u8]>, u32)>) -> PrefixIndex {
         entries.reverse();
         entries.sort_by(|a, b| a.0.cmp(&b.0));
         entries.dedup_by(|later, kept| later.0 == kept.0);
@@ -25,13 +25,13 @@ impl PrefixIndex {
     }
 
     /// Begins a walk; `None` if no text begins with the byte.
-    pub fn walk(&self, first: u8) -> Option<Walk<'_>> {
+    pub(crate) fn walk(&self, first: u8) -> Option<Walk<'_>> {
         let range = self.by_first.get(usize::from(first))?.clone();
         (!range.is_empty()).then_some(Walk { index: self, range, depth: 1 })
     }
 
     /// The longest text that `text` begins with, as its length and value.
-    pub fn longest_match(&self, text: &[u8]) -> Option<(usize, u32)> {
+    pub(crate) fn longest_match(&self, text: &[u8]) -> Option<(usize, u32)> {
         let mut walk = self.walk(*text.first()?)?;
         let mut longest = None;
         loop {
@@ -46,7 +46,7 @@ impl PrefixIndex {
     }
 
     /// How many bytes of `text` are the beginning of some entry.
-    pub fn longest_shared_prefix(&self, text: &[u8]) -> usize {
+    pub(crate) fn longest_shared_prefix(&self, text: &[u8]) -> usize {
         let Some(mut walk) = text.first().and_then(|byte| self.walk(*byte)) else { return 0 };
         while text.get(walk.depth).is_some_and(|byte| walk.step(*byte)) {}
         walk.depth
@@ -62,7 +62,7 @@ pub(super) struct Walk<'i> {
 
 impl Walk<'_> {
     /// Goes one byte further, unless no entry goes there.
-    pub fn step(&mut self, byte: u8) -> bool {
+    pub(crate) fn step(&mut self, byte: u8) -> bool {
         let entries = &self.index.entries[self.range.clone()];
         let depth = self.depth;
         let start = entries.partition_point(|(text, _)| text.get(depth).is_none_or(|b| *b < byte));
@@ -76,7 +76,7 @@ impl Walk<'_> {
     }
 
     /// The value of the entry that ends here.
-    pub fn value(&self) -> Option<u32> {
+    pub(crate) fn value(&self) -> Option<u32> {
         let (text, value) = &self.index.entries[self.range.start];
         (text.len() == self.depth).then_some(*value)
     }

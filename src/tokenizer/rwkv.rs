@@ -9,13 +9,13 @@ pub(super) struct Rwkv {
 }
 
 impl Rwkv {
-    pub fn new(vocab: &Vocab) -> Rwkv {
+    pub(crate) fn new(vocab: &Vocab) -> Rwkv {
         let entries = vocab.texts.iter().zip(0..).map(|(text, id)| (unescape(text).into(), id)).collect();
         Rwkv { index: PrefixIndex::new(entries), unknown: vocab.special.unk }
     }
 
     /// Appends the tokens of a text.
-    pub fn encode(&self, text: &[u8], out: &mut Vec<u32>) {
+    pub(crate) fn encode(&self, text: &[u8], out: &mut Vec<u32>) {
         let mut rest = text;
         while !rest.is_empty() {
             let len = match self.index.longest_match(rest) {

@@ -60,7 +60,7 @@ fn ordered(score: f32) -> u32 {
 }
 
 impl SentencePiece {
-    pub fn new(vocab: &Vocab) -> SentencePiece {
+    pub(crate) fn new(vocab: &Vocab) -> SentencePiece {
         let byte_token =
             |byte: usize| vocab.byte_token(byte as u8).or_else(|| vocab.id(&[byte as u8])).or(vocab.special.unk);
         let mut before_space = HashSet::new();
@@ -82,7 +82,7 @@ impl SentencePiece {
     }
 
     /// Appends the tokens of a text without special tokens, in which the space in front is already set.
-    pub fn encode(&self, vocab: &Vocab, text: &[u8], out: &mut Vec<u32>) {
+    pub(crate) fn encode(&self, vocab: &Vocab, text: &[u8], out: &mut Vec<u32>) {
         let text = replace_spaces(text);
         let mut symbols = Vec::new();
         // Where the tokens of a chunk stand in `out`.

@@ -31,7 +31,7 @@ struct Special {
 const MAX_AUTOMATON_TEXT: usize = 1 << 22;
 
 impl SpecialTokens {
-    pub fn new(vocab: &Vocab) -> SpecialTokens {
+    pub(crate) fn new(vocab: &Vocab) -> SpecialTokens {
         let mut tokens: Vec<Special> = vocab
             .special_tokens()
             .into_iter()
@@ -46,7 +46,7 @@ impl SpecialTokens {
     }
 
     /// Cuts a text at special tokens; control and unknown tokens count only with `parse_special`.
-    pub fn partition<'t>(&self, text: &'t [u8], parse_special: bool) -> Vec<Fragment<'t>> {
+    pub(crate) fn partition<'t>(&self, text: &'t [u8], parse_special: bool) -> Vec<Fragment<'t>> {
         if text.is_empty() {
             return Vec::new();
         }

@@ -34,7 +34,7 @@ struct Best {
 }
 
 impl Unigram {
-    pub fn new(metadata: &Metadata, vocab: &Vocab) -> Result<Unigram, TokenizerError> {
+    pub(crate) fn new(metadata: &Metadata, vocab: &Vocab) -> Result<Unigram, TokenizerError> {
         let entries = |accepted: u8| {
             let is_accepted = move |id: &u32| vocab.file_attrs[*id as usize] & accepted != 0;
             let ids = (0..vocab.len() as u32).filter(is_accepted);
@@ -59,7 +59,7 @@ impl Unigram {
     }
 
     /// Appends the tokens of a text without special tokens.
-    pub fn encode(&self, text: &[u8], out: &mut Vec<u32>) {
+    pub(crate) fn encode(&self, text: &[u8], out: &mut Vec<u32>) {
         // Positions are 32 bits wide; llama.cpp takes no longer texts.
         for part in self.normalize(text).chunks(i32::MAX as usize) {
             self.encode_normalized(part, out);

@@ -8,16 +8,16 @@ use crate::gguf::{Metadata, ValueType, shown};
 
 /// Bits of a token's attributes.
 pub(super) mod attr {
-    pub const UNKNOWN: u8 = 1;
-    pub const UNUSED: u8 = 2;
-    pub const NORMAL: u8 = 4;
-    pub const CONTROL: u8 = 8;
-    pub const USER_DEFINED: u8 = 16;
-    pub const BYTE: u8 = 32;
+    pub(crate) const UNKNOWN: u8 = 1;
+    pub(crate) const UNUSED: u8 = 2;
+    pub(crate) const NORMAL: u8 = 4;
+    pub(crate) const CONTROL: u8 = 8;
+    pub(crate) const USER_DEFINED: u8 = 16;
+    pub(crate) const BYTE: u8 = 32;
     /// White space before the token is dropped.
-    pub const LSTRIP: u8 = 64;
+    pub(crate) const LSTRIP: u8 = 64;
     /// White space after the token is dropped.
-    pub const RSTRIP: u8 = 128;
+    pub(crate) const RSTRIP: u8 = 128;
 }
 
 const KEY_MODEL: &str = "tokenizer.ggml.model";
@@ -65,7 +65,7 @@ const MODELS: [(&str, Model); 9] = [
 ];
 
 impl Model {
-    pub fn has_merges(self) -> bool {
+    pub(crate) fn has_merges(self) -> bool {
         matches!(self, Model::BytePair | Model::WhitespaceWords | Model::HybridDna)
     }
 }
@@ -106,7 +106,7 @@ pub(super) struct Vocab {
 }
 
 impl Vocab {
-    pub fn read(metadata: &Metadata, pre_override: Option<&str>) -> Result<Vocab, TokenizerError> {
+    pub(crate) fn read(metadata: &Metadata, pre_override: Option<&str>) -> Result<Vocab, TokenizerError> {
         let file = metadata.file().to_owned();
         let mut warnings = Vec::new();
         let model_name = metadata.str(KEY_MODEL)?.ok_or_else(|| metadata.missing(KEY_MODEL))?;
@@ -177,20 +177,20 @@ impl Vocab {
         Ok(vocab)
     }
 
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.texts.len()
     }
 
-    pub fn id(&self, text: &[u8]) -> Option<u32> {
+    pub(crate) fn id(&self, text: &[u8]) -> Option<u32> {
         self.ids.get(text).copied()
     }
 
-    pub fn score(&self, id: u32) -> f32 {
+    pub(crate) fn score(&self, id: u32) -> f32 {
         self.scores.get(id as usize).copied().unwrap_or(0.0)
     }
 
     /// The token `<0xXX>` of a byte.
-    pub fn byte_token(&self, byte: u8) -> Option<u32> {
+    pub(crate) fn byte_token(&self, byte: u8) -> Option<u32> {
         self.id(format!("<0x{byte:02X}>").as_bytes())
     }
 
@@ -265,14 +265,14 @@ impl Vocab {
     }
 
     /// Tokens that are looked for in text before anything else, in order of id.
-    pub fn special_tokens(&self) -> Vec<u32> {
+    pub(crate) fn special_tokens(&self) -> Vec<u32> {
         let is_special =
             |id: &u32| self.attrs[*id as usize] & (attr::CONTROL | attr::USER_DEFINED | attr::UNKNOWN) != 0;
         (0..self.len() as u32).filter(is_special).collect()
     }
 
     /// Takes the markers off the words of DNA; `ids` keeps them.
-    pub fn drop_dna_markers(&mut self) {
+    pub(crate) fn drop_dna_markers(&mut self) {
         let Some(first) = self.id(b"<oov>") else { return };
         for text in &mut self.texts[first as usize + 1..] {
             if text.len() > DNA_MARKER.len() && text.ends_with(DNA_MARKER) {

@@ -22,7 +22,7 @@ fn is_cjk(code_point: u32) -> bool {
 }
 
 impl WordPiece {
-    pub fn new(vocab: &Vocab) -> WordPiece {
+    pub(crate) fn new(vocab: &Vocab) -> WordPiece {
         let mut token_lens: Vec<usize> = vocab.texts.iter().map(|text| text.len()).collect();
         token_lens.sort_unstable_by(|a, b| b.cmp(a));
         token_lens.dedup();
@@ -35,7 +35,7 @@ impl WordPiece {
     }
 
     /// Appends the tokens of a text without special tokens.
-    pub fn encode(&self, vocab: &Vocab, text: &[u8], out: &mut Vec<u32>) {
+    pub(crate) fn encode(&self, vocab: &Vocab, text: &[u8], out: &mut Vec<u32>) {
         let mut word = SPACE.to_vec();
         let mut finish = |word: &mut Vec<u8>| {
             if word.len() > SPACE.len() {

@@ -192,7 +192,7 @@ mod tests {
             tokens: 512,
             gate: gate.into(),
         };
-        Input { tensors: vec!["w.weight".to_owned()], n: N, matrices: vec![matrix], pooled: false }
+        Input { tensors: vec!["w.weight".to_owned()], n: N, matrices: vec![matrix] }
     }
 
     fn round(input: &Input, ty: TensorType, values: &[f32]) -> Result<(Vec<u8>, Outcome), RoundingError> {

@@ -7,7 +7,7 @@ use super::Spaces::{AsMatched, LeaveLast, PowersOfTwo};
 
 /// One row of the table.
 #[derive(Debug)]
-pub struct PreTokenizer {
+pub(crate) struct PreTokenizer {
     /// Values of `tokenizer.ggml.pre`.
     pub names: &'static [&'static str],
     pub(in crate::tokenizer) rules: &'static [Rule],
@@ -50,7 +50,7 @@ const BOS: Flags = Flags { add_bos: true, ..PLAIN };
 const WHOLE_WORDS_BOS: Flags = Flags { ignore_merges: true, add_bos: true, ..PLAIN };
 
 /// Finds a pre-tokenizer by name.
-pub fn find(name: &str) -> Option<&'static PreTokenizer> {
+pub(crate) fn find(name: &str) -> Option<&'static PreTokenizer> {
     TABLE.iter().find(|row| row.names.contains(&name))
 }
 

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 /// General category, merged as llama.cpp merges them (`unicode_cpt_flags`); white space is a class of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum CharClass {
+pub(crate) enum CharClass {
     /// Not assigned.
     Undefined,
     /// `\p{N}`.
@@ -38,12 +38,12 @@ const C: CharClass = CharClass::Control;
 const W: CharClass = CharClass::Whitespace;
 
 /// What stands for bytes that are not UTF-8.
-pub const REPLACEMENT: u32 = 0xFFFD;
+pub(crate) const REPLACEMENT: u32 = 0xFFFD;
 
 const CODE_POINTS: usize = 0x11_0000;
 
 /// The class of a code point; anything above U+10FFFF is undefined.
-pub fn class_of(code_point: u32) -> CharClass {
+pub(crate) fn class_of(code_point: u32) -> CharClass {
     static CLASSES: OnceLock<Vec<CharClass>> = OnceLock::new();
     let classes = CLASSES.get_or_init(|| {
         let mut classes = vec![U; CODE_POINTS];
@@ -57,7 +57,7 @@ pub fn class_of(code_point: u32) -> CharClass {
 }
 
 /// Simple lower case: one code point for one.
-pub fn lowercase(code_point: u32) -> u32 {
+pub(crate) fn lowercase(code_point: u32) -> u32 {
     let runs = tables::LOWERCASE_RUNS;
     let after = runs.partition_point(|run| run.0 <= code_point);
     match after.checked_sub(1).map(|i| runs[i]) {
@@ -69,7 +69,7 @@ pub fn lowercase(code_point: u32) -> u32 {
 }
 
 /// The first character of the canonical decomposition: an accented letter without its accents.
-pub fn base_character(code_point: u32) -> u32 {
+pub(crate) fn base_character(code_point: u32) -> u32 {
     let runs = tables::DECOMPOSITION_RUNS;
     let after = runs.partition_point(|run| run.0 <= code_point);
     match after.checked_sub(1).map(|i| runs[i]) {
@@ -79,7 +79,7 @@ pub fn base_character(code_point: u32) -> u32 {
 }
 
 /// Length in bytes that a first byte announces (`unicode_len_utf8`): 1 also for continuation bytes.
-pub fn announced_len(first: u8) -> usize {
+pub(crate) fn announced_len(first: u8) -> usize {
     match first {
         0xC0..=0xDF => 2,
         0xE0..=0xEF => 3,
@@ -90,7 +90,7 @@ pub fn announced_len(first: u8) -> usize {
 
 /// Reads one code point as leniently as llama.cpp does: surrogates and overlong forms pass. `None` for bytes that
 /// cannot be read that way, and for values above U+10FFFF, at which llama.cpp would abort.
-pub fn decode(bytes: &[u8]) -> Option<(u32, usize)> {
+pub(crate) fn decode(bytes: &[u8]) -> Option<(u32, usize)> {
     let first = *bytes.first()?;
     let (len, lead) = match first {
         0x00..=0x7F => return Some((first.into(), 1)),
@@ -110,7 +110,7 @@ pub fn decode(bytes: &[u8]) -> Option<(u32, usize)> {
 }
 
 /// Appends the UTF-8 form of a code point, surrogates included.
-pub fn encode(code_point: u32, out: &mut Vec<u8>) {
+pub(crate) fn encode(code_point: u32, out: &mut Vec<u8>) {
     let tail = |shift: u32| 0x80 | (code_point >> shift & 0x3F) as u8;
     match code_point {
         0..=0x7F => out.push(code_point as u8),
@@ -121,7 +121,7 @@ pub fn encode(code_point: u32, out: &mut Vec<u8>) {
 }
 
 /// The code points of a text; a byte that cannot be read becomes U+FFFD.
-pub fn code_points(text: &[u8]) -> impl Iterator<Item = u32> {
+pub(crate) fn code_points(text: &[u8]) -> impl Iterator<Item = u32> {
     let mut rest = text;
     std::iter::from_fn(move || {
         let (code_point, len) = match decode(rest) {
@@ -135,7 +135,7 @@ pub fn code_points(text: &[u8]) -> impl Iterator<Item = u32> {
 }
 
 /// The text as it reads after decoding and encoding: the same bytes if it is UTF-8.
-pub fn normalized_utf8(text: &[u8]) -> Cow<'_, [u8]> {
+pub(crate) fn normalized_utf8(text: &[u8]) -> Cow<'_, [u8]> {
     if std::str::from_utf8(text).is_ok() {
         return Cow::Borrowed(text);
     }
