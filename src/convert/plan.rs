@@ -11,6 +11,7 @@ use super::hparams::{RopeFactors, Sizes};
 use super::scales::Scales;
 use super::{ConvertError, OutputType};
 use crate::gguf::{NewTensor, TensorType, shown};
+use crate::recipe::roles::{OUTPUT_WEIGHT, TOKEN_EMBD_WEIGHT};
 
 /// Rows of a source tensor, counted over all its leading dimensions.
 #[derive(Debug, Clone)]
@@ -256,7 +257,7 @@ impl Planner<'_> {
         let rows = spare(self, "model.embed_tokens.weight");
         let embedding = self.require("model.embed_tokens.weight", &[rows, width])?;
         let kept = vec![Part { tensor: embedding, rows: 0..vocabulary }];
-        self.push("token_embd.weight".into(), &[vocabulary, width], kept, Change::Keep);
+        self.push(TOKEN_EMBD_WEIGHT.into(), &[vocabulary, width], kept, Change::Keep);
 
         let norm = self.require("model.norm.weight", &[width])?;
         let change = if self.row.shifted_norms { Change::AddOne } else { Change::Keep };
@@ -269,7 +270,7 @@ impl Planner<'_> {
             _ if self.row.always_tied => {}
             Some(output) => {
                 let kept = vec![Part { tensor: output, rows: 0..vocabulary }];
-                self.push("output.weight".into(), &[vocabulary, width], kept, Change::Keep);
+                self.push(OUTPUT_WEIGHT.into(), &[vocabulary, width], kept, Change::Keep);
             }
             None if self.config.bool("tie_word_embeddings") => {}
             None if self.config.architecture().ends_with("Model") => {}

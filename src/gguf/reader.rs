@@ -15,7 +15,7 @@ use super::error::{DAMAGED, GgufError, shown, shown_path};
 use super::metadata::Metadata;
 use super::parse::{MAX_TENSORS, ParsedFile, parse};
 use super::split;
-use super::tensor_info::TensorInfo;
+use super::tensor_info::{TensorInfo, TensorTotals};
 
 /// An open model: metadata, tensor table, and the mapped data of all its shards.
 pub struct Gguf {
@@ -178,6 +178,16 @@ impl Gguf {
     /// The model's files, in order; one unless the model is split.
     pub fn shards(&self) -> &[Shard] {
         &self.shards
+    }
+
+    /// Weights and data bytes of all tensors, and with them its bits per weight.
+    pub fn totals(&self) -> TensorTotals {
+        self.tensors.iter().collect()
+    }
+
+    /// Size of all its files in bytes.
+    pub fn file_bytes(&self) -> u64 {
+        self.shards.iter().map(Shard::file_bytes).sum()
     }
 
     /// The first file's name for messages.

@@ -69,6 +69,31 @@ impl TensorInfo {
     }
 }
 
+/// Weights and bytes of several tensors, such as those of a whole model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TensorTotals {
+    /// Weights in all.
+    pub parameters: u64,
+    /// Bytes of data without padding; tensors of unknown type have none.
+    pub bytes: u64,
+}
+
+impl TensorTotals {
+    /// Bits of data per weight, scales included; 0 without tensors.
+    pub fn bits_per_weight(self) -> f64 {
+        8.0 * self.bytes as f64 / self.parameters.max(1) as f64
+    }
+}
+
+impl<'a> FromIterator<&'a TensorInfo> for TensorTotals {
+    fn from_iter<I: IntoIterator<Item = &'a TensorInfo>>(tensors: I) -> TensorTotals {
+        tensors.into_iter().fold(TensorTotals::default(), |sum, tensor| TensorTotals {
+            parameters: sum.parameters.saturating_add(tensor.elements()),
+            bytes: sum.bytes.saturating_add(tensor.bytes.unwrap_or(0)),
+        })
+    }
+}
+
 /// The product of dimensions. Shapes that were read never reach the limit, those that a caller makes up may.
 fn product<'a>(dims: impl Iterator<Item = &'a u64>) -> u64 {
     dims.fold(1, |product: u64, dim| product.saturating_mul(*dim))
@@ -135,4 +160,29 @@ pub(crate) fn name_problem(name: &[u8]) -> Option<String> {
 /// The next multiple of `alignment`, a power of two; `None` on overflow.
 pub(crate) fn align_up(offset: u64, alignment: u64) -> Option<u64> {
     offset.checked_next_multiple_of(alignment)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn totals_have_the_weights_of_all_tensors_and_the_bytes_of_known_types() {
+        let tensor = |shape: &[u64], ty: TensorType, bytes| TensorInfo {
+            name: "w".to_owned(),
+            shape: shape.to_vec(),
+            ty,
+            offset: 0,
+            bytes,
+            shard: 0,
+        };
+        let tensors = [tensor(&[32, 2], TensorType::Q4_0, Some(36)), tensor(&[16], TensorType(36), None)];
+        let totals: TensorTotals = tensors.iter().collect();
+        assert_eq!(totals, TensorTotals { parameters: 80, bytes: 36 });
+        assert_eq!(totals.bits_per_weight(), 3.6);
+        assert_eq!(TensorTotals::default().bits_per_weight(), 0.0);
+        let huge: TensorTotals =
+            [tensor(&[u64::MAX], TensorType::I8, Some(u64::MAX)); 1].iter().chain(&tensors).collect();
+        assert_eq!(huge, TensorTotals { parameters: u64::MAX, bytes: u64::MAX });
+    }
 }

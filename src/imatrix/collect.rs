@@ -6,16 +6,11 @@ use rayon::prelude::*;
 
 use super::{Entry, Form, Imatrix};
 use crate::model::{ModelError, TapInput, Taps};
+use crate::recipe::roles::{self, OUTPUT_WEIGHT, TOKEN_EMBD_WEIGHT};
 
 /// Columns per task. Each column is summed by one thread, in the order of the tokens, so that neither the number of
 /// threads nor the size of a group changes a sum.
 const COLUMNS_PER_TASK: usize = 256;
-
-/// The output matrix.
-const OUTPUT: &str = "output.weight";
-
-/// The tensor that takes its part where a model has none.
-const TIED_OUTPUT: &str = "token_embd.weight";
 
 /// Sums of one input, shared by all weights that it feeds.
 #[derive(Debug, Clone, PartialEq)]
@@ -68,7 +63,7 @@ impl Collector {
             let sums: Vec<f32> = input.sums.iter().map(|sum| *sum as f32).collect();
             for weight in &input.weights {
                 let entry = Entry { sums: sums.clone(), counts: input.counts.clone() };
-                let ordinary = weight.starts_with("blk.") || (self.process_output && weight == OUTPUT);
+                let ordinary = roles::is_in_block(weight) || (self.process_output && weight == OUTPUT_WEIGHT);
                 let entries = if ordinary { &mut imatrix.entries } else { &mut imatrix.planning };
                 entries.insert(weight.clone(), entry);
             }
@@ -79,7 +74,7 @@ impl Collector {
 
 impl Taps for Collector {
     fn wants(&self, tensor: &str) -> bool {
-        tensor.starts_with("blk.") || tensor == OUTPUT || tensor == TIED_OUTPUT
+        roles::is_in_block(tensor) || tensor == OUTPUT_WEIGHT || tensor == TOKEN_EMBD_WEIGHT
     }
 
     fn input(&mut self, input: &TapInput<'_>) -> Result<(), ModelError> {

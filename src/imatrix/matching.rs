@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use super::error::{Quoted, Warning};
 use super::{Entry, Imatrix};
+use crate::recipe::roles;
 
 /// Whether a tensor can do without imatrix data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,7 +187,7 @@ impl MatchReport {
     pub fn warnings(&self) -> Vec<String> {
         let mut lines: Vec<String> = self.file_warnings.iter().map(|warning| format!("imatrix: {warning}")).collect();
         let missing: Vec<String> =
-            self.missing_optional.iter().filter(|name| !is_token_embedding(name) && *name != OUTPUT).cloned().collect();
+            self.missing_optional.iter().filter(|name| !roles::is_embedding_or_output(name)).cloned().collect();
         if !missing.is_empty() {
             lines.push(format!(
                 "{} of the quantized tensors have no imatrix data and are quantized without: {}",
@@ -220,13 +221,6 @@ impl MatchReport {
         }
         lines
     }
-}
-
-const OUTPUT: &str = "output.weight";
-
-/// The tensors whose wrong length llama-quantize bears (`tensor_name_match_token_embd`).
-fn is_token_embedding(name: &str) -> bool {
-    matches!(name, "token_embd.weight" | "per_layer_token_embd.weight")
 }
 
 /// Finds the entry of each tensor. `tensors` should hold every tensor of the model, also those that are kept, so
@@ -273,7 +267,8 @@ fn place(report: &mut MatchReport, tensor: &ModelTensor<'_>, entry_name: &str, e
     let expected = tensor.row_len.saturating_mul(tensor.matrices);
     if entry.sums.len() as u64 != expected {
         let wrong = WrongLength { tensor: tensor.name.to_owned(), found: entry.sums.len(), expected };
-        if is_token_embedding(tensor.name) {
+        // A wrong length of theirs llama-quantize bears.
+        if roles::is_embedding(tensor.name) {
             report.wrong_length_embedding.push(wrong);
             place_missing(report, tensor);
         } else {

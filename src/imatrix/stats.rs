@@ -21,6 +21,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde::Serialize;
 
 use super::{DEFAULT_CHUNK_SIZE, Entry, Form, Imatrix};
+use crate::recipe::roles::find_block;
 
 /// Mean squares up to here count as inactive.
 const INACTIVE: f32 = 1e-5;
@@ -153,17 +154,8 @@ fn layer_and_role(name: &str) -> (Option<u64>, &str) {
 
 /// The name with its block number less one.
 fn previous_block(name: &str) -> Option<String> {
-    let mut from = 0;
-    while let Some(found) = name[from..].find("blk.") {
-        let start = from + found + "blk.".len();
-        let digits = name[start..].bytes().take_while(u8::is_ascii_digit).count();
-        if digits > 0 && name[start + digits..].starts_with('.') {
-            let block: u64 = name[start..start + digits].parse().ok()?;
-            return Some(format!("{}{}{}", &name[..start], block.checked_sub(1)?, &name[start + digits..]));
-        }
-        from = start;
-    }
-    None
+    let (block, digits) = find_block(name)?;
+    Some(format!("{}{}{}", &name[..digits.start], block.checked_sub(1)?, &name[digits.end..]))
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f32 {

@@ -8,7 +8,7 @@ use super::{
     encode_tensor, weight_errors,
 };
 use crate::display::six_digits;
-use crate::gguf::{Gguf, TensorInfo, TensorType};
+use crate::gguf::{Gguf, TensorInfo, TensorTotals, TensorType};
 use crate::model::{HiddenStates, NoTaps, Overrides, Pass};
 use crate::recipe::{Role, roles};
 
@@ -164,12 +164,12 @@ impl Measurement<'_, '_, '_> {
         let chosen: Vec<(&MeasuredTensor<'_>, TensorType)> =
             self.tensors.iter().filter_map(|measured| Some((measured, *types.get(&measured.tensor.name)?))).collect();
         let mut encoded = Vec::with_capacity(chosen.len());
-        let (mut bytes, mut weights) = (0u64, 0u64);
+        let mut totals = TensorTotals::default();
         for (measured, ty) in &chosen {
             let data = encode_tensor(self.gguf, measured.tensor, measured.importance, *ty)?;
             self.gguf.release(measured.tensor);
-            bytes += data.len() as u64;
-            weights += measured.tensor.elements();
+            totals.bytes += data.len() as u64;
+            totals.parameters += measured.tensor.elements();
             encoded.push(data);
         }
         let all_but = |left_out: Option<&str>| {
@@ -199,7 +199,7 @@ impl Measurement<'_, '_, '_> {
             }
         }
         Ok(JointProbe {
-            bits_per_weight: six_digits(8.0 * bytes as f64 / weights.max(1) as f64),
+            bits_per_weight: six_digits(totals.bits_per_weight()),
             kld: six_digits(whole.mean().max(0.0)),
             kld_error: six_digits(whole.error()),
             types: chosen.iter().map(|(measured, ty)| (measured.tensor.name.clone(), type_name(*ty))).collect(),

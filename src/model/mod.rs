@@ -52,6 +52,7 @@ pub use weights::Overrides;
 
 use crate::gguf::{Gguf, TensorInfo};
 use crate::os;
+use crate::recipe::roles::split_block;
 use weights::Weights;
 
 /// Memory assumed to be free where the system does not tell.
@@ -80,8 +81,8 @@ impl<'g> Model<'g> {
         let weights = Weights::load(gguf, &hparams)?;
         let mut layer_tensors = vec![Vec::new(); hparams.n_layer];
         for tensor in gguf.tensors() {
-            if let Some(il) = layer_of(&tensor.name)
-                && let Some(tensors) = layer_tensors.get_mut(il)
+            if let Some((il, _)) = split_block(&tensor.name)
+                && let Some(tensors) = usize::try_from(il).ok().and_then(|il| layer_tensors.get_mut(il))
             {
                 tensors.push(tensor);
             }
@@ -173,9 +174,4 @@ impl<'g> Model<'g> {
         let feed_forward = ff_rows * (4 * n_embd + 4 * n_ff) + routed;
         4 * (attention_rows * per_row).max(feed_forward) + 2 * head::TILE_BYTES as u64
     }
-}
-
-/// The layer that a tensor name belongs to.
-fn layer_of(name: &str) -> Option<usize> {
-    name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
 }

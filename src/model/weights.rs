@@ -8,6 +8,7 @@ use super::error::ModelError;
 use super::hparams::{Experts, Hparams};
 use crate::gguf::{Gguf, TensorInfo, TensorType};
 use crate::quant;
+use crate::recipe::roles::{OUTPUT_WEIGHT, TOKEN_EMBD_WEIGHT};
 
 /// A matrix `[n_out, n_in]` (row-major) or a stack of `n_mats` of them, or a vector (`n_out` = `n_mats` = 1).
 #[derive(Clone, Debug)]
@@ -363,11 +364,11 @@ impl<'g> Weights<'g> {
         let mut loader = Loader { gguf, hparams, used: HashSet::new() };
         let arch = hparams.arch;
         let n_vocab = vocabulary_size(gguf, hparams)?;
-        let token_embd = loader.required("token_embd.weight", &[hparams.n_embd, n_vocab])?;
+        let token_embd = loader.required(TOKEN_EMBD_WEIGHT, &[hparams.n_embd, n_vocab])?;
         let own_output = match arch.output {
             OutputMatrix::Tied => false,
             OutputMatrix::Own => true,
-            OutputMatrix::OwnOrTied => gguf.tensor("output.weight").is_some(),
+            OutputMatrix::OwnOrTied => gguf.tensor(OUTPUT_WEIGHT).is_some(),
         };
         let output = if own_output {
             loader.linear("output", hparams.n_embd, n_vocab)?
@@ -406,7 +407,7 @@ fn ignorable(tensor: &TensorInfo) -> bool {
 fn vocabulary_size(gguf: &Gguf, hparams: &Hparams) -> Result<usize, ModelError> {
     let key = "tokenizer.ggml.tokens";
     let listed = gguf.metadata().array(key)?.map(|tokens| tokens.len());
-    let embedding = gguf.tensor("token_embd.weight").map(|t| t.shape.get(1).copied().unwrap_or(1));
+    let embedding = gguf.tensor(TOKEN_EMBD_WEIGHT).map(|t| t.shape.get(1).copied().unwrap_or(1));
     let rows = match (listed, embedding) {
         (_, Some(rows)) => usize::try_from(rows).unwrap_or(usize::MAX),
         (Some(listed), None) => usize::try_from(listed).unwrap_or(usize::MAX),
@@ -416,7 +417,7 @@ fn vocabulary_size(gguf: &Gguf, hparams: &Hparams) -> Result<usize, ModelError> 
         && listed != rows as u64
     {
         return Err(ModelError::BadShape {
-            name: "token_embd.weight".into(),
+            name: TOKEN_EMBD_WEIGHT.into(),
             found: format!("{rows} rows"),
             expected: format!("[{}, {listed}], one row per entry of {key}", hparams.n_embd),
         });

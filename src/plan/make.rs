@@ -8,7 +8,7 @@ use super::allocate::{
 use super::damage::{self, Estimate};
 use super::{Budget, PLAN_VERSION, PlanError, PlanFile, PlanRow, Request, record};
 use crate::display::{decimal_size, printable};
-use crate::gguf::{Gguf, GgufLayout, Metadata, NewTensor, TensorInfo, TensorType, fingerprint, split};
+use crate::gguf::{Gguf, GgufLayout, Metadata, NewTensor, TensorInfo, TensorTotals, TensorType, fingerprint, split};
 use crate::imatrix::Imatrix;
 use crate::measure::{Inventory, Job, MeasureError, SourceFile, with_planning};
 use crate::progress::Watch;
@@ -116,7 +116,7 @@ fn free_bits(inventory: &Inventory<'_>, items: &[Item], budget: u64) -> Option<f
             _ => weights += tensor.elements(),
         }
     }
-    (weights > 0).then(|| 8.0 * left as f64 / weights as f64)
+    (weights > 0).then(|| TensorTotals { parameters: weights, bytes: left }.bits_per_weight())
 }
 
 fn empty_plan(request: &Request<'_>, gguf: &Gguf, imatrix: Option<SourceFile>) -> PlanFile {
@@ -250,7 +250,7 @@ impl Sizes {
         match limit {
             Limit::Bytes { file: None, .. } => {
                 let (smallest, largest) = range(self.kept_padded);
-                let bits = |bytes: u64| 8.0 * bytes as f64 / self.parameters.max(1) as f64;
+                let bits = |bytes: u64| TensorTotals { parameters: self.parameters, bytes }.bits_per_weight();
                 format!(
                     "{wanted} cannot be reached: the smallest choice of types has {:.4} bits per weight (a file of {} \
                      bytes), the largest {:.4}; allow smaller types or ask for more",
@@ -298,7 +298,8 @@ fn fill_in(
     plan.file_bytes = sizes.fixed + solution.bytes;
     plan.tensor_bytes = sizes.kept + plan.tensors.iter().map(|row| row.bytes).sum::<u64>();
     plan.parameters = sizes.parameters;
-    plan.bits_per_weight = 8.0 * plan.tensor_bytes as f64 / sizes.parameters.max(1) as f64;
+    let totals = TensorTotals { parameters: plan.parameters, bytes: plan.tensor_bytes };
+    plan.bits_per_weight = totals.bits_per_weight();
     plan.bound = solution.bound;
     plan.optimal = solution.optimal;
     (plan.target_bytes, plan.gap) = match limit {

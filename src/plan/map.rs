@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use super::PlanFile;
 use crate::display::printable;
 use crate::gguf::TensorType;
-use crate::recipe::roles::block_number;
+use crate::recipe::roles::split_block;
 
 /// How a plan is drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,8 +40,7 @@ pub fn map(plan: &PlanFile, style: MapStyle) -> String {
 
 /// The layer and the rest of the name without `.weight`, for tensors of numbered layers.
 fn layer_and_role(name: &str) -> Option<(u64, &str)> {
-    let layer = block_number(name).and_then(|number| u64::try_from(number).ok())?;
-    let role = name.strip_prefix("blk.")?.split_once('.')?.1;
+    let (layer, role) = split_block(name)?;
     Some((layer, role.strip_suffix(".weight").unwrap_or(role)))
 }
 

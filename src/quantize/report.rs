@@ -10,7 +10,7 @@ use super::Draft;
 use super::decide::DraftTensor;
 use super::feedback::{Kept, Outcome, RoleRow, by_role, reasons};
 use super::write::Stages;
-use crate::gguf::{TypeRow, rows_by_type};
+use crate::gguf::{TensorTotals, TypeRow, rows_by_type};
 use crate::os;
 use crate::rounding::gptq::supports_search;
 use crate::rounding::{RoundingMethod, RoundingRecord};
@@ -170,7 +170,7 @@ impl Report {
             parameters,
             size_bytes: draft.file_bytes(),
             tensor_bytes,
-            bits_per_weight: 8.0 * tensor_bytes as f64 / parameters.max(1) as f64,
+            bits_per_weight: TensorTotals { parameters, bytes: tensor_bytes }.bits_per_weight(),
             fallbacks: cost.tensors,
             fallback_extra_bytes: cost.got_bytes.saturating_sub(cost.wanted_bytes),
             rounding: RoundingReport::new(draft, &outcomes),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::error::{Note, RecipeError};
+use super::roles::find_block;
 
 /// A plan for removing blocks from a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,17 +11,6 @@ pub struct PrunePlan {
     /// Old block number → new one, `None` for those removed.
     new_numbers: BTreeMap<u64, Option<u64>>,
     notes: Vec<Note>,
-}
-
-/// The first `blk.N.` anywhere in the name: where the digits stand, and their value.
-fn block_in(name: &str) -> Option<(std::ops::Range<usize>, u64)> {
-    const MARK: &str = "blk.";
-    name.match_indices(MARK).find_map(|(at, _)| {
-        let start = at + MARK.len();
-        let length = name[start..].bytes().take_while(u8::is_ascii_digit).count();
-        let end = start + length;
-        name[end..].starts_with('.').then(|| name[start..end].parse().ok().map(|number| (start..end, number))).flatten()
-    })
 }
 
 impl PrunePlan {
@@ -32,7 +22,7 @@ impl PrunePlan {
     /// [`RecipeError::NothingLeft`] if no block would stay.
     pub fn new<'a>(names: impl IntoIterator<Item = &'a str>, layers: &[u32]) -> Result<PrunePlan, RecipeError> {
         let mut new_numbers: BTreeMap<u64, Option<u64>> =
-            names.into_iter().filter_map(block_in).map(|(_, number)| (number, None)).collect();
+            names.into_iter().filter_map(find_block).map(|(number, _)| (number, None)).collect();
         let notes = layers.iter().filter(|layer| !new_numbers.contains_key(&u64::from(**layer)));
         let notes = notes.map(|&layer| Note::LayerNotFound { layer }).collect();
 
@@ -54,7 +44,7 @@ impl PrunePlan {
 
     /// The tensor's name after pruning, or `None` if it is removed.
     pub fn rename(&self, name: &str) -> Option<String> {
-        let Some((digits, old)) = block_in(name) else {
+        let Some((old, digits)) = find_block(name) else {
             return Some(name.to_owned());
         };
         let new = self.new_numbers.get(&old).copied().flatten()?;

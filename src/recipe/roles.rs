@@ -1,6 +1,7 @@
 //! What a tensor does in its model, told from its name; and which tensors are never quantized.
 
 use std::fmt;
+use std::ops::Range;
 
 use crate::gguf::TensorType;
 
@@ -42,14 +43,17 @@ pub(crate) const OUTPUT_WEIGHT: &str = "output.weight";
 pub(crate) const TOKEN_EMBD_WEIGHT: &str = "token_embd.weight";
 
 /// Names with the role of a token embedding.
-const EMBEDDING_NAMES: &[&str] = &["token_embd.weight", "per_layer_token_embd.weight"];
+const EMBEDDING_NAMES: &[&str] = &[TOKEN_EMBD_WEIGHT, "per_layer_token_embd.weight"];
+
+/// What the names of a block's tensors begin with, before the block's number.
+const BLOCK_PREFIX: &str = "blk.";
 
 impl Role {
     /// The role that the tensor's name implies.
     pub(crate) fn of(name: &str) -> Role {
         if name == OUTPUT_WEIGHT {
             Role::Output
-        } else if EMBEDDING_NAMES.contains(&name) {
+        } else if is_embedding(name) {
             Role::TokenEmbd
         } else {
             ROLE_MARKS.iter().find(|(mark, _)| name.contains(mark)).map_or(Role::Other, |(_, role)| *role)
@@ -183,14 +187,42 @@ pub(crate) fn is_unconvertible(ty: TensorType) -> bool {
     matches!(ty, TensorType::I8 | TensorType::I16 | TensorType::I32 | TensorType::I64 | TensorType::F64)
 }
 
-/// True for the tensors that are read row by row and may therefore go without importance weights in any type.
-pub(crate) fn is_embedding_or_output(name: &str) -> bool {
-    name == OUTPUT_WEIGHT || EMBEDDING_NAMES.contains(&name)
+/// True for tensors whose rows are looked up by token (`tensor_name_match_token_embd`).
+pub(crate) fn is_embedding(name: &str) -> bool {
+    EMBEDDING_NAMES.contains(&name)
 }
 
-/// The block number in `blk.N.…`, or `None` for tensors outside the numbered blocks.
+/// True for the tensors that are read row by row and may therefore go without importance weights in any type.
+pub(crate) fn is_embedding_or_output(name: &str) -> bool {
+    name == OUTPUT_WEIGHT || is_embedding(name)
+}
+
+/// True for tensors of the stack of blocks, whether or not a number follows.
+pub(crate) fn is_in_block(name: &str) -> bool {
+    name.starts_with(BLOCK_PREFIX)
+}
+
+/// The first `blk.N.` anywhere in a name, so that both stacks of an encoder-decoder have it (`enc.blk.N.`): the number,
+/// and where its digits stand.
+pub(crate) fn find_block(name: &str) -> Option<(u64, Range<usize>)> {
+    name.match_indices(BLOCK_PREFIX).find_map(|(at, _)| {
+        let start = at + BLOCK_PREFIX.len();
+        let end = start + name[start..].bytes().take_while(u8::is_ascii_digit).count();
+        let number = name[start..end].parse().ok()?;
+        name[end..].starts_with('.').then_some((number, start..end))
+    })
+}
+
+/// Number and part of a name `blk.N.PART`; `None` for other names.
+pub(crate) fn split_block(name: &str) -> Option<(u64, &str)> {
+    let (number, digits) = find_block(name)?;
+    (digits.start == BLOCK_PREFIX.len()).then(|| (number, &name[digits.end + 1..]))
+}
+
+/// The block number that the order of tensors goes by, read as llama-quantize reads it (`sscanf` of `blk.%d.`): it may
+/// be negative, and nothing need follow. `None` for tensors outside the numbered blocks.
 pub fn block_number(name: &str) -> Option<i32> {
-    let rest = name.strip_prefix("blk.")?;
+    let rest = name.strip_prefix(BLOCK_PREFIX)?;
     let digits = rest.strip_prefix('-').unwrap_or(rest);
     let length = digits.bytes().take_while(u8::is_ascii_digit).count();
     if length == 0 {
@@ -278,5 +310,18 @@ mod tests {
         assert_eq!(block_number("blk.-3.attn_v.weight"), Some(-3));
         assert_eq!(block_number("blk.-.attn_v.weight"), None);
         assert_eq!(block_number("blk.007.attn_v.weight"), Some(7));
+    }
+
+    #[test]
+    fn names_of_blocks_come_apart() {
+        assert_eq!(find_block("enc.blk.12.attn_v.weight"), Some((12, 8..10)));
+        assert_eq!(split_block("blk.3.attn_v.weight"), Some((3, "attn_v.weight")));
+        for name in
+            ["enc.blk.0.a", "blk.x.a", "blk..a", "blk.+5.a", "blk.1", "blk.99999999999999999999.a", "output.weight"]
+        {
+            assert_eq!(split_block(name), None, "{name}");
+        }
+        assert_eq!(split_block("blk.x.blk.3.a"), None);
+        assert_eq!(find_block("blk.x.blk.3.a"), Some((3, 10..11)));
     }
 }

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use crate::gguf::{Gguf, GgufError, TensorInfo, TensorType};
 use crate::quant::{self, QuantError};
+use crate::recipe::roles::split_block;
 
 /// Weights of one tensor that are decoded at once, per thread.
 const CHUNK_WEIGHTS: u64 = 1 << 18;
@@ -85,12 +86,10 @@ pub struct TensorError {
 impl FileFacts {
     /// Looks at a file; `name` is what to show.
     pub fn new(name: &str, gguf: &Gguf) -> FileFacts {
-        let bytes: u64 = gguf.tensors().iter().filter_map(|t| t.bytes).fold(0, u64::saturating_add);
-        let parameters = gguf.tensors().iter().map(TensorInfo::elements).fold(0, u64::saturating_add);
         FileFacts {
             file: name.to_owned(),
-            size_bytes: gguf.shards().iter().map(|shard| shard.file_bytes()).sum(),
-            bits_per_weight: 8.0 * bytes as f64 / parameters.max(1) as f64,
+            size_bytes: gguf.file_bytes(),
+            bits_per_weight: gguf.totals().bits_per_weight(),
             tensors: gguf.tensors().iter().filter(|t| t.rows() > 1).map(TensorFacts::new).collect(),
         }
     }
@@ -157,8 +156,8 @@ impl<T> LayerGrid<T> {
 
 /// Layer and role of a tensor name.
 fn place(name: &str) -> Option<(usize, &str)> {
-    let (layer, role) = name.strip_prefix("blk.")?.split_once('.')?;
-    let layer = layer.parse().ok().filter(|&layer| layer < MOST_LAYERS)?;
+    let (layer, role) = split_block(name)?;
+    let layer = usize::try_from(layer).ok().filter(|&layer| layer < MOST_LAYERS)?;
     Some((layer, role.strip_suffix(".weight").unwrap_or(role)))
 }
 
