@@ -3,7 +3,7 @@
 //! The finishing steps of the encoders are generic over [`ToLevels`], so that one text serves scalar code and vectors.
 
 use super::round::nearest_int;
-use super::search::Rounding;
+use super::search::LevelMap;
 
 /// How levels are computed. Every implementation gives the same.
 pub trait ToLevels: Copy {
@@ -18,7 +18,7 @@ pub trait ToLevels: Copy {
     fn of_products<const N: usize>(self, x: &[f32; N], inverse: f32, half: i32) -> [u8; N];
 
     /// Levels `0..=max_level`, as a search rounded.
-    fn of_search<const N: usize>(self, x: &[f32; N], rounding: Rounding, max_level: f32) -> [u8; N];
+    fn of_search<const N: usize>(self, x: &[f32; N], level_map: LevelMap, max_level: f32) -> [u8; N];
 }
 
 /// One weight after the other.
@@ -45,7 +45,7 @@ impl ToLevels for Scalar {
     }
 
     #[inline(always)]
-    fn of_search<const N: usize>(self, x: &[f32; N], rounding: Rounding, max_level: f32) -> [u8; N] {
-        x.map(|v| rounding.level(v, max_level) as u8)
+    fn of_search<const N: usize>(self, x: &[f32; N], level_map: LevelMap, max_level: f32) -> [u8; N] {
+        x.map(|v| level_map.level(v, max_level) as u8)
     }
 }

@@ -43,8 +43,8 @@ pub struct AffineFit {
     pub scale: f32,
     /// What to subtract: minus the value of level 0, not negative.
     pub min: f32,
-    /// The level of each weight.
-    pub rounding: Rounding,
+    /// How its weights become levels.
+    pub level_map: LevelMap,
 }
 
 /// Fits scale and minimum of a group (`make_qkx2_quants`, `make_qkx3_quants`): for each candidate, weights are
@@ -69,10 +69,10 @@ pub fn fit_affine<const N: usize>(x: &[f32; N], weights: &[f32; N], search: &Aff
     }
     let mut min = if lowest > 0.0 { 0.0 } else { lowest };
     if highest <= min {
-        return AffineFit { scale: 0.0, min: -min, rounding: Rounding::TO_ZERO };
+        return AffineFit { scale: 0.0, min: -min, level_map: LevelMap::TO_ZERO };
     }
     let group = AffineGroup { x, weights, sum_w, sum_x, lowest, highest };
-    let mut best = Rounding { inverse: search.max_level / (highest - min), min };
+    let mut best = LevelMap { inverse: search.max_level / (highest - min), min };
     let mut scale = 1.0 / best.inverse;
     let mut best_error = 0.0;
     for i in 0..N {
@@ -88,7 +88,7 @@ pub fn fit_affine<const N: usize>(x: &[f32; N], weights: &[f32; N], search: &Aff
         for k in 0..count {
             if lines.determinant.0[k] > 0.0 && lines.error.0[k] < best_error {
                 best_error = lines.error.0[k];
-                best = Rounding { inverse: lines.inverse.0[k], min: base };
+                best = LevelMap { inverse: lines.inverse.0[k], min: base };
                 scale = lines.slope.0[k];
                 min = lines.intercept.0[k];
                 if min.to_bits() != base.to_bits() {
@@ -98,7 +98,7 @@ pub fn fit_affine<const N: usize>(x: &[f32; N], weights: &[f32; N], search: &Aff
             }
         }
     }
-    AffineFit { scale, min: -min, rounding: best }
+    AffineFit { scale, min: -min, level_map: best }
 }
 
 impl AffineSearch {
@@ -121,14 +121,14 @@ impl ErrorMeasure {
 
 /// How weights become levels: the nearest to `inverse * (x - min)`.
 #[derive(Debug, Clone, Copy)]
-pub struct Rounding {
+pub struct LevelMap {
     /// Inverse of the distance between levels.
     pub inverse: f32,
     /// Where level 0 is.
     pub min: f32,
 }
 
-impl Rounding {
+impl LevelMap {
     /// Level 0 for every weight.
     const TO_ZERO: Self = Self { inverse: 0.0, min: 0.0 };
 

@@ -8,7 +8,7 @@
 use super::{error_weights, get_f16, put_f16, sum_of_squares};
 use crate::quant::levels::{Scalar, ToLevels};
 use crate::quant::round::nearest_int;
-use crate::quant::search::{AffineFit, AffineSearch, ErrorMeasure, PositiveFit, Rounding, fit_affine, fit_positive};
+use crate::quant::search::{AffineFit, AffineSearch, ErrorMeasure, LevelMap, PositiveFit, fit_affine, fit_positive};
 
 pub(in crate::quant) const LEN: usize = 256;
 pub(in crate::quant) const GROUP: usize = 32;
@@ -72,7 +72,7 @@ impl Format {
         let scales = rounded(fits.map(|fit| fit.scale), max_scale);
         let mins = rounded(fits.map(|fit| fit.min), max_min);
         pack_scales(&scales, &mins, header);
-        self.round_with_stored_scales(to_levels, x, header, |j| fits[j].rounding)
+        self.round_with_stored_scales(to_levels, x, header, |j| fits[j].level_map)
     }
 
     /// Writes the header and gives the levels, for scales fitted with the summed weights of their groups.
@@ -92,7 +92,7 @@ impl Format {
         });
         let scales = fit_positive(&fits.map(|fit| fit.scale), &sums, TOP.into());
         let mins = fit_positive(&fits.map(|fit| fit.min), &sums, TOP.into());
-        self.finish_weighted(Scalar, x, scales, mins, |j| fits[j].rounding, header)
+        self.finish_weighted(Scalar, x, scales, mins, |j| fits[j].level_map, header)
     }
 
     /// [`Self::encode_weighted`] for fitted scales and minima. `searched` is how the search of a group rounded.
@@ -103,7 +103,7 @@ impl Format {
         x: &[f32; LEN],
         mut scales: PositiveFit<GROUPS>,
         mut mins: PositiveFit<GROUPS>,
-        searched: impl Fn(usize) -> Rounding,
+        searched: impl Fn(usize) -> LevelMap,
         header: &mut [u8; HEADER],
     ) -> [u8; LEN] {
         if self.limit_fitted_scales {
@@ -123,7 +123,7 @@ impl Format {
         to_levels: impl ToLevels,
         x: &[f32; LEN],
         header: &[u8; HEADER],
-        searched: impl Fn(usize) -> Rounding,
+        searched: impl Fn(usize) -> LevelMap,
     ) -> [u8; LEN] {
         let max_level = self.weighted.max_level;
         let (d, dmin) = (get_f16(header, 0), get_f16(header, 2));

@@ -192,7 +192,7 @@ pub fn quantize_q4_1(src: &[f32], row_len: usize, importance: Option<&[f32]>, ds
         Some(importance) => {
             encode_weighted_blocks(src, row_len, importance, dst, mean_square, |&sigma2, x, importance, block| {
                 let fit = fit_affine(x, &error_weights(x, importance, sigma2), &Q4_1_SEARCH);
-                put_q4_1(fit.scale, -fit.min, &Scalar.of_search(x, fit.rounding, Q4_1_SEARCH.max_level), block);
+                put_q4_1(fit.scale, -fit.min, &Scalar.of_search(x, fit.level_map, Q4_1_SEARCH.max_level), block);
             });
         }
     }
@@ -271,7 +271,7 @@ pub fn quantize_q5_1(src: &[f32], row_len: usize, importance: Option<&[f32]>, ds
         Some(importance) => {
             encode_weighted_blocks(src, row_len, importance, dst, mean_square, |&sigma2, x, importance, block| {
                 let fit = fit_affine(x, &error_weights(x, importance, sigma2), &Q5_1_SEARCH);
-                put_q5_1(fit.scale, -fit.min, &Scalar.of_search(x, fit.rounding, Q5_1_SEARCH.max_level), block);
+                put_q5_1(fit.scale, -fit.min, &Scalar.of_search(x, fit.level_map, Q5_1_SEARCH.max_level), block);
             });
         }
     }

@@ -7,7 +7,7 @@ use super::pack::pack_2bit;
 use super::{decode_blocks, encode_blocks, encode_weighted_blocks, error_weights, get_f16, put_f16, sum_of_squares};
 use crate::quant::levels::{Scalar, ToLevels};
 use crate::quant::round::nearest_int;
-use crate::quant::search::{AffineFit, AffineSearch, ErrorMeasure, PositiveFit, Rounding, fit_affine, fit_positive};
+use crate::quant::search::{AffineFit, AffineSearch, ErrorMeasure, LevelMap, PositiveFit, fit_affine, fit_positive};
 
 const LEN: usize = 256;
 pub(in crate::quant) const BYTES: usize = 84;
@@ -80,7 +80,7 @@ pub(in crate::quant) fn finish_plain(
         }
         dmin = max_min / TOP;
     }
-    finish(to_levels, x, d, dmin, &packed, |j| fits[j].rounding, block);
+    finish(to_levels, x, d, dmin, &packed, |j| fits[j].level_map, block);
 }
 
 /// Scales and minima fitted with the summed weights of their groups.
@@ -94,7 +94,7 @@ fn encode_weighted(x: &[f32; LEN], importance: &[f32; LEN], block: &mut [u8; BYT
     });
     let scales = fit_positive(&fits.map(|fit| fit.scale), &sums, TOP as i32);
     let mins = fit_positive(&fits.map(|fit| fit.min), &sums, TOP as i32);
-    finish_weighted(Scalar, x, &scales, &mins, |j| fits[j].rounding, block);
+    finish_weighted(Scalar, x, &scales, &mins, |j| fits[j].level_map, block);
 }
 
 /// Writes the block for fitted scales and minima of its groups. `searched` is how the search of a group rounded.
@@ -104,7 +104,7 @@ pub(in crate::quant) fn finish_weighted(
     x: &[f32; LEN],
     scales: &PositiveFit<GROUPS>,
     mins: &PositiveFit<GROUPS>,
-    searched: impl Fn(usize) -> Rounding,
+    searched: impl Fn(usize) -> LevelMap,
     block: &mut [u8; BYTES],
 ) {
     let packed = std::array::from_fn(|j| scales.levels[j] | (mins.levels[j] << 4));
@@ -120,7 +120,7 @@ fn finish(
     d: f32,
     dmin: f32,
     scales: &[u8; GROUPS],
-    searched: impl Fn(usize) -> Rounding,
+    searched: impl Fn(usize) -> LevelMap,
     block: &mut [u8; BYTES],
 ) {
     block[..GROUPS].copy_from_slice(scales);

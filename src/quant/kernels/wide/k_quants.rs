@@ -6,7 +6,7 @@ use super::descent::Descents;
 use super::search::{AffineFits, PositiveFits, fit_affine, fit_positive, fit_symmetric};
 use super::{Batch, Floats, Isa, LANES, Wide, error_weights, side_by_side, sum, sum_of_squares};
 use crate::quant::search::{
-    AffineFit, AffineSearch, PositiveFit, Rounding, SymmetricFit, fit_symmetric_by_descent as scalar_descent,
+    AffineFit, AffineSearch, LevelMap, PositiveFit, SymmetricFit, fit_symmetric_by_descent as scalar_descent,
 };
 use crate::quant::types::affine_k::{self, Format};
 use crate::quant::types::{q2_k, q3_k, q4_k, q5_k, q6_k};
@@ -36,18 +36,18 @@ impl<const GROUPS: usize> BlockFits<GROUPS> {
     }
 
     #[inline(always)]
-    fn rounding(&self, group: usize, lane: usize) -> Rounding {
-        Rounding { inverse: self.inverses[group][lane], min: self.bases[group][lane] }
+    fn level_map(&self, group: usize, lane: usize) -> LevelMap {
+        LevelMap { inverse: self.inverses[group][lane], min: self.bases[group][lane] }
     }
 
     /// The fits of one block.
     #[inline(always)]
     fn of_block(&self, lane: usize) -> [AffineFit; GROUPS] {
-        let nothing = AffineFit { scale: 0.0, min: 0.0, rounding: Rounding { inverse: 0.0, min: 0.0 } };
+        let nothing = AffineFit { scale: 0.0, min: 0.0, level_map: LevelMap { inverse: 0.0, min: 0.0 } };
         let mut fits = [nothing; GROUPS];
         for (group, fit) in fits.iter_mut().enumerate() {
             let (scale, min) = (self.scales[group][lane], self.mins[group][lane]);
-            *fit = AffineFit { scale, min, rounding: self.rounding(group, lane) };
+            *fit = AffineFit { scale, min, level_map: self.level_map(group, lane) };
         }
         fits
     }
@@ -186,7 +186,7 @@ macro_rules! affine_k {
                     for (lane, block) in out.iter_mut().enumerate() {
                         let (scales, mins) = (scales.of_block(lane), mins.of_block(lane));
                         $name::finish(block, |header| {
-                            let searched = |j: usize| fits.rounding(j, lane);
+                            let searched = |j: usize| fits.level_map(j, lane);
                             FORMAT.finish_weighted(Wide(isa), batch.blocks[lane], scales, mins, searched, header)
                         });
                     }
@@ -235,7 +235,14 @@ pub fn q2_k<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[f3
             let Some([scales, mins]) = positive else { continue };
             for (lane, block) in out.iter_mut().enumerate() {
                 let (scales, mins) = (scales.of_block(lane), mins.of_block(lane));
-                q2_k::finish_weighted(Wide(isa), batch.blocks[lane], &scales, &mins, |j| fits.rounding(j, lane), block);
+                q2_k::finish_weighted(
+                    Wide(isa),
+                    batch.blocks[lane],
+                    &scales,
+                    &mins,
+                    |j| fits.level_map(j, lane),
+                    block,
+                );
             }
         } else {
             for i in 0..LEN {

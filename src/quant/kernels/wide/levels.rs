@@ -2,7 +2,7 @@
 
 use super::{Floats, Isa, LANES, Mask, Wide};
 use crate::quant::levels::ToLevels;
-use crate::quant::search::Rounding;
+use crate::quant::search::LevelMap;
 
 /// Whole numbers of `lowest..=highest` for each vector of weights, less `lowest`.
 macro_rules! levels {
@@ -46,10 +46,10 @@ impl<I: Isa> ToLevels for Wide<I> {
     }
 
     #[inline(always)]
-    fn of_search<const N: usize>(self, x: &[f32; N], rounding: Rounding, max_level: f32) -> [u8; N] {
+    fn of_search<const N: usize>(self, x: &[f32; N], level_map: LevelMap, max_level: f32) -> [u8; N] {
         const { assert!(N.is_multiple_of(LANES)) };
         let Wide(isa) = self;
-        let (inverse, min) = (isa.splat(rounding.inverse), isa.splat(rounding.min));
+        let (inverse, min) = (isa.splat(level_map.inverse), isa.splat(level_map.min));
         levels!(isa, x, 0.0, max_level, |v| (inverse * (v - min)))
     }
 }

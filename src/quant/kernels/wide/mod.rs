@@ -14,9 +14,9 @@ pub mod floats;
 pub mod grids;
 pub mod iq4;
 pub mod k_quants;
-pub mod legacy;
+pub mod legacy_plain;
+pub mod legacy_weighted;
 mod levels;
-pub mod rounding;
 pub mod search;
 
 use crate::quant::float16::{f32_to_bf16, f32_to_f16};
@@ -187,13 +187,13 @@ macro_rules! encoders {
     ($isa:ident, $feature:literal) => {
         $crate::quant::kernels::wide::encoders! {
             $isa, $feature,
-            Q4_0 = q4_0: legacy::q4_0;
-            Q4_1 = q4_1: legacy::q4_1;
-            Q5_0 = q5_0: legacy::q5_0;
-            Q5_1 = q5_1: legacy::q5_1;
+            Q4_0 = q4_0: legacy_weighted::q4_0;
+            Q4_1 = q4_1: legacy_weighted::q4_1;
+            Q5_0 = q5_0: legacy_weighted::q5_0;
+            Q5_1 = q5_1: legacy_weighted::q5_1;
             F16 = f16: floats::f16;
             BF16 = bf16: floats::bf16;
-            Q8_0 = q8_0: rounding::q8_0;
+            Q8_0 = q8_0: legacy_plain::q8_0;
             Q2_K = q2_k: k_quants::q2_k;
             Q3_K = q3_k: k_quants::q3_k;
             Q4_K = q4_k: k_quants::q4_k;
@@ -213,7 +213,7 @@ macro_rules! encoders {
             MXFP4 = mxfp4: recompiled::mxfp4;
             NVFP4 = nvfp4: recompiled::nvfp4;
             Q1_0 = q1_0: recompiled::q1_0;
-            Q2_0 = q2_0: rounding::q2_0;
+            Q2_0 = q2_0: legacy_plain::q2_0;
         }
     };
     ($isa:ident, $feature:literal, $($ty:ident = $name:ident: $module:ident::$encode:ident;)*) => {

@@ -11,7 +11,7 @@ const TAME: f32 = 4_000_000.0;
 pub struct AffineFits<F> {
     pub scale: F,
     pub min: F,
-    /// Inverse and minimum of the rounding to levels.
+    /// Inverse and minimum of the [`LevelMap`](crate::quant::search::LevelMap).
     pub inverse: F,
     pub base: F,
 }

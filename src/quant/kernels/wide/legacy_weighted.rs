@@ -1,8 +1,8 @@
-//! Q4_0 to Q5_1 with importance, sixteen blocks at a time. Without importance there is no search, see [`rounding`].
+//! Q4_0 to Q5_1 with importance, sixteen blocks at a time. Without importance there is no search, see [`legacy_plain`].
 
 use std::array::from_ref;
 
-use super::rounding::{self, Pair, put_levels};
+use super::legacy_plain::{self, Pair, put_levels};
 use super::search::{fit_affine, fit_symmetric};
 use super::{Batch, Floats, Isa, LANES, Mask, error_weights, side_by_side};
 use crate::quant::float16::f32_to_f16;
@@ -95,7 +95,7 @@ macro_rules! symmetric {
         #[inline(always)]
         pub fn $name<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
             if importance.is_none() {
-                return rounding::$name(isa, src, dst);
+                return legacy_plain::$name(isa, src, dst);
             }
             let rows = mean_squares(isa, src, row_len);
             let mut blocks = Blocks::new(isa);
@@ -121,7 +121,7 @@ macro_rules! affine {
         pub fn $name<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
             const SEARCH: AffineSearch = $search;
             if importance.is_none() {
-                return rounding::$name(isa, src, dst);
+                return legacy_plain::$name(isa, src, dst);
             }
             let rows = mean_squares(isa, src, row_len);
             let mut blocks = Blocks::new(isa);
