@@ -28,7 +28,7 @@ pub use metadata::Metadata;
 pub use reader::{Gguf, Shard};
 pub(crate) use tensor_info::MAX_TENSOR_NAME;
 pub use tensor_info::{TensorInfo, TensorTotals};
-pub use tensor_type::{TENSOR_TYPES, TensorType, TypeInfo};
+pub use tensor_type::{TENSOR_TYPES, TensorType, TypeInfo, bits_per_weight};
 pub use type_rows::{TypeRow, rows_by_type};
 pub use value::{Array, Strings, Value, ValueType, Values};
 pub use writer::{GgufLayout, GgufWriter, NewTensor, PlacedTensor};

@@ -89,6 +89,11 @@ impl TensorType {
         TENSOR_TYPES.iter().find(|row| row.name.eq_ignore_ascii_case(name)).map(|row| row.ty)
     }
 
+    /// [`TypeInfo::bits_per_weight`], 0 for an id this program does not know.
+    pub fn bits_per_weight(self) -> f64 {
+        self.info().map_or(0.0, TypeInfo::bits_per_weight)
+    }
+
     /// True for block formats; false for plain numbers and for unknown ids.
     pub fn is_quantized(self) -> bool {
         self.info().is_some_and(|row| row.quantized)
@@ -107,8 +112,14 @@ impl TypeInfo {
 
     /// Bits per weight of the block format, without padding or metadata.
     pub fn bits_per_weight(&self) -> f64 {
-        self.block_bytes as f64 * 8.0 / self.block_len as f64
+        bits_per_weight(self.block_bytes as u64, self.block_len as u64)
     }
+}
+
+/// Bits per weight of `weights` weights that take `bytes` bytes: of a block, a tensor or a whole model. Without any
+/// weights, all bits count for one.
+pub fn bits_per_weight(bytes: u64, weights: u64) -> f64 {
+    8.0 * bytes as f64 / weights.max(1) as f64
 }
 
 /// ggml's name, or `type#ID` for an unknown id.
@@ -145,6 +156,15 @@ mod tests {
             assert!(TensorType(id).info().is_none());
             assert_eq!(TensorType(id).to_string(), format!("type#{id}"));
         }
+    }
+
+    #[test]
+    fn bits_per_weight_are_those_of_blocks_and_of_whole_models() {
+        assert_eq!(TensorType::Q4_K.bits_per_weight(), 4.5);
+        assert_eq!(TensorType::F32.bits_per_weight(), 32.0);
+        assert_eq!(TensorType(u32::MAX).bits_per_weight(), 0.0);
+        assert_eq!(bits_per_weight(3, 8), 3.0);
+        assert_eq!(bits_per_weight(0, 0), 0.0);
     }
 
     #[test]

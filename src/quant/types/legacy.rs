@@ -4,7 +4,7 @@
 //! Levels of 4 bits are packed as nibbles, weight `j` below and weight `j + 16` above in byte `j`; the fifth bits of
 //! Q5 stand in a little-endian word, weight `j` at bit `j`.
 
-use super::{decode_blocks, encode_blocks, encode_weighted_blocks, error_weights, get_f16, put_f16, sum_of_squares};
+use super::{decode_blocks, encode_blocks, encode_by_importance, error_weights, get_f16, put_f16, sum_of_squares};
 use crate::quant::lanes::fold_halves;
 use crate::quant::levels::{Scalar, ToLevels};
 use crate::quant::round::{round_away, round_away_small, truncate, truncate_small};
@@ -149,15 +149,10 @@ pub(in crate::quant) fn encode_q4_0(x: &[f32; LEN], block: &mut [u8; 18]) {
 /// Q4_0: `d`, 16 bytes of nibbles; weight = `d * (level - 8)` (`quantize_q4_0`).
 #[inline(always)]
 pub fn quantize_q4_0(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
-    match importance {
-        None => encode_blocks(src, dst, encode_q4_0),
-        Some(importance) => {
-            encode_weighted_blocks(src, row_len, importance, dst, mean_square, |&sigma2, x, importance, block| {
-                let fit = fit_symmetric(x, &error_weights(x, importance, sigma2), Q4_HALF);
-                put_q4_0(fit.scale, &Scalar.of_products(x, fit.inverse, Q4_HALF), block);
-            });
-        }
-    }
+    encode_by_importance(src, row_len, importance, dst, encode_q4_0, mean_square, |&sigma2, x, importance, block| {
+        let fit = fit_symmetric(x, &error_weights(x, importance, sigma2), Q4_HALF);
+        put_q4_0(fit.scale, &Scalar.of_products(x, fit.inverse, Q4_HALF), block);
+    });
 }
 
 /// Decodes Q4_0.
@@ -187,15 +182,10 @@ pub(in crate::quant) fn encode_q4_1(x: &[f32; LEN], block: &mut [u8; 20]) {
 /// Q4_1: `d`, `m`, 16 bytes of nibbles; weight = `d * level + m` (`quantize_q4_1`).
 #[inline(always)]
 pub fn quantize_q4_1(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
-    match importance {
-        None => encode_blocks(src, dst, encode_q4_1),
-        Some(importance) => {
-            encode_weighted_blocks(src, row_len, importance, dst, mean_square, |&sigma2, x, importance, block| {
-                let fit = fit_affine(x, &error_weights(x, importance, sigma2), &Q4_1_SEARCH);
-                put_q4_1(fit.scale, -fit.min, &Scalar.of_search(x, fit.level_map, Q4_1_SEARCH.max_level), block);
-            });
-        }
-    }
+    encode_by_importance(src, row_len, importance, dst, encode_q4_1, mean_square, |&sigma2, x, importance, block| {
+        let fit = fit_affine(x, &error_weights(x, importance, sigma2), &Q4_1_SEARCH);
+        put_q4_1(fit.scale, -fit.min, &Scalar.of_search(x, fit.level_map, Q4_1_SEARCH.max_level), block);
+    });
 }
 
 /// Decodes Q4_1.
@@ -225,15 +215,10 @@ pub(in crate::quant) fn encode_q5_0(x: &[f32; LEN], block: &mut [u8; 22]) {
 /// Q5_0: `d`, 4 bytes of fifth bits, 16 bytes of nibbles; weight = `d * (level - 16)` (`quantize_q5_0`).
 #[inline(always)]
 pub fn quantize_q5_0(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
-    match importance {
-        None => encode_blocks(src, dst, encode_q5_0),
-        Some(importance) => {
-            encode_weighted_blocks(src, row_len, importance, dst, mean_square, |&sigma2, x, importance, block| {
-                let fit = fit_symmetric(x, &error_weights(x, importance, sigma2), Q5_HALF);
-                put_q5_0(fit.scale, &Scalar.of_products(x, fit.inverse, Q5_HALF), block);
-            });
-        }
-    }
+    encode_by_importance(src, row_len, importance, dst, encode_q5_0, mean_square, |&sigma2, x, importance, block| {
+        let fit = fit_symmetric(x, &error_weights(x, importance, sigma2), Q5_HALF);
+        put_q5_0(fit.scale, &Scalar.of_products(x, fit.inverse, Q5_HALF), block);
+    });
 }
 
 /// Decodes Q5_0.
@@ -266,15 +251,10 @@ pub(in crate::quant) fn encode_q5_1(x: &[f32; LEN], block: &mut [u8; 24]) {
 /// Q5_1: `d`, `m`, 4 bytes of fifth bits, 16 bytes of nibbles; weight = `d * level + m` (`quantize_q5_1`).
 #[inline(always)]
 pub fn quantize_q5_1(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
-    match importance {
-        None => encode_blocks(src, dst, encode_q5_1),
-        Some(importance) => {
-            encode_weighted_blocks(src, row_len, importance, dst, mean_square, |&sigma2, x, importance, block| {
-                let fit = fit_affine(x, &error_weights(x, importance, sigma2), &Q5_1_SEARCH);
-                put_q5_1(fit.scale, -fit.min, &Scalar.of_search(x, fit.level_map, Q5_1_SEARCH.max_level), block);
-            });
-        }
-    }
+    encode_by_importance(src, row_len, importance, dst, encode_q5_1, mean_square, |&sigma2, x, importance, block| {
+        let fit = fit_affine(x, &error_weights(x, importance, sigma2), &Q5_1_SEARCH);
+        put_q5_1(fit.scale, -fit.min, &Scalar.of_search(x, fit.level_map, Q5_1_SEARCH.max_level), block);
+    });
 }
 
 /// Decodes Q5_1.

@@ -44,21 +44,24 @@ pub(crate) fn encode_blocks<const N: usize, const B: usize>(
     }
 }
 
-/// Encodes block after block with the importance of its columns. `row_fact` computes what all blocks of a row share.
+/// Encodes block after block: with `plain`, or with `weighted` and the importance of the block's columns, where there
+/// is importance. `row_fact` computes what all weighted blocks of a row share.
 #[inline(always)]
-pub(crate) fn encode_weighted_blocks<const N: usize, const B: usize, R>(
+pub(crate) fn encode_by_importance<const N: usize, const B: usize, R>(
     src: &[f32],
     row_len: usize,
-    importance: &[f32],
+    importance: Option<&[f32]>,
     dst: &mut [u8],
+    plain: impl Fn(&[f32; N], &mut [u8; B]),
     row_fact: impl Fn(&[f32]) -> R,
-    encode: impl Fn(&R, &[f32; N], &[f32; N], &mut [u8; B]),
+    weighted: impl Fn(&R, &[f32; N], &[f32; N], &mut [u8; B]),
 ) {
+    let Some(importance) = importance else { return encode_blocks(src, dst, plain) };
     let importance = importance.as_chunks().0;
     for (row, out) in src.chunks_exact(row_len).zip(dst.chunks_exact_mut(row_len / N * B)) {
         let fact = row_fact(row);
         for ((x, w), block) in row.as_chunks().0.iter().zip(importance).zip(out.as_chunks_mut().0) {
-            encode(&fact, x, w, block);
+            weighted(&fact, x, w, block);
         }
     }
 }

@@ -4,7 +4,7 @@
 //! `pack_2bit`), binary16 `d`, binary16 `dmin`.
 
 use super::pack::pack_2bit;
-use super::{decode_blocks, encode_blocks, encode_weighted_blocks, error_weights, get_f16, put_f16, sum_of_squares};
+use super::{decode_blocks, encode_by_importance, error_weights, get_f16, put_f16, sum_of_squares};
 use crate::quant::levels::{Scalar, ToLevels};
 use crate::quant::round::nearest_int;
 use crate::quant::search::{AffineFit, AffineSearch, ErrorMeasure, LevelMap, PositiveFit, fit_affine, fit_positive};
@@ -32,21 +32,8 @@ pub(in crate::quant) const WEIGHTED: AffineSearch =
 
 /// Encodes Q2_K (`quantize_q2_K`).
 pub fn quantize(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
-    match importance {
-        None => encode_blocks(src, dst, encode),
-        Some(importance) => {
-            encode_weighted_blocks(
-                src,
-                row_len,
-                importance,
-                dst,
-                |_| (),
-                |(), x, w, block| {
-                    encode_weighted(x, w, block);
-                },
-            );
-        }
-    }
+    let weighted = |(): &(), x: &_, w: &_, block: &mut _| encode_weighted(x, w, block);
+    encode_by_importance(src, row_len, importance, dst, encode, |_| (), weighted);
 }
 
 /// Scales and minima rounded against their maxima.

@@ -5,7 +5,7 @@
 //! byte `j % 8`, upper half for `j >= 8`, and its top two bits in byte `8 + j % 4` at bit `2 (j / 4)`.
 
 use super::pack::{pack_2bit, pack_bit_plane};
-use super::{decode_blocks, encode_blocks, encode_weighted_blocks, error_weights, get_f16, put_f16, sum_of_squares};
+use super::{decode_blocks, encode_by_importance, error_weights, get_f16, put_f16, sum_of_squares};
 use crate::quant::levels::{Scalar, ToLevels};
 use crate::quant::round::nearest_int;
 use crate::quant::search::{SymmetricFit, fit_symmetric, fit_symmetric_by_descent};
@@ -27,21 +27,8 @@ pub(in crate::quant) const SCALE_HALF: i32 = 32;
 
 /// Encodes Q3_K (`quantize_q3_K`).
 pub fn quantize(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
-    match importance {
-        None => encode_blocks(src, dst, encode),
-        Some(importance) => {
-            encode_weighted_blocks(
-                src,
-                row_len,
-                importance,
-                dst,
-                |_| (),
-                |(), x, w, block| {
-                    encode_weighted(x, w, block);
-                },
-            );
-        }
-    }
+    let weighted = |(): &(), x: &_, w: &_, block: &mut _| encode_weighted(x, w, block);
+    encode_by_importance(src, row_len, importance, dst, encode, |_| (), weighted);
 }
 
 /// Group scales by descent, rounded against the largest.

@@ -5,7 +5,7 @@
 
 use super::affine_k::{self, Format, GROUP, HEADER, LEN};
 use super::pack::{pack_4bit, pack_bit_plane};
-use super::{decode_blocks, encode_blocks, encode_weighted_blocks};
+use super::{decode_blocks, encode_by_importance};
 
 const BYTES: usize = 176;
 const _: () = assert!(HEADER + LEN / 8 + LEN / 2 == BYTES);
@@ -14,23 +14,9 @@ pub(in crate::quant) const FORMAT: Format = Format::new(31.0, -0.5, 15, true);
 
 /// Encodes Q5_K (`quantize_q5_K`).
 pub fn quantize(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
-    match importance {
-        None => encode_blocks(src, dst, |x, block| {
-            finish(block, |header| FORMAT.encode(x, header));
-        }),
-        Some(importance) => {
-            encode_weighted_blocks(
-                src,
-                row_len,
-                importance,
-                dst,
-                |_| (),
-                |(), x, w, block| {
-                    finish(block, |header| FORMAT.encode_weighted(x, w, header));
-                },
-            );
-        }
-    }
+    let plain = |x: &_, block: &mut _| finish(block, |header| FORMAT.encode(x, header));
+    let weighted = |(): &(), x: &_, w: &_, block: &mut _| finish(block, |header| FORMAT.encode_weighted(x, w, header));
+    encode_by_importance(src, row_len, importance, dst, plain, |_| (), weighted);
 }
 
 /// Writes a block whose header and levels `encode` makes.

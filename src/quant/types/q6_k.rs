@@ -4,7 +4,7 @@
 //! `d`. Each half of 128 weights is four planes of 32: in nibble byte `l` weights `l` and `l + 64`, in nibble byte
 //! `l + 32` weights `l + 32` and `l + 96`; in upper byte `l` weight `l + 32 p` at bit `2 p`.
 
-use super::{decode_blocks, encode_blocks, encode_weighted_blocks, get_f16, put_f16};
+use super::{decode_blocks, encode_by_importance, get_f16, put_f16};
 use crate::quant::levels::{Scalar, ToLevels};
 use crate::quant::round::nearest_int;
 use crate::quant::search::{NEGLIGIBLE, fit_symmetric};
@@ -24,12 +24,9 @@ pub(in crate::quant) const HALF: i32 = 32;
 
 /// Encodes Q6_K (`quantize_q6_K`). Without importance, errors count by the squared weight.
 pub fn quantize(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
-    match importance {
-        None => encode_blocks(src, dst, |x, block| encode(x, &x.map(|v| v * v), block)),
-        Some(importance) => {
-            encode_weighted_blocks(src, row_len, importance, dst, |_| (), |(), x, w, block| encode(x, w, block));
-        }
-    }
+    let plain = |x: &[f32; LEN], block: &mut _| encode(x, &x.map(|v| v * v), block);
+    let weighted = |(): &(), x: &_, w: &_, block: &mut _| encode(x, w, block);
+    encode_by_importance(src, row_len, importance, dst, plain, |_| (), weighted);
 }
 
 fn encode(x: &[f32; LEN], weights: &[f32; LEN], block: &mut [u8; BYTES]) {
