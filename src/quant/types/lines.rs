@@ -6,6 +6,8 @@
 use super::parts::LatticeParts;
 use super::{affine_k, get_f16, q2_k, q3_k, q6_k};
 use crate::gguf::TensorType;
+use crate::quant::codec;
+use crate::quant::shape::BlockShape;
 
 /// Groups of the type with most of them in a block.
 pub(crate) const MAX_LINES: usize = 16;
@@ -30,16 +32,10 @@ pub(crate) struct Line {
 
 /// The division of `ty`, if its weights lie on lines that can be read.
 pub(crate) fn line_shape(ty: TensorType) -> Option<LineShape> {
-    let (group, affine) = match ty {
-        TensorType::Q4_0 | TensorType::Q5_0 | TensorType::Q8_0 | TensorType::IQ4_NL => (32, false),
-        TensorType::Q4_1 | TensorType::Q5_1 => (32, true),
-        TensorType::Q2_K => (16, true),
-        TensorType::Q3_K | TensorType::Q6_K | TensorType::IQ2_XS | TensorType::IQ2_S => (16, false),
-        TensorType::Q4_K | TensorType::Q5_K => (32, true),
-        TensorType::IQ4_XS | TensorType::IQ2_XXS | TensorType::IQ3_XXS | TensorType::IQ3_S => (32, false),
-        _ => return None,
-    };
-    Some(LineShape { group, affine })
+    Some(match codec(ty)?.shape? {
+        BlockShape::Levels(shape) => LineShape { group: shape.group, affine: shape.scales.is_affine() },
+        BlockShape::Lattice(shape) => LineShape { group: shape.group, affine: false },
+    })
 }
 
 /// Reads the lines of a block's groups.
@@ -85,24 +81,21 @@ pub(crate) fn read_lines(ty: TensorType, block: &[u8], lines: &mut [Line; MAX_LI
                 *line = Line { scale: d * (code - 32) as f32, offset: 0.0 };
             }
         }
-        TensorType::IQ2_XXS | TensorType::IQ2_XS | TensorType::IQ2_S | TensorType::IQ3_XXS | TensorType::IQ3_S => {
+        ty => {
+            let Some(BlockShape::Lattice(shape)) = codec(ty).and_then(|codec| codec.shape) else {
+                unreachable!("{ty} has no lines")
+            };
             let mut parts = LatticeParts::ZERO;
             parts.read_scales(ty, block);
-            let (d, code) = (parts.d, |j: usize| f32::from(parts.scales[j]));
-            match ty {
-                TensorType::IQ3_XXS => symmetric(lines, &|j| d * (0.5 + code(j)) * 0.5),
-                TensorType::IQ3_S => symmetric(lines, &|j| d * (1.0 + 2.0 * code(j))),
-                _ => symmetric(lines, &|j| d * (0.5 + code(j)) * 0.25),
-            }
+            symmetric(lines, &|j| shape.scale(parts.d, parts.scales[j]));
         }
-        ty => unreachable!("{ty} has no lines"),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::{codec, quantize_rows};
+    use crate::quant::quantize_rows;
 
     #[test]
     fn weights_are_whole_codes_on_their_lines() {

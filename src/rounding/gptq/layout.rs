@@ -1,21 +1,10 @@
-//! The formats whose weights are rounded one by one, as a table.
+//! The formats whose weights are rounded one by one.
 
 use super::grid::{Grid, Whole, level_number};
 use crate::gguf::TensorType;
+use crate::quant::codec;
+use crate::quant::shape::{BlockShape, LevelSet, ScaleShape};
 use crate::quant::types::parts::Parts;
-
-/// How scales are stored.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Kind {
-    /// One binary16 step per block.
-    Step,
-    /// A binary16 step and a binary16 value of level 0 per block.
-    Line,
-    /// A binary16 per block times a whole number in `lowest..=highest` per group.
-    GroupSteps { lowest: i16, highest: i16 },
-    /// Two binary16 per block times whole numbers in `0..=top` per group: step, and minus the value of level 0.
-    GroupLines { top: i16 },
-}
 
 /// One format.
 #[derive(Debug)]
@@ -27,7 +16,7 @@ pub(super) struct Layout {
     pub bytes: usize,
     /// Weights per group.
     pub group: usize,
-    pub kind: Kind,
+    pub kind: ScaleShape,
     /// Levels, or `None` for the values of IQ4.
     pub whole: Option<Whole>,
     /// Levels that the largest weight of a group is tried at.
@@ -44,40 +33,40 @@ fn bounds(lowest: f32, highest: f32, spacing: f32, count: i32) -> Vec<f32> {
 impl Layout {
     /// The format of `ty`, if its weights are rounded one by one.
     pub(super) fn of(ty: TensorType) -> Option<Layout> {
-        let signed =
-            |half: f32| (Some(Whole { lowest: -half, highest: half - 1.0 }), bounds(-half, half - 1.0, 0.1, 9));
-        let counted = |top: f32| (Some(Whole { lowest: 0.0, highest: top }), Vec::new());
-        let (group, kind, (whole, bounds)) = match ty {
-            TensorType::Q4_0 => (32, Kind::Step, signed(8.0)),
-            TensorType::Q5_0 => (32, Kind::Step, signed(16.0)),
-            // -128 would decode too, but ggml never writes it.
-            TensorType::Q8_0 => {
-                (32, Kind::Step, (Some(Whole { lowest: -127.0, highest: 127.0 }), bounds(-127.0, 127.0, 0.5, 12)))
+        let Some(BlockShape::Levels(shape)) = codec(ty)?.shape else { return None };
+        let (whole, bounds) = match shape.levels {
+            LevelSet::Whole { lowest, highest } => {
+                let whole = Whole { lowest: lowest.into(), highest: highest.into() };
+                let bounds = match highest - lowest {
+                    // Lines are fitted without.
+                    _ if shape.scales.is_affine() => Vec::new(),
+                    // Levels of bytes: a tenth of one changes next to nothing.
+                    128.. => bounds(whole.lowest, whole.highest, 0.5, 12),
+                    _ => bounds(whole.lowest, whole.highest, 0.1, 9),
+                };
+                (Some(whole), bounds)
             }
-            TensorType::IQ4_NL => (32, Kind::Step, (None, bounds(-127.0, 113.0, 1.5, 9))),
-            TensorType::Q4_1 => (32, Kind::Line, counted(15.0)),
-            TensorType::Q5_1 => (32, Kind::Line, counted(31.0)),
-            TensorType::Q2_K => (16, Kind::GroupLines { top: 15 }, counted(3.0)),
-            TensorType::Q4_K => (32, Kind::GroupLines { top: 63 }, counted(15.0)),
-            TensorType::Q5_K => (32, Kind::GroupLines { top: 63 }, counted(31.0)),
-            TensorType::Q3_K => (16, Kind::GroupSteps { lowest: -32, highest: 31 }, signed(4.0)),
-            TensorType::Q6_K => (16, Kind::GroupSteps { lowest: -128, highest: 127 }, signed(32.0)),
-            TensorType::IQ4_XS => {
-                (32, Kind::GroupSteps { lowest: -32, highest: 31 }, (None, bounds(-127.0, 113.0, 1.5, 9)))
-            }
-            _ => return None,
+            LevelSet::Iq4 => (None, bounds(-127.0, 113.0, 1.5, 9)),
         };
         let info = ty.info()?;
-        Some(Layout { ty, len: info.block_len, bytes: info.block_bytes, group, kind, whole, bounds })
+        Some(Layout {
+            ty,
+            len: info.block_len,
+            bytes: info.block_bytes,
+            group: shape.group,
+            kind: shape.scales,
+            whole,
+            bounds,
+        })
     }
 
     /// The values of a group, from what its block stores.
     pub(super) fn grid(&self, parts: &Parts, group: usize) -> Grid {
         let step = parts.d * f32::from(parts.scales[group]);
         match self.kind {
-            Kind::Step | Kind::Line => Grid::new(parts.d, parts.dmin, self.whole),
-            Kind::GroupSteps { .. } => Grid::new(step, 0.0, self.whole),
-            Kind::GroupLines { .. } => Grid::new(step, -(parts.dmin * f32::from(parts.mins[group])), self.whole),
+            ScaleShape::Step | ScaleShape::Line => Grid::new(parts.d, parts.dmin, self.whole),
+            ScaleShape::GroupSteps { .. } => Grid::new(step, 0.0, self.whole),
+            ScaleShape::GroupLines { .. } => Grid::new(step, -(parts.dmin * f32::from(parts.mins[group])), self.whole),
         }
     }
 

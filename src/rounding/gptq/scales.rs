@@ -4,8 +4,9 @@
 //! included. Sums run over the columns in eight interleaved parts, which are added up in a fixed order.
 
 use super::grid::{Grid, Levels, Table, Whole, inverse, neighbour, snap};
-use super::layout::{Kind, Layout};
+use super::layout::Layout;
 use crate::quant::round::nearest_small;
+use crate::quant::shape::ScaleShape;
 use crate::quant::types::parts::MAX_GROUPS;
 
 /// Groups whose largest magnitude is below this are zeros: no binary16 scale reaches down there.
@@ -309,18 +310,18 @@ impl Layout {
     pub(super) fn block_scales(&self, v: &[f32], w: &[f32], fed_back: bool) -> (BlockScales, [GroupFit; MAX_GROUPS]) {
         let mut fits = [GroupFit::default(); MAX_GROUPS];
         let scales = match self.kind {
-            Kind::Step => self.block_step(v, w),
-            Kind::Line => self.block_line(v, w),
-            Kind::GroupSteps { .. } | Kind::GroupLines { .. } => {
+            ScaleShape::Step => self.block_step(v, w),
+            ScaleShape::Line => self.block_line(v, w),
+            ScaleShape::GroupSteps { .. } | ScaleShape::GroupLines { .. } => {
                 let groups = self.len / self.group;
                 for (fit, (v, w)) in fits.iter_mut().zip(v.chunks_exact(self.group).zip(w.chunks_exact(self.group))) {
                     *fit = self.fit(v, w);
                 }
                 let fits = &fits[..groups];
                 let ranking = match self.kind {
-                    Kind::GroupLines { top } => rank_lines(fits, f32::from(top)),
-                    Kind::GroupSteps { lowest, highest } => rank_steps(fits, lowest.into(), highest.into()),
-                    Kind::Step | Kind::Line => unreachable!("handled above"),
+                    ScaleShape::GroupLines { top } => rank_lines(fits, f32::from(top)),
+                    ScaleShape::GroupSteps { lowest, highest } => rank_steps(fits, lowest.into(), highest.into()),
+                    ScaleShape::Step | ScaleShape::Line => unreachable!("handled above"),
                 };
                 let mut best = (f32::INFINITY, BlockScales { d: 0.0, dmin: 0.0 });
                 let finalists = if fed_back { FINALISTS_WITH_FEEDBACK } else { FINALISTS };
@@ -347,11 +348,11 @@ impl Layout {
         w: &[f32],
     ) -> GroupChoice {
         match self.kind {
-            Kind::Step | Kind::Line => {
+            ScaleShape::Step | ScaleShape::Line => {
                 let grid = Grid::new(scales.d, scales.dmin, self.whole);
                 GroupChoice { grid, scale: 0, min: 0, error: self.error(v, w, scales.d, scales.dmin) }
             }
-            Kind::GroupSteps { .. } | Kind::GroupLines { .. } => match fit {
+            ScaleShape::GroupSteps { .. } | ScaleShape::GroupLines { .. } => match fit {
                 Some(fit) => self.choose(scales, fit, v, w),
                 None => self.choose(scales, &self.fit(v, w), v, w),
             },
@@ -367,7 +368,7 @@ impl Layout {
 
     fn fit(&self, v: &[f32], w: &[f32]) -> GroupFit {
         match (self.kind, self.whole) {
-            (Kind::Line | Kind::GroupLines { .. }, Some(whole)) => vectorized::fit_line(v, w, whole),
+            (ScaleShape::Line | ScaleShape::GroupLines { .. }, Some(whole)) => vectorized::fit_line(v, w, whole),
             (_, Some(whole)) => vectorized::fit_whole_step(v, w, whole, &self.bounds),
             (_, None) => vectorized::fit_table_step(v, w, Table, &self.bounds),
         }
@@ -376,12 +377,12 @@ impl Layout {
     /// The best of a few whole-number scales around those of `fit`.
     fn choose(&self, scales: BlockScales, fit: &GroupFit, v: &[f32], w: &[f32]) -> GroupChoice {
         match (self.kind, self.whole) {
-            (Kind::GroupLines { top }, Some(whole)) => {
+            (ScaleShape::GroupLines { top }, Some(whole)) => {
                 let (error, scale, min) = vectorized::search_line(v, w, whole, scales, fit, top.into());
                 let grid = Grid::new(scales.d * scale as f32, -(scales.dmin * min as f32), self.whole);
                 GroupChoice { grid, scale: scale as i16, min: min as u8, error }
             }
-            (Kind::GroupSteps { lowest, highest }, _) => {
+            (ScaleShape::GroupSteps { lowest, highest }, _) => {
                 let range = [lowest.into(), highest.into()];
                 let middle = whole_number(fit.step * inverse(scales.d)).clamp(range[0], range[1]);
                 let (error, scale) = match self.whole {

@@ -12,8 +12,9 @@
 use super::columns::TILE;
 use super::factor::Factor;
 use super::grid::{inverse, neighbour, snap};
-use super::layout::{Kind, Layout};
+use super::layout::Layout;
 use crate::compute::{GemmOperand, gemm_f32};
+use crate::quant::shape::ScaleShape;
 use crate::quant::types::parts::{MAX_LEN, Parts};
 use crate::vectorized::vectorized;
 
@@ -209,10 +210,10 @@ fn refit_block<const N: usize>(layout: &Layout, tile: &mut TileState<'_>, parts:
         let group = k / layout.group;
         let level = layout.level(parts.levels[k]);
         (directions.steps[k], directions.shifts[k]) = match layout.kind {
-            Kind::Step => (level, 0.0),
-            Kind::Line => (level, 1.0),
-            Kind::GroupSteps { .. } => (f32::from(parts.scales[group]) * level, 0.0),
-            Kind::GroupLines { .. } => (f32::from(parts.scales[group]) * level, -f32::from(parts.mins[group])),
+            ScaleShape::Step => (level, 0.0),
+            ScaleShape::Line => (level, 1.0),
+            ScaleShape::GroupSteps { .. } => (f32::from(parts.scales[group]) * level, 0.0),
+            ScaleShape::GroupLines { .. } => (f32::from(parts.scales[group]) * level, -f32::from(parts.mins[group])),
         };
     }
     let slopes = tile.slopes(&directions, block * layout.len);
@@ -226,7 +227,7 @@ fn refit_block<const N: usize>(layout: &Layout, tile: &mut TileState<'_>, parts:
     };
     let (d, dmin) = (parts.d, parts.dmin);
     let mut best = (0.0, d, dmin);
-    let allowed = |dmin: f32| layout.kind == Kind::Line || dmin >= 0.0;
+    let allowed = |dmin: f32| layout.kind == ScaleShape::Line || dmin >= 0.0;
     for (to_d, to_dmin) in [(d + a, dmin + b), (d + alone, dmin), (d, dmin + slopes.t / slopes.tt)] {
         for count in [0, 1, -1] {
             let (Some(to_d), to_dmin) = (neighbour(snap(to_d), count), snap(to_dmin)) else { continue };
@@ -254,9 +255,9 @@ fn refit_group<const N: usize>(
     group: usize,
 ) {
     let (scales, mins) = match layout.kind {
-        Kind::Step | Kind::Line => return,
-        Kind::GroupSteps { lowest, highest } => ([lowest.into(), highest.into()], [0, 0]),
-        Kind::GroupLines { top } => ([0, top.into()], [0, top.into()]),
+        ScaleShape::Step | ScaleShape::Line => return,
+        ScaleShape::GroupSteps { lowest, highest } => ([lowest.into(), highest.into()], [0, 0]),
+        ScaleShape::GroupLines { top } => ([0, top.into()], [0, top.into()]),
     };
     let first = group * layout.group;
     let mut directions = Directions { steps: [0.0; N], shifts: [0.0; N] };

@@ -11,9 +11,9 @@ use super::round::column_weights;
 use super::sweep::{Rounded, sweep_tiles};
 use crate::compute::{GemmOperand, gemm_f32};
 use crate::gguf::TensorType;
-use crate::quant::grid::{IQ2_S_POINTS, IQ2_XS_POINTS, IQ2_XXS_POINTS, IQ3_S_POINTS, IQ3_XXS_POINTS};
+use crate::quant::shape::{BlockShape, LatticeShape};
 use crate::quant::types::parts::{LatticeParts, OCTETS};
-use crate::quant::{self, QuantError};
+use crate::quant::{self, CODECS, Codec, QuantError, codec};
 use descent::{Descent, descend};
 use nearest::{Nearest, Octet};
 use points::{Costs, NO_COSTS, Points};
@@ -114,36 +114,29 @@ pub(super) struct LatticeLayout {
     /// Weights that share a scale.
     pub group: usize,
     points: &'static Points,
-    even: bool,
+    shape: LatticeShape,
 }
 
 impl LatticeLayout {
     /// The format of `ty`, if its weights are points of a lattice.
     pub(super) fn of(ty: TensorType) -> Option<LatticeLayout> {
-        macro_rules! points {
-            ($table:ident, $dims:literal) => {{
-                static POINTS: OnceLock<Points> = OnceLock::new();
-                POINTS.get_or_init(|| Points::new($table.iter().map(|&point| u64::from(point)), $dims))
-            }};
-        }
-        let (group, points, even) = match ty {
-            TensorType::IQ2_XXS => (32, points!(IQ2_XXS_POINTS, 8), true),
-            TensorType::IQ2_XS => (16, points!(IQ2_XS_POINTS, 8), true),
-            TensorType::IQ2_S => (16, points!(IQ2_S_POINTS, 8), false),
-            TensorType::IQ3_XXS => (32, points!(IQ3_XXS_POINTS, 4), true),
-            TensorType::IQ3_S => (32, points!(IQ3_S_POINTS, 4), false),
-            _ => return None,
-        };
-        Some(LatticeLayout { ty, bytes: ty.info()?.block_bytes, group, points, even })
+        let Some(BlockShape::Lattice(shape)) = codec(ty)?.shape else { return None };
+        static POINTS: OnceLock<Vec<(TensorType, Points)>> = OnceLock::new();
+        let points = POINTS.get_or_init(|| {
+            let points = |codec: &Codec| match codec.shape {
+                Some(BlockShape::Lattice(shape)) => Some((codec.ty, Points::new(shape.points))),
+                _ => None,
+            };
+            CODECS.iter().filter_map(points).collect()
+        });
+        let (_, points) = points.iter().find(|(of, _)| *of == ty)?;
+        Some(LatticeLayout { ty, bytes: ty.info()?.block_bytes, group: shape.group, points, shape })
     }
 
     /// The number that magnitudes are multiplied with, rounded as in decoding.
+    #[inline(always)]
     fn scale(&self, d: f32, code: u8) -> f32 {
-        match self.ty {
-            TensorType::IQ3_S => d * f32::from(1 + 2 * code),
-            TensorType::IQ3_XXS => d * (0.5 + f32::from(code)) * 0.5,
-            _ => d * (0.5 + f32::from(code)) * 0.25,
-        }
+        self.shape.scale(d, code)
     }
 
     /// Rounds a row of a tile, which is one block, see [`super::layout::Layout::round_tile`]. `parts` holds first

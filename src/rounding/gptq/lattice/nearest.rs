@@ -40,7 +40,7 @@ impl LatticeLayout {
 
     #[inline(always)]
     fn find_nearest<L: Lookup>(&self, t: &[f32; 8], metric: &Metric, scale: f32, costs: &mut Costs) -> Nearest {
-        if metric.diagonal_only && !self.even {
+        if metric.diagonal_only && !self.shape.even_signs {
             // The list is in the right order then.
             self.find_nearest_of::<1, 1, L>(t, metric, scale, costs)
         } else {
@@ -65,7 +65,7 @@ impl LatticeLayout {
             signs |= u8::from(t[i] < 0.0) << i;
         }
         let odd = signs.count_ones() % 2 == 1;
-        let turns = if !self.even {
+        let turns = if !self.shape.even_signs {
             Turns::Free
         } else if odd {
             Turns::One

@@ -4,6 +4,8 @@
 //! one coordinate or two. Vector code looks all of them up by a permutation; the sums are the same for every
 //! instruction set.
 
+use crate::quant::shape::LatticePoints;
+
 /// Most points of a lattice.
 const MOST: usize = 1024;
 
@@ -36,13 +38,16 @@ pub(super) struct Points {
 }
 
 impl Points {
-    /// Points whose coordinate `i` is byte `i` of an element.
+    /// Prepares the points of a lattice.
     ///
     /// # Panics
     /// When there are more of them than [`MOST`], a number that [`CHUNK`] does not divide, or more magnitudes than
     /// tables have room for.
-    pub(super) fn new(points: impl Iterator<Item = u64>, dims: usize) -> Points {
-        let rows: Vec<[u8; 8]> = points.map(u64::to_le_bytes).collect();
+    pub(super) fn new(points: LatticePoints) -> Points {
+        let (rows, dims): (Vec<[u8; 8]>, _) = match points {
+            LatticePoints::Of8(points) => (points.iter().map(|point| point.to_le_bytes()).collect(), 8),
+            LatticePoints::Of4(points) => (points.iter().map(|&point| u64::from(point).to_le_bytes()).collect(), 4),
+        };
         assert!(rows.len() <= MOST && rows.len().is_multiple_of(CHUNK));
         let mut magnitudes: Vec<u8> = rows.iter().flat_map(|row| row[..dims].iter().copied()).collect();
         magnitudes.sort_unstable();

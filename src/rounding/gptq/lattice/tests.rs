@@ -20,7 +20,7 @@ fn the_nearest_point_is_found_when_columns_are_independent() {
             let found = layout.nearest(&t, &metric, scale, &mut room);
             let loss = |values: &[f32; 8]| (0..8).map(|i| costs[i] * (t[i] - values[i]).powi(2)).sum::<f32>();
             assert!((loss(&found.values) - found.best).abs() <= 1e-4 * found.best);
-            assert!(!layout.even || found.octet.signs.count_ones().is_multiple_of(2), "{ty}");
+            assert!(!layout.shape.even_signs || found.octet.signs.count_ones().is_multiple_of(2), "{ty}");
             // Every point, with the best legal signs of one turn at most.
             let mut expected = f32::INFINITY;
             for point in 0..layout.points.len() {
@@ -31,7 +31,7 @@ fn the_nearest_point_is_found_when_columns_are_independent() {
                     };
                     let values: [f32; 8] = std::array::from_fn(|i| magnitude(i).copysign(t[i]));
                     let odd = t.iter().filter(|t| **t < 0.0).count() % 2 == 1;
-                    if !(layout.even && odd) {
+                    if !(layout.shape.even_signs && odd) {
                         expected = expected.min(loss(&values));
                         continue;
                     }
@@ -41,7 +41,7 @@ fn the_nearest_point_is_found_when_columns_are_independent() {
             }
             sum += found.best;
             sum_expected += expected;
-            if !layout.even {
+            if !layout.shape.even_signs {
                 assert!(found.best <= expected * 1.0001, "{ty}: {} for {expected}", found.best);
             }
         }
