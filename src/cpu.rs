@@ -4,6 +4,19 @@
 //! `LWQ_ISA` takes one name of [`Level::name`]: `scalar` everywhere; `avx2`, `avx512`, `avx512bf16` on x86-64;
 //! `neon` on aarch64. It caps the level and never raises it above what the CPU has. The kernels of the
 //! quantizers and of the forward pass read the level from here and from nowhere else.
+//!
+//! # Choosing among instruction sets
+//! There are three ways, and no code detects features by itself:
+//!
+//! - `vectorized!` compiles one loop for every vector width and picks at each call. For plain loops that the compiler
+//!   makes vectors of, long enough to pay for a call.
+//! - A proof token (`Avx2`, `Avx512`, `Avx512Vnni`, `Neon`) is a value that exists only where the CPU has the
+//!   instructions. For intrinsics: functions that take one are safe to call from anywhere, and generic code is written
+//!   once over a trait of tokens (`quant::kernels`, the lattices of `feedback`).
+//! - A kernel row is an entry of a table with the [`Level`] that its functions need. For whole jobs that a test or a
+//!   benchmark runs at each level: encoders and decoders (`quant::kernels`), register tiles and peaks
+//!   ([`compute`](crate::compute)). The best row at or below [`level`] is picked once per job; whoever calls a row
+//!   checks its level first, or the row's function asks for the proof itself.
 
 use std::sync::OnceLock;
 
@@ -83,15 +96,42 @@ pub fn level() -> Level {
     })
 }
 
-/// True where the CPU has AVX-512 VBMI (byte permutes) and `LWQ_ISA` allows AVX-512.
-pub fn has_avx512_vbmi() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        Level::Avx512.is_available() && is_x86_feature_detected!("avx512vbmi")
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        false
+/// Defines types whose values prove that this CPU has certain instructions.
+macro_rules! proofs {
+    ($($(#[$meta:meta])* $name:ident, $arch:literal, $available:expr;)*) => {$(
+        $(#[$meta])*
+        #[cfg(target_arch = $arch)]
+        #[derive(Clone, Copy, Debug)]
+        pub(crate) struct $name(());
+
+        #[cfg(target_arch = $arch)]
+        impl $name {
+            /// The proof, if this CPU has the instructions and `LWQ_ISA` allows them.
+            #[inline]
+            pub(crate) fn new() -> Option<Self> {
+                $available.then_some(Self(()))
+            }
+        }
+    )*};
+}
+
+proofs! {
+    /// Proof of AVX2, FMA and F16C.
+    Avx2, "x86_64", Level::Avx2.is_available();
+    /// Proof of AVX-512 F, BW, CD, DQ and VL, and of what [`Avx2`] proves.
+    Avx512, "x86_64", Level::Avx512.is_available();
+    /// Proof of AVX-512 VNNI, and of what [`Avx512`] proves.
+    Avx512Vnni, "x86_64", Level::Avx512.is_available() && is_x86_feature_detected!("avx512vnni");
+    /// Proof of Advanced SIMD with fused multiply-add.
+    Neon, "aarch64", Level::Neon.is_available();
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Avx512 {
+    /// The proof of the lesser level.
+    #[inline]
+    pub(crate) fn avx2(self) -> Avx2 {
+        Avx2(())
     }
 }
 

@@ -13,7 +13,10 @@ pub struct Peak {
     pub level: Level,
     /// True for products of bfloat16, false for f32.
     pub bf16: bool,
-    run: fn(rounds: u64) -> u64,
+    /// Floating-point operations of a round.
+    operations: u64,
+    /// Only for a CPU with the level.
+    run: unsafe fn(rounds: u64),
 }
 
 impl Peak {
@@ -24,7 +27,9 @@ impl Peak {
     /// When the CPU lacks the level or `LWQ_ISA` forbids it.
     pub fn run(&self, rounds: u64) -> u64 {
         assert!(self.level.is_available(), "{} is not available", self.name);
-        (self.run)(rounds)
+        // SAFETY: the level was just checked, and the functions need no more.
+        unsafe { (self.run)(rounds) };
+        rounds * self.operations
     }
 
     /// Rounds that take about `seconds` on this machine.
@@ -45,26 +50,21 @@ impl Peak {
     }
 }
 
+const SCALAR: Peak =
+    Peak { name: "scalar f32", level: Level::Scalar, bf16: false, operations: SUMS as u64 * 2, run: scalar };
+
 #[cfg(target_arch = "x86_64")]
-static PEAKS: &[Peak] = &[
-    Peak { name: "scalar f32", level: Level::Scalar, bf16: false, run: scalar },
-    Peak { name: "avx2 f32 fma", level: Level::Avx2, bf16: false, run: x86_64::avx2 },
-    Peak { name: "avx512 f32 fma", level: Level::Avx512, bf16: false, run: x86_64::avx512 },
-    Peak { name: "avx512 bf16 dot", level: Level::Avx512Bf16, bf16: true, run: x86_64::avx512_bf16 },
-];
+static PEAKS: &[Peak] = &[SCALAR, x86_64::AVX2, x86_64::AVX512, x86_64::AVX512_BF16];
 #[cfg(target_arch = "aarch64")]
-static PEAKS: &[Peak] = &[
-    Peak { name: "scalar f32", level: Level::Scalar, bf16: false, run: scalar },
-    Peak { name: "neon f32 fma", level: Level::Neon, bf16: false, run: aarch64::neon },
-];
+static PEAKS: &[Peak] = &[SCALAR, aarch64::NEON];
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-static PEAKS: &[Peak] = &[Peak { name: "scalar f32", level: Level::Scalar, bf16: false, run: scalar }];
+static PEAKS: &[Peak] = &[SCALAR];
 
 /// Independent sums in flight: more than latency times issue width of any CPU known to the author.
 const SUMS: usize = 12;
 
 /// `mul_add` as the scalar kernel uses it, be it an instruction or a call.
-fn scalar(rounds: u64) -> u64 {
+fn scalar(rounds: u64) {
     let (x, w) = (black_box(1.0f32), black_box(1e-9f32));
     let mut sums = [0f32; SUMS];
     for _ in 0..rounds {
@@ -73,25 +73,25 @@ fn scalar(rounds: u64) -> u64 {
         }
     }
     black_box(sums);
-    rounds * SUMS as u64 * 2
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64 {
-    use super::{Level, SUMS, black_box};
+    use super::{Level, Peak, SUMS, black_box};
     use std::arch::x86_64::*;
 
-    macro_rules! peak {
-        ($name:ident, $inner:ident, $level:expr, $feature:literal, $operations:literal, $zero:expr, $operand:expr, $step:expr) => {
-            pub(super) fn $name(rounds: u64) -> u64 {
-                assert!($level.is_available());
-                // SAFETY: the level, just checked, includes the features.
-                unsafe { $inner(rounds) };
-                rounds * SUMS as u64 * $operations
-            }
+    const fn peak(name: &'static str, level: Level, bf16: bool, per_step: u64, run: unsafe fn(u64)) -> Peak {
+        Peak { name, level, bf16, operations: SUMS as u64 * per_step, run }
+    }
 
+    pub(super) const AVX2: Peak = peak("avx2 f32 fma", Level::Avx2, false, 16, avx2);
+    pub(super) const AVX512: Peak = peak("avx512 f32 fma", Level::Avx512, false, 32, avx512);
+    pub(super) const AVX512_BF16: Peak = peak("avx512 bf16 dot", Level::Avx512Bf16, true, 64, avx512_bf16);
+
+    macro_rules! rounds {
+        ($name:ident, $feature:literal, $zero:expr, $operand:expr, $step:expr) => {
             #[target_feature(enable = $feature)]
-            fn $inner(rounds: u64) {
+            fn $name(rounds: u64) {
                 let (x, w) = (black_box($operand), black_box($operand));
                 let mut sums = [$zero; SUMS];
                 for _ in 0..rounds {
@@ -104,18 +104,11 @@ mod x86_64 {
         };
     }
 
-    peak!(avx2, avx2_rounds, Level::Avx2, "avx2,fma", 16, _mm256_setzero_ps(), _mm256_set1_ps(1e-5), |s, x, w| {
-        _mm256_fmadd_ps(x, w, s)
-    });
-    peak!(avx512, avx512_rounds, Level::Avx512, "avx512f", 32, _mm512_setzero_ps(), _mm512_set1_ps(1e-5), |s, x, w| {
-        _mm512_fmadd_ps(x, w, s)
-    });
-    peak!(
+    rounds!(avx2, "avx2,fma", _mm256_setzero_ps(), _mm256_set1_ps(1e-5), |s, x, w| _mm256_fmadd_ps(x, w, s));
+    rounds!(avx512, "avx512f", _mm512_setzero_ps(), _mm512_set1_ps(1e-5), |s, x, w| _mm512_fmadd_ps(x, w, s));
+    rounds!(
         avx512_bf16,
-        avx512_bf16_rounds,
-        Level::Avx512Bf16,
         "avx512f,avx512bf16",
-        64,
         _mm512_setzero_ps(),
         _mm512_cvtne2ps_pbh(_mm512_set1_ps(1e-5), _mm512_set1_ps(1e-5)),
         |s, x, w| _mm512_dpbf16_ps(s, x, w)
@@ -124,18 +117,14 @@ mod x86_64 {
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64 {
-    use super::{Level, SUMS, black_box};
+    use super::{Level, Peak, SUMS, black_box};
     use std::arch::aarch64::*;
 
-    pub(super) fn neon(rounds: u64) -> u64 {
-        assert!(Level::Neon.is_available());
-        // SAFETY: the level was just checked.
-        unsafe { neon_rounds(rounds) };
-        rounds * SUMS as u64 * 8 * 2
-    }
+    pub(super) const NEON: Peak =
+        Peak { name: "neon f32 fma", level: Level::Neon, bf16: false, operations: SUMS as u64 * 16, run: neon };
 
     #[target_feature(enable = "neon")]
-    fn neon_rounds(rounds: u64) {
+    fn neon(rounds: u64) {
         let (x, w) = (black_box(vdupq_n_f32(1e-5)), black_box(vdupq_n_f32(1e-5)));
         let mut sums = [vdupq_n_f32(0.0); 2 * SUMS];
         for _ in 0..rounds {

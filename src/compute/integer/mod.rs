@@ -90,8 +90,8 @@ struct Engine {
 impl Engine {
     fn best() -> Engine {
         #[cfg(target_arch = "x86_64")]
-        if let Some(engine) = vnni::engine() {
-            return engine;
+        if let Some(isa) = crate::cpu::Avx512Vnni::new() {
+            return vnni::engine(isa);
         }
         portable::engine()
     }

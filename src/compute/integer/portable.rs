@@ -6,6 +6,7 @@ use super::{BLOCK, Engine, Steps, Target, TileShape};
 use crate::compute::Precision;
 use crate::compute::aligned::AlignedBuf;
 use crate::compute::micro::{Kernel, ROW_STRIDE};
+use crate::vectorized::vectorized;
 
 pub(super) fn engine() -> Engine {
     let kernel = Kernel::best(Precision::Accurate);
@@ -64,7 +65,7 @@ unsafe fn tile(shape: TileShape, rows: usize, x: *const u32, panel: &Panel, targ
                 level_sum: shape.lines.affine.then_some(level_sum),
                 step: (shape.steps == Steps::Of32).then_some(step),
             };
-            group.add_to(totals);
+            add_group(group, totals);
         }
     }
     for (row, (totals, record)) in totals.chunks_exact(lanes).zip(records.chunks_exact(RECORD)).enumerate() {
@@ -97,22 +98,14 @@ struct Group<'a> {
     step: Option<f32>,
 }
 
-impl Group<'_> {
-    fn add_to(self, totals: &mut [f32]) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            #[target_feature(enable = "avx2,fma")]
-            fn fused(group: Group<'_>, totals: &mut [f32]) {
-                group.add_fused(totals);
-            }
-            if crate::cpu::Level::Avx2.is_available() {
-                // SAFETY: the level has the only features that the safe function above asks for.
-                return unsafe { fused(self, totals) };
-            }
-        }
-        self.add_fused(totals);
+vectorized! {
+    /// [`Group::add_fused`].
+    fn add_group(group: Group<'_>, totals: &mut [f32]) {
+        group.add_fused(totals);
     }
+}
 
+impl Group<'_> {
     #[inline(always)]
     fn add_fused(self, totals: &mut [f32]) {
         let lanes = totals.iter_mut().zip(self.sums).zip(self.scales);

@@ -7,8 +7,8 @@ use crate::quant::{codec, quantize_rows};
 
 fn engines() -> Vec<Engine> {
     #[cfg(target_arch = "x86_64")]
-    match vnni::engine() {
-        Some(engine) => return vec![portable::engine(), engine],
+    match crate::cpu::Avx512Vnni::new() {
+        Some(isa) => return vec![portable::engine(), vnni::engine(isa)],
         None => eprintln!("skipped: avx512-vnni (this CPU lacks it, or LWQ_ISA forbids it)"),
     }
     vec![portable::engine()]

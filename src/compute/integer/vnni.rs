@@ -9,15 +9,14 @@ use super::activations::{RECORD, STEPS, SUMS_16, SUMS_32, low_byte};
 use super::panel::Panel;
 use super::{BLOCK, Engine, Steps, Target, TileShape};
 use crate::compute::aligned::AlignedBuf;
-use crate::cpu::Level;
+use crate::cpu::Avx512Vnni;
 use crate::vectorized::vectorized;
 
 const MR: usize = 6;
 const NR: usize = 32;
 
-pub(super) fn engine() -> Option<Engine> {
-    let has = Level::Avx512.is_available() && is_x86_feature_detected!("avx512vnni");
-    has.then_some(Engine { name: "avx512-vnni", mr: MR, nr: NR, tile, pack })
+pub(super) fn engine(_: Avx512Vnni) -> Engine {
+    Engine { name: "avx512-vnni", mr: MR, nr: NR, tile, pack }
 }
 
 /// Codes as signed bytes, `[quad][lane]`, and what the sums of each group start from.

@@ -20,12 +20,7 @@ pub fn dequantizer(ty: TensorType) -> Option<DequantizeFn> {
 
 /// The fastest decoder of `ty` at or below `level` among those that this machine can run.
 pub fn dequantizer_at(ty: TensorType, level: Level) -> Option<DequantizeFn> {
-    #[cfg(target_arch = "x86_64")]
-    if let Some(decode) = x86_64::dequantizer(ty, level.min(cpu::level())) {
-        return Some(decode);
-    }
-    let _ = level;
-    codec(ty).map(|codec| codec.dequantize)
+    usable(level).find_map(|level| decoder(ty, level)).or_else(|| codec(ty).map(|codec| codec.dequantize))
 }
 
 /// The fastest encoder of `ty` on this machine, or `None` when the type has none.
@@ -35,16 +30,39 @@ pub fn quantizer(ty: TensorType) -> Option<QuantizeFn> {
 
 /// The fastest encoder of `ty` at or below `level` among those that this machine can run.
 pub fn quantizer_at(ty: TensorType, level: Level) -> Option<QuantizeFn> {
+    usable(level).find_map(|level| encoder(ty, level)).or_else(|| codec(ty).and_then(|codec| codec.quantize))
+}
+
+/// Levels up to `level` that this machine can run, the best first.
+fn usable(level: Level) -> impl Iterator<Item = Level> {
+    let top = level.min(cpu::level());
+    Level::ALL.into_iter().rev().filter(move |level| *level <= top)
+}
+
+/// The row of the decoders for `level`: what was written for `ty` with its instructions, whether the CPU has them or
+/// not; `None` where a lesser level or scalar code does as well. What it gives asks for the proof when it is called.
+fn decoder(ty: TensorType, level: Level) -> Option<DequantizeFn> {
     #[cfg(target_arch = "x86_64")]
-    if let Some(encode) = x86_64::quantizer(ty, level.min(cpu::level())) {
-        return Some(encode);
+    return x86_64::decoder(ty, level);
+    // Elsewhere the compiler makes vectors of the scalar ones.
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = (ty, level);
+        None
     }
+}
+
+/// The row of the encoders for `level`, as [`decoder`].
+fn encoder(ty: TensorType, level: Level) -> Option<QuantizeFn> {
+    #[cfg(target_arch = "x86_64")]
+    return x86_64::encoder(ty, level);
     #[cfg(target_arch = "aarch64")]
-    if let Some(encode) = aarch64::quantizer(ty, level.min(cpu::level())) {
-        return Some(encode);
+    return aarch64::encoder(ty, level);
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    {
+        let _ = (ty, level);
+        None
     }
-    let _ = level;
-    codec(ty).and_then(|codec| codec.quantize)
 }
 
 #[cfg(test)]

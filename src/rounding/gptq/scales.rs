@@ -234,44 +234,75 @@ fn search_line(v: &[f32], w: &[f32], whole: Whole, scales: BlockScales, fit: &Gr
     best
 }
 
-/// The loops over columns, compiled for the widest vectors that are worth it. The compiler neither reorders nor
-/// contracts float operations, so the results are the same.
+/// The loops over columns, compiled for the widest vectors that are worth it.
 mod vectorized {
     use super::{BlockScales, CANDIDATES, GroupFit, Table, Whole};
-
-    macro_rules! vectorized {
-        ($($name:ident = $body:ident($($argument:ident: $type:ty),*) -> $result:ty;)*) => {$(
-            pub(super) fn $name($($argument: $type),*) -> $result {
-                #[cfg(target_arch = "x86_64")]
-                {
-                    #[target_feature(enable = "avx2")]
-                    fn avx2($($argument: $type),*) -> $result {
-                        super::$body($($argument),*)
-                    }
-                    if crate::cpu::Level::Avx2.is_available() {
-                        // SAFETY: the CPU has AVX2, as just found.
-                        return unsafe { avx2($($argument),*) };
-                    }
-                }
-                super::$body($($argument),*)
-            }
-        )*};
-    }
+    use crate::vectorized::vectorized;
 
     vectorized! {
-        whole_error = error(v: &[f32], w: &[f32], levels: Whole, step: f32, shift: f32) -> f32;
-        table_error = error(v: &[f32], w: &[f32], levels: Table, step: f32, shift: f32) -> f32;
-        fit_whole_step = fit_step(v: &[f32], w: &[f32], levels: Whole, bounds: &[f32]) -> GroupFit;
-        fit_table_step = fit_step(v: &[f32], w: &[f32], levels: Table, bounds: &[f32]) -> GroupFit;
-        fit_line = fit_line(v: &[f32], w: &[f32], whole: Whole) -> GroupFit;
-        search_whole_step = search_step(
-            v: &[f32], w: &[f32], levels: Whole, d: f32, middle: i32, range: [i32; 2]) -> (f32, i32);
-        search_table_step = search_step(
-            v: &[f32], w: &[f32], levels: Table, d: f32, middle: i32, range: [i32; 2]) -> (f32, i32);
-        line_estimates = line_estimates(
-            fits: &[GroupFit], d: f32, dmins: &[f32; CANDIDATES], top: f32) -> [f32; CANDIDATES];
-        search_line = search_line(
-            v: &[f32], w: &[f32], whole: Whole, scales: BlockScales, fit: &GroupFit, top: i32) -> (f32, i32, i32);
+        at most avx2;
+
+        pub(super) fn whole_error(v: &[f32], w: &[f32], levels: Whole, step: f32, shift: f32) -> f32 {
+            super::error(v, w, levels, step, shift)
+        }
+
+        pub(super) fn table_error(v: &[f32], w: &[f32], levels: Table, step: f32, shift: f32) -> f32 {
+            super::error(v, w, levels, step, shift)
+        }
+
+        pub(super) fn fit_whole_step(v: &[f32], w: &[f32], levels: Whole, bounds: &[f32]) -> GroupFit {
+            super::fit_step(v, w, levels, bounds)
+        }
+
+        pub(super) fn fit_table_step(v: &[f32], w: &[f32], levels: Table, bounds: &[f32]) -> GroupFit {
+            super::fit_step(v, w, levels, bounds)
+        }
+
+        pub(super) fn fit_line(v: &[f32], w: &[f32], whole: Whole) -> GroupFit {
+            super::fit_line(v, w, whole)
+        }
+
+        pub(super) fn search_whole_step(
+            v: &[f32],
+            w: &[f32],
+            levels: Whole,
+            d: f32,
+            middle: i32,
+            range: [i32; 2],
+        ) -> (f32, i32) {
+            super::search_step(v, w, levels, d, middle, range)
+        }
+
+        pub(super) fn search_table_step(
+            v: &[f32],
+            w: &[f32],
+            levels: Table,
+            d: f32,
+            middle: i32,
+            range: [i32; 2],
+        ) -> (f32, i32) {
+            super::search_step(v, w, levels, d, middle, range)
+        }
+
+        pub(super) fn line_estimates(
+            fits: &[GroupFit],
+            d: f32,
+            dmins: &[f32; CANDIDATES],
+            top: f32,
+        ) -> [f32; CANDIDATES] {
+            super::line_estimates(fits, d, dmins, top)
+        }
+
+        pub(super) fn search_line(
+            v: &[f32],
+            w: &[f32],
+            whole: Whole,
+            scales: BlockScales,
+            fit: &GroupFit,
+            top: i32,
+        ) -> (f32, i32, i32) {
+            super::search_line(v, w, whole, scales, fit, top)
+        }
     }
 }
 

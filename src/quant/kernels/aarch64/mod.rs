@@ -3,15 +3,17 @@
 
 mod neon;
 
-use crate::cpu::Level;
+use crate::cpu::{Level, Neon};
 use crate::gguf::TensorType;
 use crate::quant::QuantizeFn;
 use crate::quant::kernels::wide;
-use neon::Neon;
 
-/// The encoder of `ty` for `level`, which the CPU must have; `None` where scalar code does as well.
-pub(super) fn quantizer(ty: TensorType, level: Level) -> Option<QuantizeFn> {
-    if level >= Level::Neon && Level::Neon.is_available() { quantizer_of_level(ty) } else { None }
+/// The encoder of `ty` written for `level`.
+pub(super) fn encoder(ty: TensorType, level: Level) -> Option<QuantizeFn> {
+    match level {
+        Level::Neon => quantizer_of_level(ty),
+        _ => None,
+    }
 }
 
 wide::encoders!(Neon, "neon");

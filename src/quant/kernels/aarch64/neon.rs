@@ -3,19 +3,8 @@
 use std::arch::aarch64::*;
 use std::ops::{Add, BitAnd, BitOr, Div, Mul, Sub};
 
-use crate::cpu::Level;
+use crate::cpu::Neon;
 use crate::quant::kernels::wide::{Floats, Isa, LANES, Mask};
-
-/// Advanced SIMD.
-#[derive(Clone, Copy)]
-pub struct Neon(());
-
-impl Neon {
-    /// The instruction set, if this CPU has it and `LWQ_ISA` allows it.
-    pub fn new() -> Option<Self> {
-        Level::Neon.is_available().then_some(Self(()))
-    }
-}
 
 /// Sixteen floats; exist only where [`Neon`] does.
 #[derive(Clone, Copy)]

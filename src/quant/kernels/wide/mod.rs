@@ -25,7 +25,7 @@ use std::ops::{Add, BitAnd, BitOr, Div, Mul, Sub};
 /// Lanes of a vector, whatever number of registers they take.
 pub const LANES: usize = 16;
 
-/// An instruction set. A value of the type is the proof that this CPU has it.
+/// An instruction set. A value of the type is the proof that this CPU has it, see [`cpu`](crate::cpu).
 pub trait Isa: Copy {
     /// Vectors of this instruction set.
     type Floats: Floats;

@@ -3,19 +3,8 @@
 use std::arch::x86_64::*;
 use std::ops::{Add, BitAnd, BitOr, Div, Mul, Sub};
 
-use crate::cpu::Level;
+use crate::cpu::Avx2;
 use crate::quant::kernels::wide::{Floats, Isa, LANES, Mask};
-
-/// AVX2 and F16C.
-#[derive(Clone, Copy)]
-pub struct Avx2(());
-
-impl Avx2 {
-    /// The instruction set, if this CPU has it and `LWQ_ISA` allows it.
-    pub fn new() -> Option<Self> {
-        Level::Avx2.is_available().then_some(Self(()))
-    }
-}
 
 /// Sixteen floats; exist only where [`Avx2`] does.
 #[derive(Clone, Copy)]

@@ -3,19 +3,8 @@
 use std::arch::x86_64::*;
 use std::ops::{Add, BitAnd, BitOr, Div, Mul, Sub};
 
-use crate::cpu::Level;
+use crate::cpu::Avx512;
 use crate::quant::kernels::wide::{Floats, Isa, LANES, Mask};
-
-/// AVX-512 F, BW, CD, DQ and VL.
-#[derive(Clone, Copy)]
-pub struct Avx512(());
-
-impl Avx512 {
-    /// The instruction set, if this CPU has it and `LWQ_ISA` allows it.
-    pub fn new() -> Option<Self> {
-        Level::Avx512.is_available().then_some(Self(()))
-    }
-}
 
 /// Sixteen floats; exists only where [`Avx512`] does.
 #[derive(Clone, Copy)]

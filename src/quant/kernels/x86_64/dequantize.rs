@@ -3,24 +3,13 @@
 //! Every weight is one conversion, one product and at most one sum, each rounded as the scalar decoders round
 //! theirs: no fused multiply-add.
 
-use crate::cpu::Level;
+use crate::cpu::{Avx2, Avx512};
 use crate::gguf::TensorType;
 use crate::quant::DequantizeFn;
 use crate::quant::types::affine_k;
 use crate::quant::types::float::dequantize_f16;
 use crate::quant::types::{fp4, get_f16, iq4, q3_k, ternary};
 use std::arch::x86_64::*;
-
-/// The decoder of `ty` for `level`, which the CPU must have; `None` where scalar code does as well.
-pub(in crate::quant::kernels) fn dequantizer(ty: TensorType, level: Level) -> Option<DequantizeFn> {
-    if level >= Level::Avx512 && level.is_available() {
-        avx512::dequantizer(ty)
-    } else if level >= Level::Avx2 && level.is_available() {
-        avx2::dequantizer(ty).or_else(|| avx2::alone(ty))
-    } else {
-        None
-    }
-}
 
 /// 16 bytes of nibbles as 32 bytes: low nibbles first, then high ones.
 #[inline]
@@ -139,8 +128,9 @@ fn first_trits(fractions: __m256i) -> __m256i {
 /// The decoders that both levels have. `store` of the module around it writes 32 signed bytes as `level * scale (+ offset)`, with the first scale and
 /// offset for the first 16 weights and the second for the rest.
 macro_rules! decoders {
-    ($feature:literal, $level:expr) => {
-        pub(super) fn dequantizer(ty: TensorType) -> Option<DequantizeFn> {
+    ($feature:literal, $isa:ident, $others:expr) => {
+        /// The decoder of `ty` written for this level.
+        pub(in crate::quant::kernels::x86_64) fn decoder(ty: TensorType) -> Option<DequantizeFn> {
             match ty {
                 TensorType::F16 => Some(|src, dst| checked(src, dst, f16)),
                 TensorType::Q2_K => Some(|src, dst| checked(src, dst, q2_k)),
@@ -152,14 +142,14 @@ macro_rules! decoders {
                 TensorType::MXFP4 => Some(|src, dst| checked(src, dst, mxfp4)),
                 TensorType::NVFP4 => Some(|src, dst| checked(src, dst, nvfp4)),
                 TensorType::Q2_0 => Some(|src, dst| checked(src, dst, q2_0)),
-                _ => None,
+                ty => $others(ty),
             }
         }
 
         #[inline]
         fn checked(src: &[u8], dst: &mut [f32], decode: unsafe fn(&[u8], &mut [f32])) {
-            assert!($level.is_available());
-            // SAFETY: the level, just checked, has the features of every decoder here, and they need no more.
+            $isa::new().expect("the level was available when this decoder was chosen");
+            // SAFETY: the proof is of the features of every decoder here, and they need no more.
             unsafe { decode(src, dst) }
         }
 
@@ -274,13 +264,13 @@ macro_rules! decoders {
     };
 }
 
-mod avx2 {
+pub(super) mod avx2 {
     use super::*;
 
-    decoders!("avx2,f16c", Level::Avx2);
+    decoders!("avx2,f16c", Avx2, alone);
 
     /// Types that AVX-512 looks up instead (`look_up`).
-    pub(super) fn alone(ty: TensorType) -> Option<DequantizeFn> {
+    fn alone(ty: TensorType) -> Option<DequantizeFn> {
         match ty {
             TensorType::Q4_0 => Some(|src, dst| checked(src, dst, q4_0)),
             TensorType::Q4_1 => Some(|src, dst| checked(src, dst, q4_1)),
@@ -407,10 +397,10 @@ mod avx2 {
     }
 }
 
-mod avx512 {
+pub(super) mod avx512 {
     use super::*;
 
-    decoders!("avx2,f16c,avx512f", Level::Avx512);
+    decoders!("avx2,f16c,avx512f", Avx512, |_| None);
 
     #[inline]
     #[target_feature(enable = "avx2,avx512f")]

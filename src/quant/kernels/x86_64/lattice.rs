@@ -3,31 +3,21 @@
 
 use std::arch::x86_64::*;
 
-use crate::cpu::Level;
+use crate::cpu::{Avx2, Avx512};
 use crate::gguf::TensorType;
 use crate::quant::DequantizeFn;
 use crate::quant::types::runs::{ShiftedRun, SignedRun};
 use crate::quant::types::{decode_blocks, iq1, iq2, iq3};
 
-/// The decoder of `ty` for `level`, which the CPU must have; `None` for types without a lattice.
-pub(in crate::quant::kernels) fn dequantizer(ty: TensorType, level: Level) -> Option<DequantizeFn> {
-    if level >= Level::Avx512 && level.is_available() {
-        avx512::dequantizer(ty)
-    } else if level >= Level::Avx2 && level.is_available() {
-        avx2::dequantizer(ty)
-    } else {
-        None
-    }
-}
-
 /// The decoders of one level; `store_signed` and `store_shifted` of the module around it turn runs into floats.
 macro_rules! decoders {
-    ($feature:literal, $level:expr, $($ty:ident = $name:ident: $block:literal bytes, $runs:path, $store:ident;)*) => {
-        pub(super) fn dequantizer(ty: TensorType) -> Option<DequantizeFn> {
+    ($feature:literal, $isa:ident, $($ty:ident = $name:ident: $block:literal bytes, $runs:path, $store:ident;)*) => {
+        /// The decoder of `ty` written for this level.
+        pub(in crate::quant::kernels::x86_64) fn decoder(ty: TensorType) -> Option<DequantizeFn> {
             match ty {
                 $(TensorType::$ty => Some(|src, dst| {
-                    assert!($level.is_available());
-                    // SAFETY: the level, just checked, has every feature that the function is compiled with.
+                    $isa::new().expect("the level was available when this decoder was chosen");
+                    // SAFETY: the proof is of every feature that the function is compiled with.
                     unsafe { $name(src, dst) }
                 }),)*
                 _ => None,
@@ -44,11 +34,10 @@ macro_rules! decoders {
             }
         )*
     };
-    ($feature:literal, $level:expr) => {
+    ($feature:literal, $isa:ident; $($others:tt)*) => {
         decoders! {
-            $feature, $level,
-            IQ1_S = iq1_s: 50 bytes, iq1::runs_s, store_shifted;
-            IQ1_M = iq1_m: 56 bytes, iq1::runs_m, store_shifted;
+            $feature, $isa,
+            $($others)*
             IQ2_XXS = iq2_xxs: 66 bytes, iq2::runs_xxs, store_signed;
             IQ2_XS = iq2_xs: 74 bytes, iq2::runs_xs, store_signed;
             IQ2_S = iq2_s: 82 bytes, iq2::runs_s, store_signed;
@@ -58,10 +47,14 @@ macro_rules! decoders {
     };
 }
 
-mod avx2 {
+pub(super) mod avx2 {
     use super::*;
 
-    decoders!("avx2,f16c", Level::Avx2);
+    decoders! {
+        "avx2,f16c", Avx2;
+        IQ1_S = iq1_s: 50 bytes, iq1::runs_s, store_shifted;
+        IQ1_M = iq1_m: 56 bytes, iq1::runs_m, store_shifted;
+    }
 
     /// [`SignedRun::store`].
     #[inline]
@@ -95,10 +88,11 @@ mod avx2 {
     }
 }
 
-mod avx512 {
+pub(super) mod avx512 {
     use super::*;
 
-    decoders!("avx2,f16c,avx512f,avx512bw,avx512cd,avx512dq,avx512vl", Level::Avx512);
+    // Those of IQ1 look weights up (`look_up`).
+    decoders! { "avx2,f16c,avx512f,avx512bw,avx512cd,avx512dq,avx512vl", Avx512; }
 
     /// [`SignedRun::store`].
     #[inline]
@@ -107,18 +101,6 @@ mod avx512 {
         let magnitudes = _mm512_cvtepu8_epi32(bytes(run.magnitudes));
         let values = _mm512_mul_ps(_mm512_set1_ps(run.scale), _mm512_cvtepi32_ps(magnitudes));
         let values = _mm512_mask_xor_ps(values, run.signs, values, _mm512_set1_ps(-0.0));
-        // SAFETY: sixteen floats are written to an array of sixteen.
-        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), values) }
-    }
-
-    /// [`ShiftedRun::store`].
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512dq")]
-    fn store_shifted(run: ShiftedRun, out: &mut [f32; 16]) {
-        let values = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes(run.values)));
-        let [first, second] = run.shifts.map(|shift| _mm512_set1_ps(shift));
-        let shifts = _mm512_mask_blend_ps(0xff00, first, second);
-        let values = _mm512_mul_ps(_mm512_set1_ps(run.scale), _mm512_add_ps(values, shifts));
         // SAFETY: sixteen floats are written to an array of sixteen.
         unsafe { _mm512_storeu_ps(out.as_mut_ptr(), values) }
     }

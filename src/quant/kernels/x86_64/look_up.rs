@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::cpu::Level;
+use crate::cpu::Avx512;
 use crate::gguf::TensorType;
 use crate::quant::DequantizeFn;
 use crate::quant::grid::IQ1_PACKED;
@@ -11,11 +11,8 @@ use crate::quant::types::affine_k;
 use crate::quant::types::iq1::DELTA;
 use crate::quant::types::ternary::TQ1_0_D;
 
-/// The decoder of `ty` for `level`, which the CPU must have; `None` for types that are not decoded by looking up.
-pub(in crate::quant::kernels) fn dequantizer(ty: TensorType, level: Level) -> Option<DequantizeFn> {
-    if level < Level::Avx512 || !level.is_available() {
-        return None;
-    }
+/// The decoder of `ty`, if it looks weights up.
+pub(super) fn decoder(ty: TensorType) -> Option<DequantizeFn> {
     match ty {
         TensorType::Q4_0 => Some(|src, dst| checked(src, dst, q4_0)),
         TensorType::Q4_1 => Some(|src, dst| checked(src, dst, q4_1)),
@@ -34,8 +31,8 @@ pub(in crate::quant::kernels) fn dequantizer(ty: TensorType, level: Level) -> Op
 
 #[inline]
 fn checked(src: &[u8], dst: &mut [f32], decode: unsafe fn(&[u8], &mut [f32])) {
-    assert!(Level::Avx512.is_available());
-    // SAFETY: the level, just checked, has the features of every decoder here, and they need no more.
+    Avx512::new().expect("the level was available when this decoder was chosen");
+    // SAFETY: the proof is of the features of every decoder here, and they need no more.
     unsafe { decode(src, dst) }
 }
 

@@ -11,11 +11,15 @@ use crate::cpu::Level;
 use crate::gguf::TensorType;
 use crate::quant::DequantizeFn;
 
-pub(super) use quantize::quantizer;
+pub(super) use quantize::encoder;
 
-/// The decoder of `ty` for `level`, which the CPU must have; `None` where scalar code does as well.
-pub(super) fn dequantizer(ty: TensorType, level: Level) -> Option<DequantizeFn> {
-    look_up::dequantizer(ty, level)
-        .or_else(|| dequantize::dequantizer(ty, level))
-        .or_else(|| lattice::dequantizer(ty, level))
+/// The decoder of `ty` written for `level`.
+pub(super) fn decoder(ty: TensorType, level: Level) -> Option<DequantizeFn> {
+    match level {
+        Level::Avx2 => dequantize::avx2::decoder(ty).or_else(|| lattice::avx2::decoder(ty)),
+        Level::Avx512 => {
+            look_up::decoder(ty).or_else(|| dequantize::avx512::decoder(ty)).or_else(|| lattice::avx512::decoder(ty))
+        }
+        _ => None,
+    }
 }

@@ -3,7 +3,7 @@
 use super::points::{Costs, Lookup, Portable};
 use super::{LatticeLayout, Metric};
 #[cfg(target_arch = "x86_64")]
-use crate::cpu::Level;
+use crate::cpu::{Avx2, Avx512};
 
 /// Points of eight dimensions that are compared with all of M.
 const SHORTLIST: usize = 12;
@@ -17,34 +17,45 @@ impl LatticeLayout {
     pub(super) fn nearest(&self, t: &[f32; 8], metric: &Metric, scale: f32, costs: &mut Costs) -> Nearest {
         #[cfg(target_arch = "x86_64")]
         {
-            use super::points::{Avx2, Avx512};
-            #[target_feature(enable = "avx512f")]
-            fn avx512(layout: &LatticeLayout, t: &[f32; 8], metric: &Metric, scale: f32, costs: &mut Costs) -> Nearest {
-                layout.find_nearest::<Avx512>(t, metric, scale, costs)
+            macro_rules! compiled_for {
+                ($isa:ident, $feature:literal) => {
+                    if let Some(isa) = $isa::new() {
+                        #[target_feature(enable = $feature)]
+                        fn nearest(
+                            isa: $isa,
+                            layout: &LatticeLayout,
+                            t: &[f32; 8],
+                            metric: &Metric,
+                            scale: f32,
+                            costs: &mut Costs,
+                        ) -> Nearest {
+                            layout.find_nearest(isa, t, metric, scale, costs)
+                        }
+                        // SAFETY: the value proves that the CPU has the feature.
+                        return unsafe { nearest(isa, self, t, metric, scale, costs) };
+                    }
+                };
             }
-            #[target_feature(enable = "avx2")]
-            fn avx2(layout: &LatticeLayout, t: &[f32; 8], metric: &Metric, scale: f32, costs: &mut Costs) -> Nearest {
-                layout.find_nearest::<Avx2>(t, metric, scale, costs)
-            }
-            if Level::Avx512.is_available() {
-                // SAFETY: the CPU has AVX-512, as just found.
-                return unsafe { avx512(self, t, metric, scale, costs) };
-            }
-            if Level::Avx2.is_available() {
-                // SAFETY: the CPU has AVX2, as just found.
-                return unsafe { avx2(self, t, metric, scale, costs) };
-            }
+            compiled_for!(Avx512, "avx512f");
+            compiled_for!(Avx2, "avx2");
         }
-        self.find_nearest::<Portable>(t, metric, scale, costs)
+        self.find_nearest(Portable, t, metric, scale, costs)
     }
 
     #[inline(always)]
-    fn find_nearest<L: Lookup>(&self, t: &[f32; 8], metric: &Metric, scale: f32, costs: &mut Costs) -> Nearest {
+    fn find_nearest<L: Lookup>(
+        &self,
+        lookup: L,
+        t: &[f32; 8],
+        metric: &Metric,
+        scale: f32,
+        costs: &mut Costs,
+    ) -> Nearest {
         if metric.diagonal_only && !self.shape.even_signs {
             // The list is in the right order then.
-            self.find_nearest_of::<1, 1, L>(t, metric, scale, costs)
+            self.find_nearest_of::<1, 1, L>(lookup, t, metric, scale, costs)
         } else {
-            self.find_nearest_of::<SHORTLIST, HALF_SHORTLIST, L>(t, metric, scale, costs)
+            self.find_nearest_of::<SHORTLIST, HALF_SHORTLIST, L>(lookup, t, metric, scale, costs)
         }
     }
 
@@ -52,6 +63,7 @@ impl LatticeLayout {
     #[inline(always)]
     fn find_nearest_of<const K: usize, const H: usize, L: Lookup>(
         &self,
+        lookup: L,
         t: &[f32; 8],
         metric: &Metric,
         scale: f32,
@@ -73,14 +85,14 @@ impl LatticeLayout {
             Turns::None
         };
         if self.points.dims == 8 {
-            let (list, count) = self.points.shortlist::<K, L>(&linear, &square, costs);
+            let (list, count) = self.points.shortlist::<K, L>(lookup, &linear, &square, costs);
             for &point in &list[..count] {
                 let candidate = self.candidate::<0, 8>(point, signs, t, metric, scale);
-                nearest.consider::<L>([point, 0], signs, &candidate, metric, turns);
+                nearest.consider(lookup, [point, 0], signs, &candidate, metric, turns);
             }
         } else {
-            let (list, count) = self.points.shortlist::<H, L>(&linear[..4], &square[..4], costs);
-            let (second, second_count) = self.points.shortlist::<H, L>(&linear[4..], &square[4..], costs);
+            let (list, count) = self.points.shortlist::<H, L>(lookup, &linear[..4], &square[..4], costs);
+            let (second, second_count) = self.points.shortlist::<H, L>(lookup, &linear[4..], &square[4..], costs);
             let mut halves = [Candidate::ZERO; H];
             for (half, &point) in halves.iter_mut().zip(&second[..second_count]) {
                 *half = self.candidate::<4, 4>(point, signs, t, metric, scale);
@@ -88,7 +100,7 @@ impl LatticeLayout {
             for &first in &list[..count] {
                 let half = self.candidate::<0, 4>(first, signs, t, metric, scale);
                 for (other, &second) in halves.iter().zip(&second[..second_count]) {
-                    nearest.consider::<L>([first, second], signs, &half.plus(other), metric, turns);
+                    nearest.consider(lookup, [first, second], signs, &half.plus(other), metric, turns);
                 }
             }
         }
@@ -159,6 +171,7 @@ impl Nearest {
     #[inline(always)]
     fn consider<L: Lookup>(
         &mut self,
+        lookup: L,
         points: [u16; 2],
         signs: u8,
         candidate: &Candidate,
@@ -166,11 +179,11 @@ impl Nearest {
         turns: Turns,
     ) {
         let Candidate { values, difference, pull } = candidate;
-        let loss = L::dot(difference, pull);
+        let loss = lookup.dot(difference, pull);
         let (mut best, mut turn) = if turns == Turns::One { (f32::INFINITY, Some(0)) } else { (loss, None) };
         if turns != Turns::None {
             // Turning sign i adds 2 values[i] to the difference.
-            let (turned, place) = L::least_turn(loss, values, pull, &metric.diagonal);
+            let (turned, place) = lookup.least_turn(loss, values, pull, &metric.diagonal);
             if turned < best {
                 (best, turn) = (turned, Some(place));
             }

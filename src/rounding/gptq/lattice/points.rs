@@ -103,19 +103,20 @@ impl Points {
     #[inline(always)]
     pub(super) fn shortlist<const K: usize, L: Lookup>(
         &self,
+        lookup: L,
         linear: &[f32],
         square: &[f32],
         costs: &mut Costs,
     ) -> ([u16; K], usize) {
         const { assert!(K <= CHUNK) };
         let costs = &mut costs[..self.rows.len()];
-        let least = L::costs(&self.entries, &self.tables(linear, square), costs);
+        let least = lookup.costs(&self.entries, &self.tables(linear, square), costs);
         // At least K points cost no more than this.
         let bound = kth_least::<K>(&least);
         let (mut best, mut list) = ([f32::INFINITY; K], [0u16; K]);
         let mut count = 0;
         for (chunk, costs) in costs.as_chunks::<CHUNK>().0.iter().enumerate() {
-            let mut near = L::near(costs, bound);
+            let mut near = lookup.near(costs, bound);
             while near != 0 {
                 let k = near.trailing_zeros() as usize;
                 near &= near - 1;
@@ -152,27 +153,28 @@ fn kth_least<const K: usize>(numbers: &[f32; CHUNK]) -> f32 {
     bound
 }
 
-/// How the costs of all points are found.
-pub(super) trait Lookup {
+/// How the costs of all points are found. A value proves that this CPU has what that takes, see [`cpu`](crate::cpu).
+pub(super) trait Lookup: Copy {
     /// Writes what each point costs: `(0 + 1) + (2 + 3)` of its entries. Gives the least of the costs at each place of
     /// a chunk, infinity where there is none.
-    fn costs(entries: &[Vec<u8>; TABLES], tables: &Tables, costs: &mut [f32]) -> [f32; CHUNK];
+    fn costs(self, entries: &[Vec<u8>; TABLES], tables: &Tables, costs: &mut [f32]) -> [f32; CHUNK];
 
     /// A bit for each of the costs that is at most `bound`.
-    fn near(costs: &[f32; CHUNK], bound: f32) -> u32;
+    fn near(self, costs: &[f32; CHUNK], bound: f32) -> u32;
 
     /// `sum of x * y`, as `((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7))`.
-    fn dot(x: &[f32; 8], y: &[f32; 8]) -> f32;
+    fn dot(self, x: &[f32; 8], y: &[f32; 8]) -> f32;
 
     /// The least of `base + 4 v (p + v d)` over eight values each, and the first place where it is.
-    fn least_turn(base: f32, v: &[f32; 8], p: &[f32; 8], d: &[f32; 8]) -> (f32, usize);
+    fn least_turn(self, base: f32, v: &[f32; 8], p: &[f32; 8], d: &[f32; 8]) -> (f32, usize);
 }
 
 /// For every machine.
+#[derive(Clone, Copy)]
 pub(super) struct Portable;
 
 impl Lookup for Portable {
-    fn costs(entries: &[Vec<u8>; TABLES], tables: &Tables, costs: &mut [f32]) -> [f32; CHUNK] {
+    fn costs(self, entries: &[Vec<u8>; TABLES], tables: &Tables, costs: &mut [f32]) -> [f32; CHUNK] {
         let mut least = [f32::INFINITY; CHUNK];
         for (point, out) in costs.iter_mut().enumerate() {
             let term = |k: usize| tables[k][usize::from(entries[k][point]) % ENTRIES];
@@ -184,16 +186,16 @@ impl Lookup for Portable {
         least
     }
 
-    fn near(costs: &[f32; CHUNK], bound: f32) -> u32 {
+    fn near(self, costs: &[f32; CHUNK], bound: f32) -> u32 {
         costs.iter().rev().fold(0, |near, &cost| near << 1 | u32::from(cost <= bound))
     }
 
-    fn dot(x: &[f32; 8], y: &[f32; 8]) -> f32 {
+    fn dot(self, x: &[f32; 8], y: &[f32; 8]) -> f32 {
         let terms: [f32; 8] = std::array::from_fn(|i| x[i] * y[i]);
         ((terms[0] + terms[4]) + (terms[2] + terms[6])) + ((terms[1] + terms[5]) + (terms[3] + terms[7]))
     }
 
-    fn least_turn(base: f32, v: &[f32; 8], p: &[f32; 8], d: &[f32; 8]) -> (f32, usize) {
+    fn least_turn(self, base: f32, v: &[f32; 8], p: &[f32; 8], d: &[f32; 8]) -> (f32, usize) {
         let mut least = (f32::INFINITY, 0);
         for i in 0..8 {
             let turn = base + 4.0 * v[i] * (p[i] + v[i] * d[i]);
@@ -206,38 +208,33 @@ impl Lookup for Portable {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86_64::{Avx2, Avx512};
-
-#[cfg(target_arch = "x86_64")]
 mod x86_64 {
     use super::{CHUNK, Lookup, TABLES, Tables};
+    use crate::cpu::{Avx2, Avx512};
     use std::arch::x86_64::*;
-
-    /// For callers that are compiled for AVX2.
-    pub struct Avx2;
 
     impl Lookup for Avx2 {
         #[inline(always)]
-        fn costs(entries: &[Vec<u8>; TABLES], tables: &Tables, costs: &mut [f32]) -> [f32; CHUNK] {
-            // SAFETY: the caller runs on a CPU with AVX2.
+        fn costs(self, entries: &[Vec<u8>; TABLES], tables: &Tables, costs: &mut [f32]) -> [f32; CHUNK] {
+            // SAFETY: the value proves that the CPU has AVX2.
             unsafe { avx2(entries, tables, costs) }
         }
 
         #[inline(always)]
-        fn near(costs: &[f32; CHUNK], bound: f32) -> u32 {
-            // SAFETY: the caller runs on a CPU with AVX2.
+        fn near(self, costs: &[f32; CHUNK], bound: f32) -> u32 {
+            // SAFETY: the value proves that the CPU has AVX2.
             unsafe { near_avx2(costs, bound) }
         }
 
         #[inline(always)]
-        fn dot(x: &[f32; 8], y: &[f32; 8]) -> f32 {
-            // SAFETY: the caller runs on a CPU with AVX2.
+        fn dot(self, x: &[f32; 8], y: &[f32; 8]) -> f32 {
+            // SAFETY: the value proves that the CPU has AVX2.
             unsafe { dot_avx2(x, y) }
         }
 
         #[inline(always)]
-        fn least_turn(base: f32, v: &[f32; 8], p: &[f32; 8], d: &[f32; 8]) -> (f32, usize) {
-            // SAFETY: the caller runs on a CPU with AVX2.
+        fn least_turn(self, base: f32, v: &[f32; 8], p: &[f32; 8], d: &[f32; 8]) -> (f32, usize) {
+            // SAFETY: the value proves that the CPU has AVX2.
             unsafe { least_turn_avx2(base, v, p, d) }
         }
     }
@@ -313,30 +310,27 @@ mod x86_64 {
         found
     }
 
-    /// For callers that are compiled for AVX-512.
-    pub struct Avx512;
-
     impl Lookup for Avx512 {
         #[inline(always)]
-        fn costs(entries: &[Vec<u8>; TABLES], tables: &Tables, costs: &mut [f32]) -> [f32; CHUNK] {
-            // SAFETY: the caller runs on a CPU with AVX-512.
+        fn costs(self, entries: &[Vec<u8>; TABLES], tables: &Tables, costs: &mut [f32]) -> [f32; CHUNK] {
+            // SAFETY: the value proves that the CPU has AVX-512.
             unsafe { avx512(entries, tables, costs) }
         }
 
         #[inline(always)]
-        fn near(costs: &[f32; CHUNK], bound: f32) -> u32 {
-            // SAFETY: the caller runs on a CPU with AVX-512.
+        fn near(self, costs: &[f32; CHUNK], bound: f32) -> u32 {
+            // SAFETY: the value proves that the CPU has AVX-512.
             unsafe { near_avx512(costs, bound) }
         }
 
         #[inline(always)]
-        fn dot(x: &[f32; 8], y: &[f32; 8]) -> f32 {
-            Avx2::dot(x, y)
+        fn dot(self, x: &[f32; 8], y: &[f32; 8]) -> f32 {
+            self.avx2().dot(x, y)
         }
 
         #[inline(always)]
-        fn least_turn(base: f32, v: &[f32; 8], p: &[f32; 8], d: &[f32; 8]) -> (f32, usize) {
-            Avx2::least_turn(base, v, p, d)
+        fn least_turn(self, base: f32, v: &[f32; 8], p: &[f32; 8], d: &[f32; 8]) -> (f32, usize) {
+            self.avx2().least_turn(base, v, p, d)
         }
     }
 
