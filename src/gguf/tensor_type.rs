@@ -6,6 +6,7 @@ use std::fmt;
 ///
 /// Unknown ids survive reading and writing; only the operations that need to know the block layout
 /// ask for [`TensorType::info`] and refuse where there is none.
+#[doc(alias = "ggml_type")]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TensorType(pub u32);
 
@@ -103,6 +104,7 @@ impl TensorType {
 impl TypeInfo {
     /// Bytes of a row of `row_len` weights (`ggml_row_size`), or `None` when `row_len` is not a multiple of
     /// the block or the product overflows.
+    #[doc(alias = "ggml_row_size")]
     pub fn row_bytes(&self, row_len: u64) -> Option<u64> {
         if !row_len.is_multiple_of(self.block_len as u64) {
             return None;
@@ -111,6 +113,7 @@ impl TypeInfo {
     }
 
     /// Bits per weight of the block format, without padding or metadata.
+    #[doc(alias = "bpw")]
     pub fn bits_per_weight(&self) -> f64 {
         bits_per_weight(self.block_bytes as u64, self.block_len as u64)
     }

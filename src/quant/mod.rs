@@ -40,6 +40,7 @@ pub type QuantizeFn = fn(src: &[f32], row_len: usize, importance: Option<&[f32]>
 pub type DequantizeFn = fn(src: &[u8], dst: &mut [f32]);
 
 /// The encoder and decoder of one tensor type.
+#[doc(alias = "ggml_type_traits")]
 #[derive(Debug)]
 pub struct Codec {
     /// The type that this row encodes and decodes.
@@ -120,6 +121,7 @@ pub static CODECS: &[Codec] = &[
 
 impl Codec {
     /// True if there is no encoding without importance weights (`ggml_quantize_requires_imatrix`).
+    #[doc(alias = "ggml_quantize_requires_imatrix")]
     pub fn needs_importance(&self) -> bool {
         self.needs_importance
     }
@@ -148,6 +150,8 @@ pub fn codec(ty: TensorType) -> Option<&'static Codec> {
 ///
 /// # Errors
 /// [`QuantError`] when the type has no encoder or any length disagrees; nothing is written then.
+#[doc(alias = "ggml_quantize_chunk")]
+#[doc(alias = "encode")]
 pub fn quantize_rows(
     ty: TensorType,
     src: &[f32],
@@ -183,6 +187,8 @@ pub fn quantize_rows(
 ///
 /// # Errors
 /// [`QuantError`] when the type has no decoder or `src` is not exactly as long as `dst.len()` encoded weights.
+#[doc(alias = "to_float")]
+#[doc(alias = "decode")]
 pub fn dequantize(ty: TensorType, src: &[u8], dst: &mut [f32]) -> Result<(), QuantError> {
     let (codec, info) = checked_codec(ty)?;
     let expected = encoded_bytes(ty, info, dst.len())?;

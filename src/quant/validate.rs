@@ -68,6 +68,7 @@ pub fn first_non_finite(values: &[f32]) -> Option<usize> {
 /// # Errors
 /// [`QuantError::NonFinite`] with the first block whose scale is NaN or infinite; other errors when the type has
 /// no codec or `src` is not a whole number of blocks.
+#[doc(alias = "ggml_validate_row_data")]
 pub fn validate(ty: TensorType, src: &[u8]) -> Result<(), QuantError> {
     let (codec, info) = checked_codec(ty)?;
     let blocks = src.chunks_exact(info.block_bytes);

@@ -87,8 +87,10 @@ enum Cell {
     Near { start: u32, end: u32 },
 }
 
-/// A lattice of `D` coordinates, prepared for encoding. Each coordinate takes one of `32 / D` levels in a
+/// A lattice (a codebook, or grid in ggml) of `D` coordinates, prepared for encoding. Each coordinate takes one of `32 / D` levels in a
 /// [`CostTable`]; the eight-dimensional lattices use three of their four.
+#[doc(alias = "codebook")]
+#[doc(alias = "grid")]
 pub struct Lattice<const D: usize> {
     /// Levels of every point.
     levels: Vec<[u8; D]>,

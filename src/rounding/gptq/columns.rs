@@ -17,6 +17,17 @@ pub(super) fn rows_at_once(n: usize) -> usize {
     TASK_ROWS * (n / 384).clamp(1, 4)
 }
 
+/// Weights of columns with mean one, none of them zero, so that no block is left without any.
+pub(super) fn column_weights(weights: Option<&[f32]>, n: usize) -> Vec<f32> {
+    let Some(weights) = weights else { return vec![1.0; n] };
+    let usable = |w: f32| if w.is_finite() && w > 0.0 { f64::from(w) } else { 0.0 };
+    let mean = weights.iter().map(|&w| usable(w)).sum::<f64>() / n.max(1) as f64;
+    if mean <= 0.0 {
+        return vec![1.0; n];
+    }
+    weights.iter().map(|&w| (usable(w) / mean + 1e-6) as f32).collect()
+}
+
 /// One row of a tile. All slices have one element per column of the tile.
 pub(super) struct TileRow<'a, P> {
     /// The weights themselves.

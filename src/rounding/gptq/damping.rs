@@ -36,6 +36,8 @@ const LEAST_TOKENS: usize = 64;
 ///
 /// # Errors
 /// [`FeedbackError`] when there is no memory for a factor or a weight is not finite.
+#[doc(alias = "percdamp")]
+#[doc(alias = "damp_percent")]
 pub fn choose_damping(moment: &SecondMoment, held_out: &mut Vec<f32>, weights: &[f32]) -> Result<f64, FeedbackError> {
     let n = moment.n();
     cap_rows(moment.cap(), n, held_out, 0);

@@ -17,6 +17,9 @@ const ROWS_FOR_MEDIAN: usize = 32;
 const CHUNK_TOKENS: usize = 2048;
 
 /// Sums of `x x^T` over the inputs `x` of a weight matrix.
+#[doc(alias = "Hessian")]
+#[doc(alias = "covariance")]
+#[doc(alias = "Gram matrix")]
 #[derive(Clone, Debug)]
 pub struct SecondMoment {
     n: usize,

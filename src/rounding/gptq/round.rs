@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::columns::{TASK_ROWS, TILE, TileRow, rows_at_once};
+use super::columns::{TASK_ROWS, TILE, TileRow, column_weights, rows_at_once};
 use super::error::FeedbackError;
 use super::factor::Factor;
 use super::lattice::{self, LatticeLayout};
@@ -37,6 +37,7 @@ impl Format {
 }
 
 /// Whether [`round_rows`] takes `ty`.
+#[doc(alias = "GPTQ")]
 pub fn supports_feedback(ty: TensorType) -> bool {
     Format::of(ty).is_some()
 }
@@ -51,6 +52,10 @@ pub fn supports_search(ty: TensorType) -> bool {
 ///
 /// # Errors
 /// Those of [`improve_rows`].
+#[doc(alias = "GPTQ")]
+#[doc(alias = "LDLQ")]
+#[doc(alias = "OPTQ")]
+#[doc(alias = "OBQ")]
 pub fn round_rows(
     ty: TensorType,
     rows: &[f32],
@@ -71,6 +76,11 @@ pub fn round_rows(
 ///
 /// # Errors
 /// [`FeedbackError`] when the type is none of [`supports_feedback`], a weight is not finite, or lengths disagree.
+#[doc(alias = "GPTQ")]
+#[doc(alias = "LDLQ")]
+#[doc(alias = "OPTQ")]
+#[doc(alias = "OBQ")]
+#[doc(alias = "coordinate descent")]
 pub fn improve_rows(
     ty: TensorType,
     rows: &[f32],
@@ -124,6 +134,8 @@ fn checked_format(ty: TensorType, n: usize, factor: &Factor) -> Result<Format, F
 ///
 /// # Errors
 /// [`FeedbackError`] when the type has no encoder, a weight is not finite, or lengths disagree.
+#[doc(alias = "imatrix")]
+#[doc(alias = "scale search")]
 pub fn search_rows(
     ty: TensorType,
     rows: &[f32],
@@ -162,17 +174,6 @@ fn checked_row_bytes(ty: TensorType, rows: &[f32], n: usize, out: &[u8]) -> Resu
         Some(index) => Err(FeedbackError::NonFinite { index, value: rows[index] }),
         None => Ok(row_bytes),
     }
-}
-
-/// Weights of columns with mean one, none of them zero, so that no block is left without any.
-pub(super) fn column_weights(weights: Option<&[f32]>, n: usize) -> Vec<f32> {
-    let Some(weights) = weights else { return vec![1.0; n] };
-    let usable = |w: f32| if w.is_finite() && w > 0.0 { f64::from(w) } else { 0.0 };
-    let mean = weights.iter().map(|&w| usable(w)).sum::<f64>() / n.max(1) as f64;
-    if mean <= 0.0 {
-        return vec![1.0; n];
-    }
-    weights.iter().map(|&w| (usable(w) / mean + 1e-6) as f32).collect()
 }
 
 /// [`search_rows`] for a few rows, with `cost` from [`column_weights`].

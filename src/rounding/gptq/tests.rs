@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::columns::TILE;
+use super::columns::{TILE, column_weights};
 use super::layout::Layout;
 use super::*;
 use crate::gguf::TensorType;
@@ -145,7 +145,7 @@ fn the_tiled_loop_agrees_with_the_naive_one() {
             if n % layout.len != 0 {
                 continue;
             }
-            let cost = round::column_weights(Some(factor.weights()), n);
+            let cost = column_weights(Some(factor.weights()), n);
             let mut errors = vec![0.0; weights.len()];
             let mut bytes = vec![0; 3 * row_bytes(ty, n)];
             let (parts, _) = round::round_task(&layout, &weights, &factor, feedback, &mut errors, 0);
@@ -233,7 +233,7 @@ fn search_never_loses_more_than_ggml_in_any_block() {
             }
             let ggml = decoded(ty, &ggml, weights.len());
             let len = ty.info().unwrap().block_len;
-            let cost = round::column_weights(importance, n);
+            let cost = column_weights(importance, n);
             let loss = |q: &[f32], start: usize| -> f64 {
                 let square = |i: usize| f64::from(cost[i % n]) * (f64::from(weights[i]) - f64::from(q[i])).powi(2);
                 (start..start + len).map(square).sum()

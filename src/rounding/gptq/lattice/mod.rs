@@ -5,9 +5,8 @@
 //! `M = (I + A_g) D_g (I + A_g)^T`, A_g being the part of A on the diagonal. The points that are nearest by the
 //! diagonal of M are compared with all of M, with signs that may deviate from those of t.
 
-use super::columns::{TILE, TileRow, pass_on};
+use super::columns::{TILE, TileRow, column_weights, pass_on};
 use super::factor::Factor;
-use super::round::column_weights;
 use super::sweep::{Rounded, sweep_tiles};
 use crate::compute::{GemmOperand, gemm_f32};
 use crate::gguf::TensorType;
