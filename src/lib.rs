@@ -45,6 +45,7 @@
 //! [`quant`] kernels, [`quantize`] writer, [`eval`] and [`report`]. `ARCHITECTURE.md` says who may call whom.
 
 pub mod atomic_file;
+pub mod capabilities;
 pub mod compute;
 pub mod convert;
 pub mod cpu;

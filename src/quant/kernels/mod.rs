@@ -41,7 +41,7 @@ fn usable(level: Level) -> impl Iterator<Item = Level> {
 
 /// The row of the decoders for `level`: what was written for `ty` with its instructions, whether the CPU has them or
 /// not; `None` where a lesser level or scalar code does as well. What it gives asks for the proof when it is called.
-fn decoder(ty: TensorType, level: Level) -> Option<DequantizeFn> {
+pub(crate) fn decoder(ty: TensorType, level: Level) -> Option<DequantizeFn> {
     #[cfg(target_arch = "x86_64")]
     return x86_64::decoder(ty, level);
     // Elsewhere the compiler makes vectors of the scalar ones.
@@ -53,7 +53,7 @@ fn decoder(ty: TensorType, level: Level) -> Option<DequantizeFn> {
 }
 
 /// The row of the encoders for `level`, as [`decoder`].
-fn encoder(ty: TensorType, level: Level) -> Option<QuantizeFn> {
+pub(crate) fn encoder(ty: TensorType, level: Level) -> Option<QuantizeFn> {
     #[cfg(target_arch = "x86_64")]
     return x86_64::encoder(ty, level);
     #[cfg(target_arch = "aarch64")]
