@@ -1,7 +1,8 @@
 //! What this program can do with each tensor type, gathered from the tables that decide it.
 //!
 //! Block lengths are [`gguf`](crate::gguf)'s, encoders and decoders [`quant`]'s, searches and feedback
-//! [`feedback`]'s, the types that a plan tries [`plan`](crate::plan)'s. Nothing here is a fact of its own.
+//! [`rounding`](crate::rounding)'s, the types that a plan tries [`recipe`](crate::recipe)'s. Nothing here is a fact of
+//! its own.
 
 use crate::gguf::{TENSOR_TYPES, TensorType};
 use crate::quant;

@@ -38,20 +38,6 @@ impl PackedActivations {
     /// When `x` is shorter than the rows say or `stride < cols`.
     pub fn pack(&mut self, x: &[f32], tokens: usize, cols: usize, stride: usize) {
         check_rows("x", x.len(), tokens, cols, stride);
-        self.pack_with(tokens, cols, |token| &x[token * stride..][..cols]);
-    }
-
-    /// Packs the rows of `x` (`cols` floats, `stride` floats apart) that `rows` names, in that order: the tokens
-    /// of one expert.
-    ///
-    /// # Panics
-    /// When a row lies outside of `x` or `stride < cols`.
-    pub fn pack_gathered(&mut self, x: &[f32], rows: &[usize], cols: usize, stride: usize) {
-        assert!(stride >= cols, "stride {stride} of rows of {cols}");
-        self.pack_with(rows.len(), cols, |token| &x[rows[token] * stride..][..cols]);
-    }
-
-    fn pack_with<'x>(&mut self, tokens: usize, cols: usize, row: impl Fn(usize) -> &'x [f32] + Sync) {
         let kernel = self.kernel;
         (self.tokens, self.cols) = (tokens, cols);
         let panel_elements = kernel.mr * ROW_STRIDE;
@@ -68,7 +54,7 @@ impl PackedActivations {
             for (token, target) in (first..tokens).zip(panel.chunks_exact_mut(ROW_STRIDE)) {
                 // SAFETY: a block has at most DEPTH elements, which `target` holds; the level was checked when
                 // `self` was made.
-                unsafe { (kernel.pack_row)(&row(token)[columns.clone()], target) };
+                unsafe { (kernel.pack_row)(&x[token * stride..][columns.clone()], target) };
             }
         };
         let elements = &mut self.elements.as_mut_slice()[..used];
@@ -97,11 +83,6 @@ impl PackedActivations {
     /// The kernel that multiplies these rows.
     pub fn kernel(&self) -> &'static Kernel {
         self.kernel
-    }
-
-    /// Bytes that the buffer holds.
-    pub fn bytes(&self) -> usize {
-        self.elements.len() * 4
     }
 
     pub(super) fn panels(&self) -> usize {

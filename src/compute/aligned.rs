@@ -17,7 +17,7 @@ pub(super) struct AlignedBuf {
 
 impl AlignedBuf {
     /// Makes room for `elements`; the contents are unspecified but initialized.
-    pub fn reserve(&mut self, elements: usize) {
+    pub(super) fn reserve(&mut self, elements: usize) {
         let lines = elements.div_ceil(Line::ELEMENTS);
         if self.lines.len() < lines {
             // A fresh vector: growing in place would copy contents that nobody reads.
@@ -26,25 +26,25 @@ impl AlignedBuf {
     }
 
     /// Number of elements.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.lines.len() * Line::ELEMENTS
     }
 
-    pub fn as_ptr(&self) -> *const u32 {
+    pub(super) fn as_ptr(&self) -> *const u32 {
         self.lines.as_ptr().cast()
     }
 
-    pub fn as_mut_ptr(&mut self) -> *mut u32 {
+    pub(super) fn as_mut_ptr(&mut self) -> *mut u32 {
         self.lines.as_mut_ptr().cast()
     }
 
-    pub fn as_mut_slice(&mut self) -> &mut [u32] {
+    pub(super) fn as_mut_slice(&mut self) -> &mut [u32] {
         // SAFETY: `lines` owns `len` initialized elements and `Line` has no padding.
         unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr(), self.len()) }
     }
 
     /// The same memory as floats.
-    pub fn as_mut_f32(&mut self) -> &mut [f32] {
+    pub(super) fn as_mut_f32(&mut self) -> &mut [f32] {
         // SAFETY: as in `as_mut_slice`; every bit pattern is a valid f32 and the alignment is greater.
         unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr().cast(), self.len()) }
     }

@@ -68,7 +68,7 @@ pub(super) struct Plan {
 
 impl Plan {
     /// Tiles of at most `largest` weight panels.
-    pub fn new(row_panels: usize, token_panels: usize, largest: usize, threads: usize) -> Plan {
+    pub(super) fn new(row_panels: usize, token_panels: usize, largest: usize, threads: usize) -> Plan {
         let (mut tile_row_panels, mut tile_token_panels) = (largest.min(row_panels), token_panels);
         if threads > 1 {
             let wanted = threads * TILES_PER_THREAD;
@@ -82,12 +82,12 @@ impl Plan {
         Plan { row_panels, token_panels, tile_row_panels, tile_token_panels }
     }
 
-    pub fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.row_panels.div_ceil(self.tile_row_panels) * self.token_panels.div_ceil(self.tile_token_panels)
     }
 
     /// Weight panels and token panels of one tile.
-    pub fn tile(&self, index: usize) -> (Range<usize>, Range<usize>) {
+    pub(super) fn tile(&self, index: usize) -> (Range<usize>, Range<usize>) {
         let across = self.token_panels.div_ceil(self.tile_token_panels);
         let (row, token) = (index / across * self.tile_row_panels, index % across * self.tile_token_panels);
         let rows = row..(row + self.tile_row_panels).min(self.row_panels);

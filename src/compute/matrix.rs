@@ -3,7 +3,6 @@
 use crate::gguf::{TensorType, TypeInfo};
 use crate::quant::types::lines::{Line, MAX_LINES, read_lines};
 use crate::quant::{DequantizeFn, kernels};
-use std::ops::Range;
 
 /// A weight matrix, row-major `[rows, cols]`, in any storage type that can be decoded.
 #[derive(Clone, Copy)]
@@ -84,17 +83,6 @@ impl<'a> Matrix<'a> {
         self.cols
     }
 
-    /// The matrix of some of the rows, for products whose output is streamed (logits) and for the experts of
-    /// a stacked tensor.
-    ///
-    /// # Panics
-    /// When the range does not lie within the rows.
-    pub fn slice_rows(&self, range: Range<usize>) -> Matrix<'a> {
-        assert!(range.start <= range.end && range.end <= self.rows, "rows {range:?} of {}", self.rows);
-        let data = &self.data[range.start * self.row_bytes..range.end * self.row_bytes];
-        Matrix { rows: range.len(), data, ..*self }
-    }
-
     /// Decodes one row into `dst` (`cols` floats), for embedding lookups.
     ///
     /// # Panics
@@ -128,14 +116,4 @@ impl<'a> Matrix<'a> {
         let first = row * self.row_bytes + start / self.info.block_len * self.info.block_bytes;
         &self.data[first..first + columns / self.info.block_len * self.info.block_bytes]
     }
-}
-
-/// Decodes `dst.len()` weights of type `ty` (whole blocks) with the fastest decoder of this machine.
-///
-/// # Errors
-/// [`MatrixError`] when the type cannot be decoded or the lengths do not match.
-pub fn decode_rows(ty: TensorType, src: &[u8], dst: &mut [f32]) -> Result<(), MatrixError> {
-    let matrix = Matrix::new(ty, 1, dst.len(), src)?;
-    matrix.decode_row(0, dst);
-    Ok(())
 }

@@ -43,9 +43,9 @@ pub use activations::PackedActivations;
 pub use gemm::{GemmOperand, gemm_f32};
 pub use integer::{IntegerActivations, Steps, integer_engine, matmul_integer, multiplies_as_integers, round_to_steps};
 pub use matmul::matmul;
-pub use matrix::{Matrix, MatrixError, decode_rows};
+pub use matrix::{Matrix, MatrixError};
 pub use micro::Kernel;
-pub use second_moment::{MomentSum, accumulate_second_moment, mirror_second_moment};
+pub use second_moment::accumulate_second_moment;
 
 /// How the products are computed; see the module's documentation for bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

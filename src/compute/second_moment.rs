@@ -7,27 +7,8 @@ use super::matmul::SCRATCH;
 use super::micro::{DEPTH, Kernel, MAX_TILE, ROW_STRIDE};
 use rayon::prelude::*;
 
-/// A number that sums of products are added to: f32 or f64.
-pub trait MomentSum: Copy + Send + Sync {
-    /// `self + value`, rounded to the type.
-    fn plus(self, value: f32) -> Self;
-}
-
-impl MomentSum for f32 {
-    fn plus(self, value: f32) -> f32 {
-        self + value
-    }
-}
-
-impl MomentSum for f64 {
-    fn plus(self, value: f32) -> f64 {
-        self + f64::from(value)
-    }
-}
-
 /// `S[i, j] += sum over t of X[t, i] * X[t, j]` for `j >= i`; X is f32, row-major `[tokens, n]` with rows `stride`
-/// floats apart, S row-major `[n, n]`. The part below the diagonal is left alone: mirror it once at the end
-/// with [`mirror_second_moment`].
+/// floats apart, S row-major `[n, n]`. The part below the diagonal is left alone.
 ///
 /// With [`Precision::Accurate`], tokens are taken in blocks of 256: the products of a block are one chain of f32 fused
 /// multiply-adds, and blocks are added to S in order. The same calls give the same bytes on every instruction set.
@@ -36,25 +17,18 @@ impl MomentSum for f64 {
 ///
 /// # Panics
 /// When `x` or `sums` is shorter than the shapes say.
-pub fn accumulate_second_moment<S: MomentSum>(
+pub fn accumulate_second_moment(
     precision: Precision,
     x: &[f32],
     tokens: usize,
     n: usize,
     stride: usize,
-    sums: &mut [S],
+    sums: &mut [f32],
 ) {
     accumulate_with(Kernel::best(precision), x, tokens, n, stride, sums);
 }
 
-pub(super) fn accumulate_with<S: MomentSum>(
-    kernel: &Kernel,
-    x: &[f32],
-    tokens: usize,
-    n: usize,
-    stride: usize,
-    sums: &mut [S],
-) {
+pub(super) fn accumulate_with(kernel: &Kernel, x: &[f32], tokens: usize, n: usize, stride: usize, sums: &mut [f32]) {
     assert!(kernel.level.is_available(), "{} cannot multiply here", kernel.name);
     check_rows("x", x.len(), tokens, n, stride);
     assert_eq!(Some(sums.len()), n.checked_mul(n), "second moments of {n} columns");
@@ -111,7 +85,7 @@ pub(super) fn accumulate_with<S: MomentSum>(
                         let end = n.min((panel + 1) * nr);
                         for column in start..end {
                             let sum = &mut sums[row * n + column];
-                            *sum = sum.plus(values[column - panel * nr]);
+                            *sum += values[column - panel * nr];
                         }
                     }
                 }
@@ -125,23 +99,5 @@ fn pack_pairs(low: &[f32], high: impl Iterator<Item = f32>, pairs: &mut [u32]) {
     let bits = |value: f32| u32::from(half::bf16::from_f32(value).to_bits());
     for ((pair, low), high) in pairs.iter_mut().zip(low).zip(high) {
         *pair = bits(*low) | bits(high) << 16;
-    }
-}
-
-/// Copies the part of S above the diagonal below it; S is row-major `[n, n]`.
-///
-/// # Panics
-/// When `sums` does not have `n * n` elements.
-pub fn mirror_second_moment<S: MomentSum>(sums: &mut [S], n: usize) {
-    assert_eq!(Some(sums.len()), n.checked_mul(n), "second moments of {n} columns");
-    const TILE: usize = 32;
-    for first_row in (0..n).step_by(TILE) {
-        for first_column in (0..=first_row).step_by(TILE) {
-            for row in first_row..n.min(first_row + TILE) {
-                for column in first_column..row.min(first_column + TILE) {
-                    sums[row * n + column] = sums[column * n + row];
-                }
-            }
-        }
     }
 }

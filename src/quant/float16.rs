@@ -2,7 +2,7 @@
 
 /// IEEE binary16 to binary32, exact (`ggml_compute_fp16_to_fp32`). A signalling NaN becomes quiet.
 #[inline(always)]
-pub fn f16_to_f32(bits: u16) -> f32 {
+pub(crate) fn f16_to_f32(bits: u16) -> f32 {
     let sign = u32::from(bits & 0x8000) << 16;
     let magnitude = u32::from(bits & 0x7fff);
     let wide = if magnitude >= 0x0400 {
@@ -20,7 +20,7 @@ pub fn f16_to_f32(bits: u16) -> f32 {
 /// binary32 to IEEE binary16, to nearest, ties to even (`ggml_compute_fp32_to_fp16`). Overflow gives infinity;
 /// every NaN becomes `0x7e00` with its sign.
 #[inline(always)]
-pub fn f32_to_f16(value: f32) -> u16 {
+pub(crate) fn f32_to_f16(value: f32) -> u16 {
     let bits = value.to_bits();
     let sign = ((bits >> 16) & 0x8000) as u16;
     let magnitude = bits & 0x7fff_ffff;
@@ -43,14 +43,14 @@ pub fn f32_to_f16(value: f32) -> u16 {
 
 /// bfloat16 to binary32, exact, NaN bits kept.
 #[inline(always)]
-pub fn bf16_to_f32(bits: u16) -> f32 {
+pub(crate) fn bf16_to_f32(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
 /// binary32 to bfloat16, to nearest, ties to even (`ggml_compute_fp32_to_bf16`). NaN keeps its top bits and is
 /// made quiet.
 #[inline(always)]
-pub fn f32_to_bf16(value: f32) -> u16 {
+pub(crate) fn f32_to_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
     if bits & 0x7fff_ffff > 0x7f80_0000 {
         return (bits >> 16) as u16 | 0x40;

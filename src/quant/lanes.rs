@@ -7,18 +7,18 @@ use std::ops::{Add, AddAssign, Div, Mul, Sub};
 
 /// `N` floats with elementwise arithmetic.
 #[derive(Debug, Clone, Copy)]
-pub struct Lanes<const N: usize>(pub [f32; N]);
+pub(super) struct Lanes<const N: usize>(pub [f32; N]);
 
 impl<const N: usize> Lanes<N> {
     /// Zero in every lane.
-    pub const ZERO: Self = Self([0.0; N]);
+    pub(super) const ZERO: Self = Self([0.0; N]);
 
     // Plain loops: LLVM vectorizes them, while the array methods `from_fn` and `map` of the standard library often
     // end up as scalar code with copies.
 
     /// Lane `k` gets `f(k)`.
     #[inline(always)]
-    pub fn from_fn(mut f: impl FnMut(usize) -> f32) -> Self {
+    pub(super) fn from_fn(mut f: impl FnMut(usize) -> f32) -> Self {
         let mut lanes = [0.0; N];
         for (k, lane) in lanes.iter_mut().enumerate() {
             *lane = f(k);
@@ -28,7 +28,7 @@ impl<const N: usize> Lanes<N> {
 
     /// Applies `f` to every lane.
     #[inline(always)]
-    pub fn map(self, mut f: impl FnMut(f32) -> f32) -> Self {
+    pub(super) fn map(self, mut f: impl FnMut(f32) -> f32) -> Self {
         Self::from_fn(|k| f(self.0[k]))
     }
 
@@ -77,7 +77,7 @@ impl<const N: usize> AddAssign for Lanes<N> {
 
 /// Folds eight values by halves, for operations whose result does not depend on the order.
 #[inline(always)]
-pub fn fold_halves(mut values: [f32; 8], pick: impl Fn(f32, f32) -> f32) -> f32 {
+pub(super) fn fold_halves(mut values: [f32; 8], pick: impl Fn(f32, f32) -> f32) -> f32 {
     for half in [4, 2, 1] {
         for k in 0..half {
             values[k] = pick(values[k], values[k + half]);

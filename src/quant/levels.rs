@@ -6,7 +6,7 @@ use super::round::nearest_int;
 use super::search::LevelMap;
 
 /// How levels are computed. Every implementation gives the same.
-pub trait ToLevels: Copy {
+pub(super) trait ToLevels: Copy {
     /// Levels `0..2 * half` of weights on both sides of zero: the nearest to `x / scale`, plus `half`.
     fn of_quotients<const N: usize>(self, x: &[f32; N], scale: f32, half: i32) -> [u8; N];
 
@@ -23,7 +23,7 @@ pub trait ToLevels: Copy {
 
 /// One weight after the other.
 #[derive(Debug, Clone, Copy)]
-pub struct Scalar;
+pub(super) struct Scalar;
 
 impl ToLevels for Scalar {
     #[inline(always)]

@@ -8,23 +8,26 @@
 //! Rust never contracts or reorders float operations by itself, so plain code keeps that promise.
 
 mod error;
-pub mod float16;
-pub mod grid;
+pub(crate) mod float16;
+mod grid;
 pub mod kernels;
 mod lanes;
-pub mod levels;
-pub mod round;
-pub mod search;
+mod levels;
+pub(crate) mod round;
+mod search;
 pub(crate) mod shape;
 #[cfg(test)]
 mod tests;
-pub mod types;
+pub(crate) mod types;
 mod validate;
 
 use crate::gguf::{TensorType, TypeInfo};
 
 pub use error::QuantError;
-pub use validate::{ScaleField, ScaleFormat, first_non_finite, validate};
+pub use validate::validate;
+
+pub(crate) use validate::first_non_finite;
+use validate::{ScaleField, ScaleFormat};
 
 use shape::BlockShape;
 use types::{float, fp4, iq1, iq2, iq3, iq4, legacy, low_bit, q2_k, q3_k, q4_k, q5_k, q6_k, q8_k, ternary};
@@ -50,7 +53,7 @@ pub struct Codec {
     /// Decoder; exactly the floats of ggml's `to_float`.
     pub dequantize: DequantizeFn,
     /// The floats inside a block that must be finite in sound data, see [`validate`].
-    pub scales: &'static [ScaleField],
+    scales: &'static [ScaleField],
     needs_importance: bool,
     /// How weights follow from what a block stores, where its scales are at hand.
     pub(crate) shape: Option<BlockShape>,
@@ -146,7 +149,7 @@ pub fn codec(ty: TensorType) -> Option<&'static Codec> {
 ///
 /// `src` is row-major, rows of `row_len` weights; `importance`, when given, holds one non-negative weight per
 /// column and serves every row; `dst` must be exactly as long as the encoded rows. Weights are expected to be
-/// finite ([`first_non_finite`] finds the one that is not); others do not panic but yield useless blocks.
+/// finite; others do not panic but yield useless blocks.
 ///
 /// # Errors
 /// [`QuantError`] when the type has no encoder or any length disagrees; nothing is written then.

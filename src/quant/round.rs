@@ -4,26 +4,26 @@
 /// `nearest_int`). Outside of +-2^22 the result is whatever those bits hold, never more than 23 bits wide:
 /// blocks made of NaN or huge ratios depend on it.
 #[inline(always)]
-pub fn nearest_int(value: f32) -> i32 {
+pub(crate) fn nearest_int(value: f32) -> i32 {
     let bits = (value + 12_582_912.0).to_bits();
     (bits & 0x007f_ffff) as i32 - 0x0040_0000
 }
 
 /// [`nearest_int`] as a float, for values known to lie within +-2^22 (others give nonsense).
 #[inline(always)]
-pub fn nearest_small(value: f32) -> f32 {
+pub(crate) fn nearest_small(value: f32) -> f32 {
     (value + 12_582_912.0) - 12_582_912.0
 }
 
 /// C's `(int) value` on x86 (`cvttss2si`): toward zero; NaN and everything out of range give `i32::MIN`.
 #[inline(always)]
-pub fn truncate(value: f32) -> i32 {
+pub(crate) fn truncate(value: f32) -> i32 {
     if (-2_147_483_648.0..2_147_483_648.0).contains(&value) { value as i32 } else { i32::MIN }
 }
 
 /// C's `(int) roundf(value)` on x86: to nearest, halves away from zero; NaN and out of range as [`truncate`].
 #[inline(always)]
-pub fn round_away(value: f32) -> i32 {
+pub(crate) fn round_away(value: f32) -> i32 {
     let whole = truncate(value);
     if whole == i32::MIN {
         return whole;
@@ -35,13 +35,13 @@ pub fn round_away(value: f32) -> i32 {
 
 /// [`truncate`] for values known to lie within `0..2^22`, in a form that compiles to vectors.
 #[inline(always)]
-pub fn truncate_small(value: f32) -> i32 {
+pub(crate) fn truncate_small(value: f32) -> i32 {
     nearest_int(value) - i32::from(nearest_small(value) > value)
 }
 
 /// [`round_away`] for values known to lie within +-2^22, in a form that compiles to vectors.
 #[inline(always)]
-pub fn round_away_small(value: f32) -> i32 {
+pub(crate) fn round_away_small(value: f32) -> i32 {
     // Where ties to even went toward zero, the exact half remains.
     let rest = value - nearest_small(value);
     let up = (rest == 0.5) & (value > 0.0);

@@ -9,11 +9,11 @@ use super::lanes::{Lanes, fold_halves};
 use super::round::{nearest_int, nearest_small};
 
 /// Groups whose largest magnitude is below this are stored as zeros (ggml's `GROUP_MAX_EPS`).
-pub const NEGLIGIBLE: f32 = 1e-15;
+pub(super) const NEGLIGIBLE: f32 = 1e-15;
 
 /// How an affine search counts the error of one weight before weighing it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ErrorMeasure {
+pub(super) enum ErrorMeasure {
     /// Magnitude of the difference.
     Absolute,
     /// Square of the difference.
@@ -23,7 +23,7 @@ pub enum ErrorMeasure {
 /// What an affine search tries: the group's range is divided by `max_level + first + step * i` for `i` in
 /// `0..=steps`, besides `max_level` itself.
 #[derive(Debug, Clone, Copy)]
-pub struct AffineSearch {
+pub(super) struct AffineSearch {
     /// Highest level; the lowest is 0.
     pub max_level: f32,
     /// First deviation from `max_level` (ggml's `rmin`).
@@ -38,7 +38,7 @@ pub struct AffineSearch {
 
 /// A group as `weight = scale * level - min`.
 #[derive(Debug, Clone, Copy)]
-pub struct AffineFit {
+pub(super) struct AffineFit {
     /// Distance between levels.
     pub scale: f32,
     /// What to subtract: minus the value of level 0, not negative.
@@ -53,7 +53,7 @@ pub struct AffineFit {
 /// A line that is better than all before becomes the base of the candidates after it: they divide the range above
 /// its minimum. Several candidates are tried at once on the guess that none of them is better, which is mostly so;
 /// those after a better one are tried again.
-pub fn fit_affine<const N: usize>(x: &[f32; N], weights: &[f32; N], search: &AffineSearch) -> AffineFit {
+pub(super) fn fit_affine<const N: usize>(x: &[f32; N], weights: &[f32; N], search: &AffineSearch) -> AffineFit {
     let (mut lowest, mut highest) = (x[0], x[0]);
     let mut sum_w = weights[0];
     let mut sum_x = sum_w * x[0];
@@ -121,7 +121,7 @@ impl ErrorMeasure {
 
 /// How weights become levels: the nearest to `inverse * (x - min)`.
 #[derive(Debug, Clone, Copy)]
-pub struct LevelMap {
+pub(super) struct LevelMap {
     /// Inverse of the distance between levels.
     pub inverse: f32,
     /// Where level 0 is.
@@ -222,7 +222,7 @@ impl<const N: usize> AffineGroup<'_, N> {
 
 /// A group as `weight = scale * (level - half)`.
 #[derive(Debug, Clone, Copy)]
-pub struct SymmetricFit {
+pub(super) struct SymmetricFit {
     /// Distance between levels; negative when the largest magnitude is a positive weight.
     pub scale: f32,
     /// Weights were rounded after multiplying them with this; NaN in a negligible group.
@@ -235,7 +235,7 @@ impl SymmetricFit {
 
 /// The weight of largest magnitude, the first of equals, or +0.0 if all are zero (or NaN).
 #[inline(always)]
-pub fn peak<const N: usize>(x: &[f32; N]) -> f32 {
+pub(super) fn peak<const N: usize>(x: &[f32; N]) -> f32 {
     // Extremes do not depend on the order of comparisons, so they are taken side by side.
     let (chunks, rest) = x.as_chunks::<8>();
     let (mut low, mut high) = ([0.0f32; 8], [0.0f32; 8]);
@@ -261,7 +261,7 @@ pub fn peak<const N: usize>(x: &[f32; N]) -> f32 {
 /// Fits the scale of a group with levels on both sides of zero (`make_qx_quants` with `rmse_type` 1): the peak goes
 /// to level `-half`, or to a little less or more in 18 further candidates; the one whose least-squares scale explains
 /// most of the weighted energy wins.
-pub fn fit_symmetric<const N: usize>(x: &[f32; N], weights: &[f32; N], half: i32) -> SymmetricFit {
+pub(super) fn fit_symmetric<const N: usize>(x: &[f32; N], weights: &[f32; N], half: i32) -> SymmetricFit {
     let peak = peak(x);
     if peak.abs() < NEGLIGIBLE {
         return SymmetricFit::NOTHING;
@@ -337,7 +337,7 @@ fn best_symmetric<const N: usize>(
 /// Fits the scale of a group with few levels (`make_q3_quants`, errors weighed by the squared weights): starts with
 /// the peak at level `-half` and moves one weight at a time to the level that suits the scale of the others, up to
 /// five rounds, as long as that helps. Returns the scale and the levels `0..2 * half`, all 0 in a negligible group.
-pub fn fit_symmetric_by_descent<const N: usize>(x: &[f32; N], half: i32) -> (f32, [u8; N]) {
+pub(super) fn fit_symmetric_by_descent<const N: usize>(x: &[f32; N], half: i32) -> (f32, [u8; N]) {
     let peak = peak(x);
     if peak.abs() < NEGLIGIBLE {
         return (0.0, [0; N]);
@@ -383,7 +383,7 @@ pub fn fit_symmetric_by_descent<const N: usize>(x: &[f32; N], half: i32) -> (f32
 
 /// A group of values that are not negative, as `value = scale * level`.
 #[derive(Debug, Clone, Copy)]
-pub struct PositiveFit<const N: usize> {
+pub(super) struct PositiveFit<const N: usize> {
     /// Distance between levels.
     pub scale: f32,
     /// Level of each value. A value that rounding made negative wraps around, as it does in ggml.
@@ -395,7 +395,7 @@ pub(super) const POSITIVE_TENTHS: [f32; 8] = [-4.0, -3.0, -2.0, -1.0, 1.0, 2.0, 
 
 /// Fits the scale of positive values, the scales and minima of a super-block (`make_qp_quants`): nine candidates by
 /// squared error, then up to five rounds of moving single levels.
-pub fn fit_positive<const N: usize>(x: &[f32; N], weights: &[f32; N], max_level: i32) -> PositiveFit<N> {
+pub(super) fn fit_positive<const N: usize>(x: &[f32; N], weights: &[f32; N], max_level: i32) -> PositiveFit<N> {
     const LANES: usize = POSITIVE_TENTHS.len();
     let mut max = 0.0;
     for &v in x {

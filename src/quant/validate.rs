@@ -6,7 +6,7 @@ use crate::gguf::TensorType;
 
 /// How a scale is stored inside a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ScaleFormat {
+pub(super) enum ScaleFormat {
     /// Little-endian IEEE binary16.
     F16,
     /// Little-endian bfloat16.
@@ -21,7 +21,7 @@ pub enum ScaleFormat {
 
 /// A float inside a block.
 #[derive(Debug, Clone, Copy)]
-pub struct ScaleField {
+pub(super) struct ScaleField {
     /// ggml's name of the field, such as `d` or `dmin`.
     pub name: &'static str,
     /// Byte offset inside the block.
@@ -49,7 +49,7 @@ impl ScaleField {
 }
 
 /// Index of the first NaN or infinity.
-pub fn first_non_finite(values: &[f32]) -> Option<usize> {
+pub(crate) fn first_non_finite(values: &[f32]) -> Option<usize> {
     const EXPONENT: u32 = 0x7f80_0000;
     const CHUNK: usize = 64;
     // A branch per chunk instead of one per value, so that the scan runs at the speed of memory.

@@ -30,7 +30,7 @@ pub(super) struct Panel {
 impl Panel {
     /// Decodes `rows` rows from `row` on; the other lanes are zero.
     #[allow(clippy::too_many_arguments)]
-    pub fn fill(
+    pub(super) fn fill(
         &mut self,
         w: &Matrix,
         row: usize,

@@ -111,6 +111,7 @@ unsafe fn pack_row_f32(src: &[f32], dst: &mut [u32]) {
 }
 
 /// Calls `$tile::<ROWS>` for the run-time number of rows, so that each count has its own registers.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! dispatch_rows {
     ($rows:expr, $tile:ident $args:tt, $($count:literal)*) => {
         match $rows {
@@ -119,4 +120,5 @@ macro_rules! dispatch_rows {
         }
     };
 }
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use dispatch_rows;

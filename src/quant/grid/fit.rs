@@ -12,7 +12,7 @@ use crate::quant::round::nearest_int;
 
 /// How a type stores the signs of eight weights.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Signs {
+pub(crate) enum Signs {
     /// All eight bits.
     Free,
     /// Seven bits; the eighth makes the number of minus signs even. Where it is odd, the weight that costs least
@@ -21,7 +21,7 @@ pub enum Signs {
 }
 
 /// One group of weights, split into signs and magnitudes.
-pub struct Group<const N: usize> {
+pub(crate) struct Group<const N: usize> {
     /// Weight of each squared error.
     pub weights: [f32; N],
     /// Square root of `weights`; what the choice among neighbours is weighted with.
@@ -37,7 +37,7 @@ pub struct Group<const N: usize> {
 impl<const N: usize> Group<N> {
     /// Splits `values`.
     #[inline(always)]
-    pub fn new(values: &[f32; N], weights: [f32; N], rule: Signs) -> Self {
+    pub(crate) fn new(values: &[f32; N], weights: [f32; N], rule: Signs) -> Self {
         let mut magnitudes = values.map(|x| if x >= 0.0 { x } else { -x });
         let mut signs = [0u8; 4];
         for (k, values) in values.as_chunks::<8>().0.iter().enumerate() {
@@ -59,14 +59,14 @@ impl<const N: usize> Group<N> {
 
     /// The largest magnitude.
     #[inline(always)]
-    pub fn max(&self) -> f32 {
+    pub(crate) fn max(&self) -> f32 {
         self.magnitudes.iter().fold(f32::NEG_INFINITY, |max, &x| if max > x { max } else { x })
     }
 }
 
 /// Which lattice points are chosen anew once the best scale is known.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Refine {
+pub(crate) enum Refine {
     /// All (IQ2_XXS).
     Always,
     /// All if one of them had to be moved onto the lattice, or if no scale was better than none (IQ3_S).
@@ -76,7 +76,7 @@ pub enum Refine {
 }
 
 /// The scales that a type tries: `(2 * levels - 1 + n * step) / reach` for `n` in `-tries..=tries`.
-pub struct Trials {
+pub(crate) struct Trials {
     /// Trials on each side.
     pub tries: i32,
     /// Distance between trials.
@@ -88,7 +88,7 @@ pub struct Trials {
 }
 
 /// A group's scale and points.
-pub struct Fit {
+pub(crate) struct Fit {
     /// Scale of the magnitudes `2 * level + 1`; never negative, as its sign went into the group's signs.
     pub scale: f32,
     /// Index of the lattice point of each run of 8 or 4 weights.
@@ -96,13 +96,13 @@ pub struct Fit {
 }
 
 /// Most trials of any type, rounded up to whole vectors.
-pub const MOST_TRIALS: usize = 32;
+pub(crate) const MOST_TRIALS: usize = 32;
 
 /// The lattice values of 16 weights for each trial, for as many times 16 weights as a group has.
-pub type TrialValues<const CHUNKS: usize> = [[[f32; 16]; MOST_TRIALS]; CHUNKS];
+pub(crate) type TrialValues<const CHUNKS: usize> = [[[f32; 16]; MOST_TRIALS]; CHUNKS];
 
 /// Steps of [`fit`] that are the same for all trials.
-pub trait FitSteps: Chooser {
+pub(crate) trait FitSteps: Chooser {
     /// The tuple of nearest levels ([`Lattice::nearest_to_tuple`]) of each run of `D` weights, for each of the first
     /// `count` trials of inverse scales. What the others get does not matter.
     fn tuples<const N: usize, const D: usize, const RUNS: usize>(
@@ -171,7 +171,7 @@ fn odd(level: u8) -> f32 {
 /// Fits `group`, `RUNS` runs of `D` weights. `reach` is the magnitude that the top level should meet, `start` the scale if no trial is better
 /// than none at all. A negative scale turns all signs around, including those in `group.signs`.
 #[inline(always)]
-pub fn fit<const N: usize, const D: usize, const RUNS: usize, const CHUNKS: usize>(
+pub(crate) fn fit<const N: usize, const D: usize, const RUNS: usize, const CHUNKS: usize>(
     steps: impl FitSteps,
     lattice: &Lattice<D>,
     group: &mut Group<N>,
@@ -291,6 +291,6 @@ fn sums<const N: usize, const D: usize>(lattice: &Lattice<D>, group: &Group<N>, 
 
 /// `scale / unit` as one of 16 steps `2 s + 1`, clamped (the block scale of all these types).
 #[inline(always)]
-pub fn scale_code(inverse_unit: f32, scale: f32, top: i32) -> u8 {
+pub(crate) fn scale_code(inverse_unit: f32, scale: f32, top: i32) -> u8 {
     nearest_int(0.5 * (inverse_unit * scale - 1.0)).clamp(0, top) as u8
 }

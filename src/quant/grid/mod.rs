@@ -5,13 +5,13 @@
 //! The decode tables (`iq2xxs_grid`, `iq3s_grid`, … in ggml) are the same points with each level replaced by the
 //! magnitude that it stands for, so both are derived here from one list of points.
 
-pub mod fit;
+pub(super) mod fit;
 mod points;
 
 use std::sync::OnceLock;
 
 /// Points of a lattice whose coordinates are packed as magnitudes, one byte each, first coordinate lowest.
-pub type DecodeTable<const N: usize> = [u64; N];
+pub(super) type DecodeTable<const N: usize> = [u64; N];
 
 /// Magnitudes of the three levels of the IQ2 types, in eighths.
 const IQ2_MAGNITUDES: [u8; 3] = [0x08, 0x19, 0x2b];
@@ -23,19 +23,20 @@ const IQ3_XXS_MAGNITUDES: [u8; 8] = [0x04, 0x0c, 0x14, 0x1c, 0x24, 0x2c, 0x34, 0
 const IQ3_S_MAGNITUDES: [u8; 8] = [1, 3, 5, 7, 9, 11, 13, 15];
 
 /// `iq2xxs_grid`: 256 points of eight magnitudes.
-pub static IQ2_XXS_POINTS: DecodeTable<256> = decode_table::<256, 8, 3>(&points::IQ2_XXS, IQ2_MAGNITUDES);
+pub(super) static IQ2_XXS_POINTS: DecodeTable<256> = decode_table::<256, 8, 3>(&points::IQ2_XXS, IQ2_MAGNITUDES);
 /// `iq2xs_grid`: 512 points of eight magnitudes.
-pub static IQ2_XS_POINTS: DecodeTable<512> = decode_table::<512, 8, 3>(&points::IQ2_XS, IQ2_MAGNITUDES);
+pub(super) static IQ2_XS_POINTS: DecodeTable<512> = decode_table::<512, 8, 3>(&points::IQ2_XS, IQ2_MAGNITUDES);
 /// `iq2s_grid`: 1024 points of eight magnitudes.
-pub static IQ2_S_POINTS: DecodeTable<1024> = decode_table::<1024, 8, 3>(&points::IQ2_S, IQ2_MAGNITUDES);
+pub(super) static IQ2_S_POINTS: DecodeTable<1024> = decode_table::<1024, 8, 3>(&points::IQ2_S, IQ2_MAGNITUDES);
 /// `iq1s_grid`: 2048 points of eight signed values, shared by IQ1_S and IQ1_M.
-pub static IQ1_POINTS: DecodeTable<2048> = decode_table::<2048, 8, 3>(&points::IQ1, IQ1_VALUES);
+pub(super) static IQ1_POINTS: DecodeTable<2048> = decode_table::<2048, 8, 3>(&points::IQ1, IQ1_VALUES);
 /// The same with coordinates packed as levels 0, 1, 2, two bits each.
-pub static IQ1_PACKED: [u16; 2048] = points::IQ1;
+#[cfg(target_arch = "x86_64")] // only its decoders look weights up
+pub(super) static IQ1_PACKED: [u16; 2048] = points::IQ1;
 /// `iq3xxs_grid`: 256 points of four magnitudes.
-pub static IQ3_XXS_POINTS: [u32; 256] = narrow(&decode_table::<256, 4, 8>(&points::IQ3_XXS, IQ3_XXS_MAGNITUDES));
+pub(super) static IQ3_XXS_POINTS: [u32; 256] = narrow(&decode_table::<256, 4, 8>(&points::IQ3_XXS, IQ3_XXS_MAGNITUDES));
 /// `iq3s_grid`: 512 points of four magnitudes.
-pub static IQ3_S_POINTS: [u32; 512] = narrow(&decode_table::<512, 4, 8>(&points::IQ3_S, IQ3_S_MAGNITUDES));
+pub(super) static IQ3_S_POINTS: [u32; 512] = narrow(&decode_table::<512, 4, 8>(&points::IQ3_S, IQ3_S_MAGNITUDES));
 
 /// Coordinate `i` of a packed point of `D` coordinates.
 const fn level(point: u16, i: usize, dims: usize) -> usize {
@@ -72,7 +73,7 @@ const fn narrow<const N: usize>(wide: &[u64; N]) -> [u32; N] {
 
 /// Spreads a 7-bit sign code over eight weights: bit 7 makes the number of minus signs even (`ksigns_iq2xs`).
 #[inline(always)]
-pub const fn even_signs(code: u8) -> u8 {
+pub(super) const fn even_signs(code: u8) -> u8 {
     let code = code & 127;
     code | ((code.count_ones() as u8 & 1) << 7)
 }
@@ -91,7 +92,7 @@ enum Cell {
 /// [`CostTable`]; the eight-dimensional lattices use three of their four.
 #[doc(alias = "codebook")]
 #[doc(alias = "grid")]
-pub struct Lattice<const D: usize> {
+pub(super) struct Lattice<const D: usize> {
     /// Levels of every point.
     levels: Vec<[u8; D]>,
     /// One cell per tuple of levels; coordinate `i` counts `levels ^ i`.
@@ -103,13 +104,13 @@ pub struct Lattice<const D: usize> {
 }
 
 /// Cost of giving each coordinate each level; entry `coordinate * 32 / D + level`.
-pub type CostTable = [f32; 32];
+pub(super) type CostTable = [f32; 32];
 
 /// Numbers that may be read from the start of a list of packed points on, whatever its length.
-pub const LOOKAHEAD: usize = 16;
+pub(super) const LOOKAHEAD: usize = 16;
 
 /// How to choose among points.
-pub trait Chooser: Copy {
+pub(super) trait Chooser: Copy {
     /// Position of the cheapest among the first `count` of the packed `points`, the first of equals. A point's cost is
     /// the sum over its coordinates in order, from zero. Costs that overflow never win; 0 if all do. Behind the
     /// `count` points `points` is filled up to a multiple of [`LOOKAHEAD`] at least.
@@ -118,7 +119,7 @@ pub trait Chooser: Copy {
 
 /// Looks at one point after the other (`iq2_find_best_neighbour` and its siblings).
 #[derive(Clone, Copy)]
-pub struct InOrder;
+pub(super) struct InOrder;
 
 impl Chooser for InOrder {
     #[inline(always)]
@@ -138,7 +139,7 @@ impl Chooser for InOrder {
 
 impl<const D: usize> Lattice<D> {
     /// Levels that a coordinate can take.
-    pub const LEVELS: usize = if D == 8 { 3 } else { 8 };
+    pub(super) const LEVELS: usize = if D == 8 { 3 } else { 8 };
 
     /// Builds the neighbour lists (`iq2xs_init_impl`, `iq3xs_init_impl`): for every tuple of levels that is no
     /// point, all points at the `shells` smallest distances that occur.
@@ -187,7 +188,7 @@ impl<const D: usize> Lattice<D> {
 
     /// Levels of the point with this index.
     #[inline(always)]
-    pub fn levels(&self, point: u16) -> &[u8; D] {
+    pub(super) fn levels(&self, point: u16) -> &[u8; D] {
         &self.levels[point as usize]
     }
 
@@ -195,13 +196,18 @@ impl<const D: usize> Lattice<D> {
     /// of the neighbours is taken, the first where several cost the same; `costs` is called only then. Where ggml
     /// aborts because all costs overflow, the nearest point is returned.
     #[inline(always)]
-    pub fn nearest(&self, chooser: impl Chooser, levels: &[u8; D], costs: impl FnOnce() -> CostTable) -> (u16, bool) {
+    pub(super) fn nearest(
+        &self,
+        chooser: impl Chooser,
+        levels: &[u8; D],
+        costs: impl FnOnce() -> CostTable,
+    ) -> (u16, bool) {
         self.nearest_to_tuple(chooser, Self::tuple(levels), costs)
     }
 
     /// [`Self::nearest`] for the number of a tuple of levels: coordinate `i` counts `levels ^ i`.
     #[inline(always)]
-    pub fn nearest_to_tuple(
+    pub(super) fn nearest_to_tuple(
         &self,
         chooser: impl Chooser,
         tuple: usize,
@@ -220,7 +226,7 @@ impl<const D: usize> Lattice<D> {
 
 /// Each of `D` numbers once per level, as a [`CostTable`] orders them.
 #[inline(always)]
-pub fn spread<const D: usize>(numbers: &[f32; D]) -> CostTable {
+pub(super) fn spread<const D: usize>(numbers: &[f32; D]) -> CostTable {
     let mut table = [0f32; 32];
     for (row, number) in table.chunks_exact_mut(32 / D).zip(numbers) {
         row.fill(*number);
@@ -229,7 +235,7 @@ pub fn spread<const D: usize>(numbers: &[f32; D]) -> CostTable {
 }
 
 /// The values of the levels, once per coordinate, as a [`CostTable`] orders them.
-pub const fn repeat<const D: usize, const L: usize>(values: &[f32; L]) -> CostTable {
+pub(super) const fn repeat<const D: usize, const L: usize>(values: &[f32; L]) -> CostTable {
     let mut table = [0f32; 32];
     let mut entry = 0;
     while entry < 32 {
@@ -243,7 +249,7 @@ pub const fn repeat<const D: usize, const L: usize>(values: &[f32; L]) -> CostTa
 
 /// Weighted squared error of each coordinate at each level: `weight * (scale * value - target)^2`.
 #[inline(always)]
-pub fn squared_errors(values: &CostTable, scale: f32, targets: &CostTable, weights: &CostTable) -> CostTable {
+pub(super) fn squared_errors(values: &CostTable, scale: f32, targets: &CostTable, weights: &CostTable) -> CostTable {
     let mut costs = [0f32; 32];
     for i in 0..32 {
         let error = scale * values[i] - targets[i];
@@ -255,7 +261,7 @@ pub fn squared_errors(values: &CostTable, scale: f32, targets: &CostTable, weigh
 macro_rules! lattice {
     ($(#[$doc:meta])* $name:ident: $dims:literal from $points:ident, $shells:literal shells) => {
         $(#[$doc])*
-        pub fn $name() -> &'static Lattice<$dims> {
+        pub(super) fn $name() -> &'static Lattice<$dims> {
             static LATTICE: OnceLock<Lattice<$dims>> = OnceLock::new();
             LATTICE.get_or_init(|| Lattice::new(&points::$points, $shells))
         }

@@ -1,6 +1,6 @@
-//! Vector code beside the scalar codecs, chosen at run time by [`cpu::level`](crate::cpu::level).
+//! Vector code beside the scalar codecs, chosen at run time by [`cpu::level`].
 //!
-//! The scalar functions of [`types`](super::types) are the definition; everything here gives the same bits.
+//! The scalar functions of `types` are the definition; everything here gives the same bits.
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
@@ -14,7 +14,7 @@ use crate::cpu::{self, Level};
 use crate::gguf::TensorType;
 
 /// The fastest decoder of `ty` on this machine, or `None` when the type has no codec.
-pub fn dequantizer(ty: TensorType) -> Option<DequantizeFn> {
+pub(crate) fn dequantizer(ty: TensorType) -> Option<DequantizeFn> {
     dequantizer_at(ty, cpu::level())
 }
 
@@ -24,7 +24,7 @@ pub fn dequantizer_at(ty: TensorType, level: Level) -> Option<DequantizeFn> {
 }
 
 /// The fastest encoder of `ty` on this machine, or `None` when the type has none.
-pub fn quantizer(ty: TensorType) -> Option<QuantizeFn> {
+pub(crate) fn quantizer(ty: TensorType) -> Option<QuantizeFn> {
     quantizer_at(ty, cpu::level())
 }
 

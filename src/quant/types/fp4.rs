@@ -76,7 +76,7 @@ pub(in crate::quant) fn e8m0_half(e: u8) -> f32 {
 
 /// Encodes MXFP4 (`quantize_mxfp4`): the exponent puts the peak into `4..8`, of which 6 is the highest value.
 #[inline(always)]
-pub fn quantize_mxfp4(src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
+pub(crate) fn quantize_mxfp4(src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
     encode_blocks(src, dst, |x: &[f32; MXFP4_LEN], block: &mut [u8; MXFP4_BYTES]| {
         let peak = largest_magnitude(x);
         // For peaks below 2^-125 the exponent is negative and wraps around, as it does in ggml.
@@ -92,7 +92,7 @@ pub fn quantize_mxfp4(src: &[f32], _row_len: usize, _importance: Option<&[f32]>,
 }
 
 /// Decodes MXFP4 (`dequantize_row_mxfp4`).
-pub fn dequantize_mxfp4(src: &[u8], dst: &mut [f32]) {
+pub(crate) fn dequantize_mxfp4(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; MXFP4_BYTES], x: &mut [f32; MXFP4_LEN]| {
         let values = table(e8m0_half(block[0]));
         for j in 0..MXFP4_LEN / 2 {
@@ -136,7 +136,7 @@ fn ue4m3(value: f32) -> u8 {
 
 /// Encodes NVFP4 (`quantize_nvfp4`): each group's scale puts its peak at 6.
 #[inline(always)]
-pub fn quantize_nvfp4(src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
+pub(crate) fn quantize_nvfp4(src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
     encode_blocks(src, dst, |x: &[f32; NVFP4_LEN], block: &mut [u8; NVFP4_BYTES]| {
         let (scales, nibbles) = block.split_at_mut(4);
         let groups = x.as_chunks::<NVFP4_GROUP>().0;
@@ -150,7 +150,7 @@ pub fn quantize_nvfp4(src: &[f32], _row_len: usize, _importance: Option<&[f32]>,
 }
 
 /// Decodes NVFP4 (`dequantize_row_nvfp4`).
-pub fn dequantize_nvfp4(src: &[u8], dst: &mut [f32]) {
+pub(crate) fn dequantize_nvfp4(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; NVFP4_BYTES], x: &mut [f32; NVFP4_LEN]| {
         let (scales, nibbles) = block.split_at(4);
         let groups = x.as_chunks_mut::<NVFP4_GROUP>().0;

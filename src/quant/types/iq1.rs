@@ -98,10 +98,10 @@ pub(in crate::quant) struct Best {
 }
 
 impl Best {
-    pub const NONE: Best = Best { score: -f32::MAX, split: None };
+    pub(crate) const NONE: Best = Best { score: -f32::MAX, split: None };
 
     #[inline(always)]
-    pub fn offer(&mut self, low: usize, high: usize, shifts: usize, sum_qx: f32, sum_q2: f32) {
+    pub(crate) fn offer(&mut self, low: usize, high: usize, shifts: usize, sum_qx: f32, sum_q2: f32) {
         if sum_q2 > 0.0 && sum_qx * sum_qx > self.score * sum_q2 {
             let scale = sum_qx / sum_q2;
             self.score = scale * sum_qx;
@@ -241,7 +241,7 @@ fn encode_s(steps: impl Steps, x: &[f32; BLOCK], importance: Option<&[f32; BLOCK
 
 /// Decodes IQ1_S.
 #[inline(always)]
-pub fn dequantize_iq1_s(src: &[u8], dst: &mut [f32]) {
+pub(crate) fn dequantize_iq1_s(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; 50], out: &mut [f32; BLOCK]| {
         runs_s(block, |n, run| run.store(&mut out.as_chunks_mut::<16>().0[n]));
     });
@@ -249,7 +249,7 @@ pub fn dequantize_iq1_s(src: &[u8], dst: &mut [f32]) {
 
 /// Takes a block of IQ1_S apart.
 #[inline(always)]
-pub fn runs_s(block: &[u8; 50], mut emit: impl FnMut(usize, ShiftedRun)) {
+pub(crate) fn runs_s(block: &[u8; 50], mut emit: impl FnMut(usize, ShiftedRun)) {
     let d = get_f16(block, 0);
     for n in 0..16 {
         let word = u16::from_le_bytes([block[34 + n / 2 * 2], block[35 + n / 2 * 2]]);
@@ -389,7 +389,7 @@ fn encode_m(steps: impl Steps, x: &[f32; BLOCK], importance: Option<&[f32; BLOCK
 
 /// Decodes IQ1_M.
 #[inline(always)]
-pub fn dequantize_iq1_m(src: &[u8], dst: &mut [f32]) {
+pub(crate) fn dequantize_iq1_m(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; 56], out: &mut [f32; BLOCK]| {
         runs_m(block, |n, run| run.store(&mut out.as_chunks_mut::<16>().0[n]));
     });
@@ -397,7 +397,7 @@ pub fn dequantize_iq1_m(src: &[u8], dst: &mut [f32]) {
 
 /// Takes a block of IQ1_M apart.
 #[inline(always)]
-pub fn runs_m(block: &[u8; 56], mut emit: impl FnMut(usize, ShiftedRun)) {
+pub(crate) fn runs_m(block: &[u8; 56], mut emit: impl FnMut(usize, ShiftedRun)) {
     let words: [u16; 4] = std::array::from_fn(|i| u16::from_le_bytes([block[48 + 2 * i], block[49 + 2 * i]]));
     let half = words.iter().rev().fold(0u16, |half, word| half << 4 | word >> 12);
     let d = f16_to_f32(half);

@@ -76,7 +76,7 @@ fn encode_xxs(steps: impl FitSteps, x: &[f32; BLOCK], importance: Option<&[f32; 
 
 /// Decodes IQ2_XXS.
 #[inline(always)]
-pub fn dequantize_iq2_xxs(src: &[u8], dst: &mut [f32]) {
+pub(crate) fn dequantize_iq2_xxs(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; 66], out: &mut [f32; BLOCK]| {
         runs_xxs(block, |n, run| run.store(&mut out.as_chunks_mut::<16>().0[n]));
     });
@@ -84,7 +84,7 @@ pub fn dequantize_iq2_xxs(src: &[u8], dst: &mut [f32]) {
 
 /// Takes a block of IQ2_XXS apart.
 #[inline(always)]
-pub fn runs_xxs(block: &[u8; 66], mut emit: impl FnMut(usize, SignedRun)) {
+pub(crate) fn runs_xxs(block: &[u8; 66], mut emit: impl FnMut(usize, SignedRun)) {
     let d = get_f16(block, 0);
     for (ib, bytes) in block[2..].as_chunks::<8>().0.iter().enumerate() {
         let word = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
@@ -177,7 +177,7 @@ fn encode_xs(steps: impl FitSteps, x: &[f32; BLOCK], importance: Option<&[f32; B
 
 /// Decodes IQ2_XS.
 #[inline(always)]
-pub fn dequantize_iq2_xs(src: &[u8], dst: &mut [f32]) {
+pub(crate) fn dequantize_iq2_xs(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; 74], out: &mut [f32; BLOCK]| {
         runs_xs(block, |n, run| run.store(&mut out.as_chunks_mut::<16>().0[n]));
     });
@@ -185,7 +185,7 @@ pub fn dequantize_iq2_xs(src: &[u8], dst: &mut [f32]) {
 
 /// Takes a block of IQ2_XS apart.
 #[inline(always)]
-pub fn runs_xs(block: &[u8; 74], mut emit: impl FnMut(usize, SignedRun)) {
+pub(crate) fn runs_xs(block: &[u8; 74], mut emit: impl FnMut(usize, SignedRun)) {
     let d = get_f16(block, 0);
     for (n, codes) in block[2..66].as_chunks::<4>().0.iter().enumerate() {
         let codes = [u16::from_le_bytes([codes[0], codes[1]]), u16::from_le_bytes([codes[2], codes[3]])];
@@ -228,7 +228,7 @@ fn encode_s(steps: impl FitSteps, x: &[f32; BLOCK], importance: Option<&[f32; BL
 
 /// Decodes IQ2_S.
 #[inline(always)]
-pub fn dequantize_iq2_s(src: &[u8], dst: &mut [f32]) {
+pub(crate) fn dequantize_iq2_s(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; 82], out: &mut [f32; BLOCK]| {
         runs_s(block, |n, run| run.store(&mut out.as_chunks_mut::<16>().0[n]));
     });
@@ -236,7 +236,7 @@ pub fn dequantize_iq2_s(src: &[u8], dst: &mut [f32]) {
 
 /// Takes a block of IQ2_S apart.
 #[inline(always)]
-pub fn runs_s(block: &[u8; 82], mut emit: impl FnMut(usize, SignedRun)) {
+pub(crate) fn runs_s(block: &[u8; 82], mut emit: impl FnMut(usize, SignedRun)) {
     let d = get_f16(block, 0);
     for n in 0..16 {
         let high = usize::from(block[66 + n / 2] >> (4 * (n % 2)));

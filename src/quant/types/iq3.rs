@@ -91,7 +91,7 @@ fn encode_xxs(steps: impl FitSteps, x: &[f32; BLOCK], importance: Option<&[f32; 
 
 /// Decodes IQ3_XXS.
 #[inline(always)]
-pub fn dequantize_iq3_xxs(src: &[u8], dst: &mut [f32]) {
+pub(crate) fn dequantize_iq3_xxs(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; 98], out: &mut [f32; BLOCK]| {
         runs_xxs(block, |n, run| run.store(&mut out.as_chunks_mut::<16>().0[n]));
     });
@@ -99,7 +99,7 @@ pub fn dequantize_iq3_xxs(src: &[u8], dst: &mut [f32]) {
 
 /// Takes a block of IQ3_XXS apart.
 #[inline(always)]
-pub fn runs_xxs(block: &[u8; 98], mut emit: impl FnMut(usize, SignedRun)) {
+pub(crate) fn runs_xxs(block: &[u8; 98], mut emit: impl FnMut(usize, SignedRun)) {
     let d = get_f16(block, 0);
     let (points, words) = block[2..].split_at(64);
     for (n, points) in points.as_chunks::<4>().0.iter().enumerate() {
@@ -154,7 +154,7 @@ fn encode_s(steps: impl FitSteps, x: &[f32; BLOCK], importance: Option<&[f32; BL
 
 /// Decodes IQ3_S.
 #[inline(always)]
-pub fn dequantize_iq3_s(src: &[u8], dst: &mut [f32]) {
+pub(crate) fn dequantize_iq3_s(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; 110], out: &mut [f32; BLOCK]| {
         runs_s(block, |n, run| run.store(&mut out.as_chunks_mut::<16>().0[n]));
     });
@@ -162,7 +162,7 @@ pub fn dequantize_iq3_s(src: &[u8], dst: &mut [f32]) {
 
 /// Takes a block of IQ3_S apart.
 #[inline(always)]
-pub fn runs_s(block: &[u8; 110], mut emit: impl FnMut(usize, SignedRun)) {
+pub(crate) fn runs_s(block: &[u8; 110], mut emit: impl FnMut(usize, SignedRun)) {
     let d = get_f16(block, 0);
     let (low, high, signs, scales) = (&block[2..66], &block[66..74], &block[74..106], &block[106..]);
     for (n, low) in low.as_chunks::<4>().0.iter().enumerate() {

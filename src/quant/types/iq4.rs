@@ -9,7 +9,7 @@ use super::{decode_blocks, get_f16, put_f16, sum_of_squares};
 use crate::quant::round::nearest_int;
 
 /// `kvalues_iq4nl`.
-pub const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+pub(crate) const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// Where a number stops being nearest to one value and starts being nearest to the next; a number on the border
 /// goes to the upper value. All of them are exact.
@@ -117,7 +117,7 @@ fn unpack(codes: &[u8; 16], scale: f32, out: &mut [f32; 32]) {
 
 /// Encodes IQ4_NL.
 #[inline(always)]
-pub fn quantize_iq4_nl(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+pub(crate) fn quantize_iq4_nl(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
     for (x, importance, out) in blocks(src, row_len, importance, dst) {
         encode_nl(x, importance, out);
     }
@@ -143,7 +143,7 @@ pub(super) fn put_nl(d: f32, codes: &[u8; 32], out: &mut [u8; 18]) {
 }
 
 /// Decodes IQ4_NL.
-pub fn dequantize_iq4_nl(src: &[u8], dst: &mut [f32]) {
+pub(crate) fn dequantize_iq4_nl(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; 18], out: &mut [f32; 32]| {
         let [_, _, codes @ ..] = block;
         unpack(codes, get_f16(block, 0), out);
@@ -152,7 +152,7 @@ pub fn dequantize_iq4_nl(src: &[u8], dst: &mut [f32]) {
 
 /// Encodes IQ4_XS.
 #[inline(always)]
-pub fn quantize_iq4_xs(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+pub(crate) fn quantize_iq4_xs(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
     for (x, importance, out) in blocks(src, row_len, importance, dst) {
         encode_xs(x, importance, out);
     }
@@ -210,7 +210,7 @@ pub(super) fn put_xs(d: f32, scales: &[u8; 8], codes: &[u8; 256], out: &mut [u8;
 }
 
 /// Decodes IQ4_XS.
-pub fn dequantize_iq4_xs(src: &[u8], dst: &mut [f32]) {
+pub(crate) fn dequantize_iq4_xs(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; 136], out: &mut [f32; 256]| {
         let d = get_f16(block, 0);
         let high = u16::from_le_bytes([block[2], block[3]]);

@@ -148,7 +148,7 @@ pub(in crate::quant) fn encode_q4_0(x: &[f32; LEN], block: &mut [u8; 18]) {
 
 /// Q4_0: `d`, 16 bytes of nibbles; weight = `d * (level - 8)` (`quantize_q4_0`).
 #[inline(always)]
-pub fn quantize_q4_0(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+pub(crate) fn quantize_q4_0(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
     encode_by_importance(src, row_len, importance, dst, encode_q4_0, mean_square, |&sigma2, x, importance, block| {
         let fit = fit_symmetric(x, &error_weights(x, importance, sigma2), Q4_HALF);
         put_q4_0(fit.scale, &Scalar.of_products(x, fit.inverse, Q4_HALF), block);
@@ -156,7 +156,7 @@ pub fn quantize_q4_0(src: &[f32], row_len: usize, importance: Option<&[f32]>, ds
 }
 
 /// Decodes Q4_0.
-pub fn dequantize_q4_0(src: &[u8], dst: &mut [f32]) {
+pub(crate) fn dequantize_q4_0(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; 18], x: &mut [f32; LEN]| {
         let d = get_f16(block, 0);
         if let Some(packed) = block[2..].first_chunk() {
@@ -181,7 +181,7 @@ pub(in crate::quant) fn encode_q4_1(x: &[f32; LEN], block: &mut [u8; 20]) {
 
 /// Q4_1: `d`, `m`, 16 bytes of nibbles; weight = `d * level + m` (`quantize_q4_1`).
 #[inline(always)]
-pub fn quantize_q4_1(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+pub(crate) fn quantize_q4_1(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
     encode_by_importance(src, row_len, importance, dst, encode_q4_1, mean_square, |&sigma2, x, importance, block| {
         let fit = fit_affine(x, &error_weights(x, importance, sigma2), &Q4_1_SEARCH);
         put_q4_1(fit.scale, -fit.min, &Scalar.of_search(x, fit.level_map, Q4_1_SEARCH.max_level), block);
@@ -189,7 +189,7 @@ pub fn quantize_q4_1(src: &[f32], row_len: usize, importance: Option<&[f32]>, ds
 }
 
 /// Decodes Q4_1.
-pub fn dequantize_q4_1(src: &[u8], dst: &mut [f32]) {
+pub(crate) fn dequantize_q4_1(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; 20], x: &mut [f32; LEN]| {
         let (d, m) = (get_f16(block, 0), get_f16(block, 2));
         if let Some(packed) = block[4..].first_chunk() {
@@ -214,7 +214,7 @@ pub(in crate::quant) fn encode_q5_0(x: &[f32; LEN], block: &mut [u8; 22]) {
 
 /// Q5_0: `d`, 4 bytes of fifth bits, 16 bytes of nibbles; weight = `d * (level - 16)` (`quantize_q5_0`).
 #[inline(always)]
-pub fn quantize_q5_0(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+pub(crate) fn quantize_q5_0(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
     encode_by_importance(src, row_len, importance, dst, encode_q5_0, mean_square, |&sigma2, x, importance, block| {
         let fit = fit_symmetric(x, &error_weights(x, importance, sigma2), Q5_HALF);
         put_q5_0(fit.scale, &Scalar.of_products(x, fit.inverse, Q5_HALF), block);
@@ -222,7 +222,7 @@ pub fn quantize_q5_0(src: &[f32], row_len: usize, importance: Option<&[f32]>, ds
 }
 
 /// Decodes Q5_0.
-pub fn dequantize_q5_0(src: &[u8], dst: &mut [f32]) {
+pub(crate) fn dequantize_q5_0(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; 22], x: &mut [f32; LEN]| {
         let d = get_f16(block, 0);
         if let Some((fifth, packed)) = block[2..].split_first_chunk()
@@ -250,7 +250,7 @@ pub(in crate::quant) fn encode_q5_1(x: &[f32; LEN], block: &mut [u8; 24]) {
 
 /// Q5_1: `d`, `m`, 4 bytes of fifth bits, 16 bytes of nibbles; weight = `d * level + m` (`quantize_q5_1`).
 #[inline(always)]
-pub fn quantize_q5_1(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+pub(crate) fn quantize_q5_1(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
     encode_by_importance(src, row_len, importance, dst, encode_q5_1, mean_square, |&sigma2, x, importance, block| {
         let fit = fit_affine(x, &error_weights(x, importance, sigma2), &Q5_1_SEARCH);
         put_q5_1(fit.scale, -fit.min, &Scalar.of_search(x, fit.level_map, Q5_1_SEARCH.max_level), block);
@@ -258,7 +258,7 @@ pub fn quantize_q5_1(src: &[f32], row_len: usize, importance: Option<&[f32]>, ds
 }
 
 /// Decodes Q5_1.
-pub fn dequantize_q5_1(src: &[u8], dst: &mut [f32]) {
+pub(crate) fn dequantize_q5_1(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; 24], x: &mut [f32; LEN]| {
         let (d, m) = (get_f16(block, 0), get_f16(block, 2));
         if let Some((fifth, packed)) = block[4..].split_first_chunk()
@@ -272,7 +272,7 @@ pub fn dequantize_q5_1(src: &[u8], dst: &mut [f32]) {
 /// Q8_0: `d`, 32 signed bytes; weight = `d * level`, halves rounded away from zero (`quantize_q8_0`). Importance
 /// plays no part.
 #[inline(always)]
-pub fn quantize_q8_0(src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
+pub(crate) fn quantize_q8_0(src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
     encode_blocks(src, dst, encode_q8_0);
 }
 
@@ -296,7 +296,7 @@ pub(in crate::quant) fn put_q8_0(d: f32, levels: &[u8; LEN], block: &mut [u8; 34
 }
 
 /// Decodes Q8_0.
-pub fn dequantize_q8_0(src: &[u8], dst: &mut [f32]) {
+pub(crate) fn dequantize_q8_0(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; 34], x: &mut [f32; LEN]| {
         let d = get_f16(block, 0);
         for (v, &level) in x.iter_mut().zip(&block[2..]) {

@@ -13,7 +13,7 @@ const BYTES: usize = 2 + 16;
 
 /// Encodes Q1_0 (`quantize_q1_0`): the scale is the mean magnitude, summed in order.
 #[inline(always)]
-pub fn quantize_q1_0(src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
+pub(crate) fn quantize_q1_0(src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
     encode_blocks(src, dst, |x: &[f32; Q1_0_LEN], block: &mut [u8; BYTES]| {
         let sum = x.iter().fold(0.0, |sum, v| sum + v.abs());
         put_f16(block, 0, sum / Q1_0_LEN as f32);
@@ -24,7 +24,7 @@ pub fn quantize_q1_0(src: &[f32], _row_len: usize, _importance: Option<&[f32]>, 
 }
 
 /// Decodes Q1_0 (`dequantize_row_q1_0`).
-pub fn dequantize_q1_0(src: &[u8], dst: &mut [f32]) {
+pub(crate) fn dequantize_q1_0(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; BYTES], x: &mut [f32; Q1_0_LEN]| {
         let d = get_f16(block, 0);
         for (x, bits) in x.as_chunks_mut::<8>().0.iter_mut().zip(&block[2..]) {
@@ -37,7 +37,7 @@ pub fn dequantize_q1_0(src: &[u8], dst: &mut [f32]) {
 
 /// Encodes Q2_0 (`quantize_q2_0`): the scale is the largest magnitude, so the encoder never uses level 3.
 #[inline(always)]
-pub fn quantize_q2_0(src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
+pub(crate) fn quantize_q2_0(src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
     encode_blocks(src, dst, encode_q2_0);
 }
 
@@ -66,7 +66,7 @@ pub(in crate::quant) fn put_q2_0(d: f32, levels: &[u8; Q2_0_LEN], block: &mut [u
 }
 
 /// Decodes Q2_0 (`dequantize_row_q2_0`).
-pub fn dequantize_q2_0(src: &[u8], dst: &mut [f32]) {
+pub(crate) fn dequantize_q2_0(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; BYTES], x: &mut [f32; Q2_0_LEN]| {
         let d = get_f16(block, 0);
         for (x, bits) in x.as_chunks_mut::<4>().0.iter_mut().zip(&block[2..]) {

@@ -5,26 +5,26 @@
 //! [`DequantizeFn`](super::DequantizeFn). All multi-byte fields are little-endian.
 
 pub(in crate::quant) mod affine_k;
-pub mod float;
-pub mod fp4;
-pub mod iq1;
-pub mod iq2;
-pub mod iq3;
-pub mod iq4;
-pub mod legacy;
+pub(crate) mod float;
+pub(crate) mod fp4;
+pub(crate) mod iq1;
+pub(crate) mod iq2;
+pub(crate) mod iq3;
+pub(crate) mod iq4;
+pub(crate) mod legacy;
 pub(crate) mod lines;
-pub mod low_bit;
+pub(crate) mod low_bit;
 mod pack;
 pub(crate) mod parts;
-pub mod q2_k;
-pub mod q3_k;
-pub mod q4_k;
-pub mod q5_k;
-pub mod q6_k;
-pub mod q8_k;
-pub mod runs;
+pub(crate) mod q2_k;
+pub(crate) mod q3_k;
+pub(crate) mod q4_k;
+pub(crate) mod q5_k;
+pub(crate) mod q6_k;
+pub(crate) mod q8_k;
+pub(crate) mod runs;
 mod superblock;
-pub mod ternary;
+pub(crate) mod ternary;
 
 #[cfg(test)]
 mod iq_tests;

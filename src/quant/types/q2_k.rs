@@ -31,7 +31,7 @@ pub(in crate::quant) const WEIGHTED: AffineSearch =
     AffineSearch { max_level: 3.0, first: -0.9, step: 0.05, steps: 36, error: ErrorMeasure::Squared };
 
 /// Encodes Q2_K (`quantize_q2_K`).
-pub fn quantize(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+pub(crate) fn quantize(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
     let weighted = |(): &(), x: &_, w: &_, block: &mut _| encode_weighted(x, w, block);
     encode_by_importance(src, row_len, importance, dst, encode, |_| (), weighted);
 }
@@ -144,7 +144,7 @@ fn groups(x: &[f32; LEN]) -> &[[f32; GROUP]] {
 }
 
 /// Decodes Q2_K (`dequantize_row_q2_K`).
-pub fn dequantize(src: &[u8], dst: &mut [f32]) {
+pub(crate) fn dequantize(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; BYTES], x: &mut [f32; LEN]| {
         let (d, dmin) = (get_f16(block, D), get_f16(block, DMIN));
         for (j, x) in x.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {

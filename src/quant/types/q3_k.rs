@@ -26,7 +26,7 @@ pub(in crate::quant) const HALF: i32 = 4;
 pub(in crate::quant) const SCALE_HALF: i32 = 32;
 
 /// Encodes Q3_K (`quantize_q3_K`).
-pub fn quantize(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+pub(crate) fn quantize(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
     let weighted = |(): &(), x: &_, w: &_, block: &mut _| encode_weighted(x, w, block);
     encode_by_importance(src, row_len, importance, dst, encode, |_| (), weighted);
 }
@@ -162,7 +162,7 @@ pub(in crate::quant) fn groups(x: &[f32; LEN]) -> &[[f32; GROUP]] {
 }
 
 /// Decodes Q3_K (`dequantize_row_q3_K`).
-pub fn dequantize(src: &[u8], dst: &mut [f32]) {
+pub(crate) fn dequantize(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; BYTES], x: &mut [f32; LEN]| {
         let d = get_f16(block, D);
         let scales = unpack_scales(&block[SCALES..D]);

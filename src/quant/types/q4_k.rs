@@ -13,7 +13,7 @@ const _: () = assert!(HEADER + LEN / 2 == BYTES);
 pub(in crate::quant) const FORMAT: Format = Format::new(15.0, -1.0, 20, false);
 
 /// Encodes Q4_K (`quantize_q4_K`).
-pub fn quantize(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+pub(crate) fn quantize(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
     let plain = |x: &_, block: &mut _| finish(block, |header| FORMAT.encode(x, header));
     let weighted = |(): &(), x: &_, w: &_, block: &mut _| finish(block, |header| FORMAT.encode_weighted(x, w, header));
     encode_by_importance(src, row_len, importance, dst, plain, |_| (), weighted);
@@ -30,7 +30,7 @@ pub(in crate::quant) fn finish(block: &mut [u8; BYTES], encode: impl FnOnce(&mut
 }
 
 /// Decodes Q4_K (`dequantize_row_q4_K`).
-pub fn dequantize(src: &[u8], dst: &mut [f32]) {
+pub(crate) fn dequantize(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; BYTES], x: &mut [f32; LEN]| {
         let Some((header, nibbles)) = block.split_first_chunk() else { return };
         let lines = affine_k::group_lines(header);

@@ -23,7 +23,7 @@ const _: () = assert!(D + 2 == BYTES);
 pub(in crate::quant) const HALF: i32 = 32;
 
 /// Encodes Q6_K (`quantize_q6_K`). Without importance, errors count by the squared weight.
-pub fn quantize(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+pub(crate) fn quantize(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
     let plain = |x: &[f32; LEN], block: &mut _| encode(x, &x.map(|v| v * v), block);
     let weighted = |(): &(), x: &_, w: &_, block: &mut _| encode(x, w, block);
     encode_by_importance(src, row_len, importance, dst, plain, |_| (), weighted);
@@ -100,7 +100,7 @@ fn groups(x: &[f32; LEN]) -> &[[f32; GROUP]] {
 }
 
 /// Decodes Q6_K (`dequantize_row_q6_K`).
-pub fn dequantize(src: &[u8], dst: &mut [f32]) {
+pub(crate) fn dequantize(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; BYTES], x: &mut [f32; LEN]| {
         let d = get_f16(block, D);
         for (j, x) in x.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {

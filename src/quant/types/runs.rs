@@ -7,7 +7,7 @@
 /// Sixteen weights as magnitudes and signs: weight `i` is `scale * magnitude[i]`, negated where bit `i` of `signs`
 /// is set.
 #[derive(Clone, Copy)]
-pub struct SignedRun {
+pub(crate) struct SignedRun {
     /// Scale of all magnitudes.
     pub scale: f32,
     /// Eight magnitudes each, a byte per weight, first weight lowest.
@@ -19,7 +19,7 @@ pub struct SignedRun {
 impl SignedRun {
     /// The weights, by the definition.
     #[inline(always)]
-    pub fn store(self, out: &mut [f32; 16]) {
+    pub(crate) fn store(self, out: &mut [f32; 16]) {
         for (k, out) in out.as_chunks_mut::<8>().0.iter_mut().enumerate() {
             let magnitudes = self.magnitudes[k].to_le_bytes();
             let signs = (self.signs >> (8 * k)) as u8;
@@ -33,7 +33,7 @@ impl SignedRun {
 
 /// Sixteen weights as small integers with a shift: `scale * (value[i] + shifts[i / 8])`.
 #[derive(Clone, Copy)]
-pub struct ShiftedRun {
+pub(crate) struct ShiftedRun {
     /// Scale of all values.
     pub scale: f32,
     /// Eight signed bytes each, first weight lowest.
@@ -45,7 +45,7 @@ pub struct ShiftedRun {
 impl ShiftedRun {
     /// The weights, by the definition.
     #[inline(always)]
-    pub fn store(self, out: &mut [f32; 16]) {
+    pub(crate) fn store(self, out: &mut [f32; 16]) {
         for (k, out) in out.as_chunks_mut::<8>().0.iter_mut().enumerate() {
             let values = self.values[k].to_le_bytes();
             *out = std::array::from_fn(|i| self.scale * (f32::from(values[i] as i8) + self.shifts[k]));

@@ -4,7 +4,7 @@ use super::error_weights;
 
 /// Every block of `src` with its part of the importance weights and its bytes.
 #[inline(always)]
-pub fn blocks<'a, const LEN: usize, const BYTES: usize>(
+pub(super) fn blocks<'a, const LEN: usize, const BYTES: usize>(
     src: &'a [f32],
     row_len: usize,
     importance: Option<&'a [f32]>,
@@ -20,7 +20,7 @@ pub fn blocks<'a, const LEN: usize, const BYTES: usize>(
 
 /// [`error_weights`] of a group, or, where no importance is known, `otherwise(x)`.
 #[inline(always)]
-pub fn error_weights_or<const N: usize>(
+pub(super) fn error_weights_or<const N: usize>(
     values: &[f32; N],
     importance: Option<&[f32; N]>,
     variance: f32,
@@ -37,7 +37,7 @@ pub fn error_weights_or<const N: usize>(
 macro_rules! lattice_encoder {
     ($(#[$doc:meta])* $name:ident, $with:ident: $steps:ident, $encode:ident) => {
         $(#[$doc])*
-        pub fn $name(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+        pub(crate) fn $name(src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
             $with(crate::quant::grid::InOrder, src, row_len, importance, dst);
         }
 

@@ -38,7 +38,7 @@ fn round(x: &[f32; LEN]) -> (f32, [u8; LEN]) {
 
 /// Encodes TQ1_0 (`quantize_tq1_0`).
 #[inline(always)]
-pub fn quantize_tq1_0(src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
+pub(crate) fn quantize_tq1_0(src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
     encode_blocks(src, dst, |x, block: &mut [u8; TQ1_0_BYTES]| {
         let (d, levels) = round(x);
         let (mut level, mut byte) = (0, 0);
@@ -60,7 +60,7 @@ pub fn quantize_tq1_0(src: &[f32], _row_len: usize, _importance: Option<&[f32]>,
 }
 
 /// Decodes TQ1_0 (`dequantize_row_tq1_0`).
-pub fn dequantize_tq1_0(src: &[u8], dst: &mut [f32]) {
+pub(crate) fn dequantize_tq1_0(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; TQ1_0_BYTES], x: &mut [f32; LEN]| {
         let d = get_f16(block, TQ1_0_D);
         let (mut weight, mut byte) = (0, 0);
@@ -82,7 +82,7 @@ pub fn dequantize_tq1_0(src: &[u8], dst: &mut [f32]) {
 
 /// Encodes TQ2_0 (`quantize_tq2_0`).
 #[inline(always)]
-pub fn quantize_tq2_0(src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
+pub(crate) fn quantize_tq2_0(src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
     encode_blocks(src, dst, |x, block: &mut [u8; TQ2_0_BYTES]| {
         let (d, levels) = round(x);
         if let Some(out) = block.first_chunk_mut() {
@@ -93,7 +93,7 @@ pub fn quantize_tq2_0(src: &[f32], _row_len: usize, _importance: Option<&[f32]>,
 }
 
 /// Decodes TQ2_0 (`dequantize_row_tq2_0`); level 3, which no encoder writes, is twice the scale.
-pub fn dequantize_tq2_0(src: &[u8], dst: &mut [f32]) {
+pub(crate) fn dequantize_tq2_0(src: &[u8], dst: &mut [f32]) {
     decode_blocks(src, dst, |block: &[u8; TQ2_0_BYTES], x: &mut [f32; LEN]| {
         let d = get_f16(block, TQ2_0_D);
         for (x, bytes) in x.as_chunks_mut::<128>().0.iter_mut().zip(block.as_chunks::<32>().0) {

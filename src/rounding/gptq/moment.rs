@@ -44,14 +44,14 @@ pub(super) struct Cap {
 
 impl Cap {
     /// Goes by the median of these lengths, if they are enough.
-    pub fn update(&mut self, lengths: &[f64]) {
+    pub(super) fn update(&mut self, lengths: &[f64]) {
         if let Some(median) = median(lengths) {
             self.limit = Some(LONGEST * median);
         }
     }
 
     /// What inputs of this length are multiplied with: less than 1 where they are too long.
-    pub fn factor(self, length: f64) -> f64 {
+    pub(super) fn factor(self, length: f64) -> f64 {
         let limit = self.limit.filter(|&limit| limit > 0.0).unwrap_or(f64::INFINITY);
         if length > limit { limit / length } else { 1.0 }
     }

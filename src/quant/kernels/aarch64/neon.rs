@@ -8,11 +8,11 @@ use crate::quant::kernels::wide::{Floats, Isa, LANES, Mask};
 
 /// Sixteen floats; exist only where [`Neon`] does.
 #[derive(Clone, Copy)]
-pub struct F32x4x4([float32x4_t; 4]);
+pub(crate) struct F32x4x4([float32x4_t; 4]);
 
 /// Sixteen truth values, all bits of a lane alike; exist only where [`Neon`] does.
 #[derive(Clone, Copy)]
-pub struct Mask4x4([uint32x4_t; 4]);
+pub(crate) struct Mask4x4([uint32x4_t; 4]);
 
 // SAFETY, for all of this file: values of these types exist only where the CPU has Advanced SIMD.
 

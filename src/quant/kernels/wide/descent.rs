@@ -10,7 +10,7 @@ use crate::quant::types::q3_k;
 const DESCENTS: usize = 4;
 
 /// Descents of the groups of sixteen blocks.
-pub struct Descents {
+pub(super) struct Descents {
     /// Scales of each group's blocks side by side.
     pub scales: [[f32; LANES]; q3_k::GROUPS],
     /// Group and lane of those that have not settled.
@@ -18,13 +18,13 @@ pub struct Descents {
 }
 
 impl Descents {
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { scales: [[0.0; LANES]; q3_k::GROUPS], active: Vec::with_capacity(LANES * q3_k::GROUPS) }
     }
 
     /// Most groups change nothing after the start. The others are collected, so that no lane waits for them.
     #[inline(always)]
-    pub fn run<I: Isa>(&mut self, isa: I, batch: &Batch<'_, 256>, x: &[I::Floats; 256]) {
+    pub(super) fn run<I: Isa>(&mut self, isa: I, batch: &Batch<'_, 256>, x: &[I::Floats; 256]) {
         self.active.clear();
         for (j, x) in x.as_chunks::<{ q3_k::GROUP }>().0.iter().enumerate() {
             let start = start_descent(isa, x, q3_k::HALF);

@@ -11,7 +11,7 @@ macro_rules! encoder {
     ($name:ident: $scalar:ident, $convert:ident) => {
         #[doc = concat!("[`", stringify!($scalar), "`](scalar::", stringify!($scalar), ").")]
         #[inline(always)]
-        pub fn $name<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+        pub(crate) fn $name<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
             let (steps, rest) = src.as_chunks::<STEP>();
             let (steps_out, rest_out) = dst.as_chunks_mut::<{ 2 * STEP }>();
             for (x, out) in steps.iter().zip(&mut *steps_out) {

@@ -198,7 +198,7 @@ macro_rules! encoders {
     ($($name:ident: $encode:path;)*) => {$(
         /// The encoder of the name.
         #[inline(always)]
-        pub fn $name<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+        pub(crate) fn $name<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
             $encode(Wide(isa), src, row_len, importance, dst);
         }
     )*};

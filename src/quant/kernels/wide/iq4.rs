@@ -68,7 +68,7 @@ fn weigh<I: Isa, const LEN: usize>(isa: I, batch: &Batch<'_, LEN>, x: &[I::Float
 
 /// [`iq4::quantize_iq4_nl`].
 #[inline(always)]
-pub fn iq4_nl<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+pub(crate) fn iq4_nl<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
     for (n, out) in dst.as_chunks_mut::<18>().0.chunks_mut(LANES).enumerate() {
         let batch = Batch::<GROUP>::new(src, row_len, importance, n * LANES);
         let (mut x, mut weights) = ([isa.splat(0.0); GROUP], [isa.splat(0.0); GROUP]);
@@ -83,7 +83,7 @@ pub fn iq4_nl<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[
 
 /// [`iq4::quantize_iq4_xs`].
 #[inline(always)]
-pub fn iq4_xs<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+pub(crate) fn iq4_xs<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
     const LEN: usize = 256;
     let (mut x, mut weights) = ([isa.splat(0.0); LEN], [isa.splat(0.0); LEN]);
     for (n, out) in dst.as_chunks_mut::<136>().0.chunks_mut(LANES).enumerate() {

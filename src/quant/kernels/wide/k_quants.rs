@@ -171,7 +171,7 @@ macro_rules! affine_k {
     ($(#[$doc:meta])* $name:ident: $bytes:literal) => {
         $(#[$doc])*
         #[inline(always)]
-        pub fn $name<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+        pub(crate) fn $name<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
             const FORMAT: Format = $name::FORMAT;
             let mut blocks = Blocks::new(isa);
             blocks.stay_together();
@@ -223,7 +223,7 @@ affine_k!(/// [`q5_k::quantize`].
 
 /// [`q2_k::quantize`].
 #[inline(always)]
-pub fn q2_k<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+pub(crate) fn q2_k<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
     let mut blocks = Blocks::new(isa);
     blocks.stay_together();
     let mut fits = BlockFits::<{ q2_k::GROUPS }>::EMPTY;
@@ -258,7 +258,7 @@ pub fn q2_k<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[f3
 
 /// [`q3_k::quantize`].
 #[inline(always)]
-pub fn q3_k<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+pub(crate) fn q3_k<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
     let zero = isa.splat(0.0);
     let mut blocks = Blocks::new(isa);
     let mut descents = Descents::new();
@@ -294,7 +294,7 @@ pub fn q3_k<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[f3
 
 /// [`q6_k::quantize`].
 #[inline(always)]
-pub fn q6_k<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+pub(crate) fn q6_k<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
     let zero = isa.splat(0.0);
     let mut blocks = Blocks::new(isa);
     for (n, out) in dst.as_chunks_mut::<{ q6_k::BYTES }>().0.chunks_mut(LANES).enumerate() {

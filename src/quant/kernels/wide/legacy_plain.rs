@@ -202,7 +202,7 @@ macro_rules! encode_blocks {
 
 /// [`scalar::quantize_q8_0`].
 #[inline(always)]
-pub fn q8_0<I: Isa>(isa: I, src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
+pub(crate) fn q8_0<I: Isa>(isa: I, src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
     encode_blocks! {
         src, dst, 34, scalar::encode_q8_0,
         |found, n, blocks| found.set(n, &Scales::of_bytes(isa, blocks)),
@@ -218,7 +218,7 @@ pub fn q8_0<I: Isa>(isa: I, src: &[f32], _row_len: usize, _importance: Option<&[
 
 /// [`low_bit::quantize_q2_0`].
 #[inline(always)]
-pub fn q2_0<I: Isa>(isa: I, src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
+pub(crate) fn q2_0<I: Isa>(isa: I, src: &[f32], _row_len: usize, _importance: Option<&[f32]>, dst: &mut [u8]) {
     for (x, block) in src.as_chunks::<64>().0.iter().zip(dst.as_chunks_mut().0) {
         let mut parts = [isa.splat(0.0); 4];
         let mut magnitude = isa.splat(0.0);
@@ -260,7 +260,7 @@ macro_rules! symmetric {
     ($name:ident: $half:literal, $top:tt, $bytes:literal, $encode:ident) => {
         #[doc = concat!("[`", stringify!($encode), "`](scalar::", stringify!($encode), ") of every block.")]
         #[inline(always)]
-        pub fn $name<I: Isa>(isa: I, src: &[f32], dst: &mut [u8]) {
+        pub(crate) fn $name<I: Isa>(isa: I, src: &[f32], dst: &mut [u8]) {
             let offset = isa.splat($half + 0.5);
             encode_blocks! {
                 src, dst, $bytes, scalar::$encode,
@@ -281,7 +281,7 @@ macro_rules! affine {
     ($name:ident: $top:tt, $bytes:literal, $encode:ident) => {
         #[doc = concat!("[`", stringify!($encode), "`](scalar::", stringify!($encode), ") of every block.")]
         #[inline(always)]
-        pub fn $name<I: Isa>(isa: I, src: &[f32], dst: &mut [u8]) {
+        pub(crate) fn $name<I: Isa>(isa: I, src: &[f32], dst: &mut [u8]) {
             let half = isa.splat(0.5);
             encode_blocks! {
                 src, dst, $bytes, scalar::$encode,

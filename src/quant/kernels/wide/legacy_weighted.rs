@@ -93,7 +93,7 @@ macro_rules! symmetric {
     ($name:ident: $bytes:literal, $scalar:ident, $half:expr, $top:tt) => {
         #[doc = concat!("[`", stringify!($scalar), "`](scalar::", stringify!($scalar), ").")]
         #[inline(always)]
-        pub fn $name<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+        pub(crate) fn $name<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
             if importance.is_none() {
                 return legacy_plain::$name(isa, src, dst);
             }
@@ -118,7 +118,7 @@ macro_rules! affine {
     ($name:ident: $bytes:literal, $scalar:ident, $search:expr, $top:tt) => {
         #[doc = concat!("[`", stringify!($scalar), "`](scalar::", stringify!($scalar), ").")]
         #[inline(always)]
-        pub fn $name<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+        pub(crate) fn $name<I: Isa>(isa: I, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
             const SEARCH: AffineSearch = $search;
             if importance.is_none() {
                 return legacy_plain::$name(isa, src, dst);

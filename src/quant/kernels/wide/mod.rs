@@ -10,23 +10,23 @@
 //! them: they must end up inside the function that enables the instruction set, or every operation becomes a call.
 
 mod descent;
-pub mod floats;
-pub mod grids;
-pub mod iq4;
-pub mod k_quants;
-pub mod legacy_plain;
-pub mod legacy_weighted;
+pub(super) mod floats;
+pub(super) mod grids;
+pub(super) mod iq4;
+pub(super) mod k_quants;
+pub(super) mod legacy_plain;
+pub(super) mod legacy_weighted;
 mod levels;
-pub mod search;
+pub(super) mod search;
 
 use crate::quant::float16::{f32_to_bf16, f32_to_f16};
 use std::ops::{Add, BitAnd, BitOr, Div, Mul, Sub};
 
 /// Lanes of a vector, whatever number of registers they take.
-pub const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// An instruction set. A value of the type is the proof that this CPU has it, see [`cpu`](crate::cpu).
-pub trait Isa: Copy {
+pub(super) trait Isa: Copy {
     /// Vectors of this instruction set.
     type Floats: Floats;
 
@@ -55,7 +55,9 @@ pub trait Isa: Copy {
 }
 
 /// Sixteen floats. Values come from an [`Isa`] only, so having one proves that its operations can run.
-pub trait Floats: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self> {
+pub(super) trait Floats:
+    Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self>
+{
     /// The outcome of a comparison, per lane.
     type Mask: Mask;
 
@@ -160,7 +162,7 @@ pub trait Floats: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = 
 }
 
 /// One truth value per lane.
-pub trait Mask: Copy + BitAnd<Output = Self> + BitOr<Output = Self> {
+pub(super) trait Mask: Copy + BitAnd<Output = Self> + BitOr<Output = Self> {
     /// Bit `k` for lane `k`.
     fn bits(self) -> u16;
 
@@ -240,14 +242,14 @@ pub(super) use encoders;
 
 /// Scalar encoders compiled for an instruction set: loops over arrays of fixed size, which the compiler turns into
 /// vectors. It neither reorders nor contracts float operations, so the bytes cannot differ.
-pub mod recompiled {
+pub(super) mod recompiled {
     use crate::quant::types::{fp4, low_bit, ternary};
 
     macro_rules! recompiled {
         ($($name:ident: $scalar:path;)*) => {$(
             /// The scalar encoder of the name.
             #[inline(always)]
-            pub fn $name<I>(_isa: I, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
+            pub(crate) fn $name<I>(_isa: I, src: &[f32], row_len: usize, importance: Option<&[f32]>, dst: &mut [u8]) {
                 $scalar(src, row_len, importance, dst);
             }
         )*};
@@ -264,10 +266,10 @@ pub mod recompiled {
 
 /// Steps of the encoders with the vectors of an instruction set.
 #[derive(Clone, Copy)]
-pub struct Wide<I>(pub I);
+pub(super) struct Wide<I>(pub I);
 
 /// Up to sixteen consecutive blocks. Lanes that are left over repeat the last block.
-pub struct Batch<'a, const LEN: usize> {
+pub(super) struct Batch<'a, const LEN: usize> {
     /// The weights of the blocks.
     pub blocks: [&'a [f32; LEN]; LANES],
     /// The importance of their columns.
@@ -277,7 +279,7 @@ pub struct Batch<'a, const LEN: usize> {
 impl<'a, const LEN: usize> Batch<'a, LEN> {
     /// The blocks from `first` on, of rows of `row_len` weights.
     #[inline(always)]
-    pub fn new(src: &'a [f32], row_len: usize, importance: Option<&'a [f32]>, first: usize) -> Self {
+    pub(super) fn new(src: &'a [f32], row_len: usize, importance: Option<&'a [f32]>, first: usize) -> Self {
         let blocks = src.as_chunks::<LEN>().0;
         let mut batch = Batch { blocks: [&blocks[0]; LANES], importance: None };
         let index = |lane: usize| (first + lane).min(blocks.len() - 1);
@@ -303,7 +305,11 @@ impl<'a, const LEN: usize> Batch<'a, LEN> {
 
 /// Weight `i` of all blocks as vector `i`.
 #[inline(always)]
-pub fn side_by_side<I: Isa, const LEN: usize>(isa: I, blocks: &[&[f32; LEN]; LANES], out: &mut [I::Floats; LEN]) {
+pub(super) fn side_by_side<I: Isa, const LEN: usize>(
+    isa: I,
+    blocks: &[&[f32; LEN]; LANES],
+    out: &mut [I::Floats; LEN],
+) {
     for (chunk, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
         let mut rows = [&[0.0; LANES]; LANES];
         for lane in 0..LANES {
@@ -315,7 +321,7 @@ pub fn side_by_side<I: Isa, const LEN: usize>(isa: I, blocks: &[&[f32; LEN]; LAN
 
 /// [`sum_of_squares`](crate::quant::types) in every lane.
 #[inline(always)]
-pub fn sum_of_squares<I: Isa>(isa: I, x: &[I::Floats]) -> I::Floats {
+pub(super) fn sum_of_squares<I: Isa>(isa: I, x: &[I::Floats]) -> I::Floats {
     let mut sum = isa.splat(0.0);
     for &v in x {
         sum = sum + v * v;
@@ -325,7 +331,7 @@ pub fn sum_of_squares<I: Isa>(isa: I, x: &[I::Floats]) -> I::Floats {
 
 /// `importance * sqrt(sigma2 + x^2)`, in place of the importance.
 #[inline(always)]
-pub fn error_weights<F: Floats>(x: &[F], importance: &mut [F], sigma2: F) {
+pub(super) fn error_weights<F: Floats>(x: &[F], importance: &mut [F], sigma2: F) {
     for (w, &v) in importance.iter_mut().zip(x) {
         *w = *w * (sigma2 + v * v).sqrt();
     }
@@ -333,7 +339,7 @@ pub fn error_weights<F: Floats>(x: &[F], importance: &mut [F], sigma2: F) {
 
 /// Sum in order.
 #[inline(always)]
-pub fn sum<I: Isa>(isa: I, values: &[I::Floats]) -> I::Floats {
+pub(super) fn sum<I: Isa>(isa: I, values: &[I::Floats]) -> I::Floats {
     let mut sum = isa.splat(0.0);
     for &v in values {
         sum = sum + v;

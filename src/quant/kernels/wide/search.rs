@@ -8,7 +8,7 @@ const TAME: f32 = 4_000_000.0;
 
 /// [`AffineFit`](crate::quant::search::AffineFit) of each lane.
 #[derive(Clone, Copy)]
-pub struct AffineFits<F> {
+pub(crate) struct AffineFits<F> {
     pub scale: F,
     pub min: F,
     /// Inverse and minimum of the [`LevelMap`](crate::quant::search::LevelMap).
@@ -43,7 +43,7 @@ struct Line<F> {
 /// begins where the one before it ended, so one vector alone would leave the CPU idle. Each lane keeps its own minimum,
 /// so no candidate is tried twice. `levels` is room for one candidate's levels.
 #[inline(always)]
-pub fn fit_affine<I: Isa, const N: usize, const GROUPS: usize>(
+pub(crate) fn fit_affine<I: Isa, const N: usize, const GROUPS: usize>(
     isa: I,
     x: &[[I::Floats; N]; GROUPS],
     weights: &[[I::Floats; N]; GROUPS],
@@ -204,7 +204,7 @@ impl<F: Floats, const N: usize, const GROUPS: usize> Groups<'_, F, N, GROUPS> {
 
 /// [`SymmetricFit`](crate::quant::search::SymmetricFit) of each lane.
 #[derive(Clone, Copy)]
-pub struct SymmetricFits<F> {
+pub(crate) struct SymmetricFits<F> {
     pub scale: F,
     /// NaN in negligible groups.
     pub inverse: F,
@@ -212,7 +212,7 @@ pub struct SymmetricFits<F> {
 
 /// The weight of largest magnitude of each group, see [`peak`](crate::quant::search::peak).
 #[inline(always)]
-pub fn peak<F: Floats, const N: usize>(x: &[F; N], zero: F) -> F {
+pub(crate) fn peak<F: Floats, const N: usize>(x: &[F; N], zero: F) -> F {
     let (mut magnitude, mut peak) = (zero, zero);
     for &v in x {
         let higher = v.abs().above(magnitude);
@@ -224,7 +224,7 @@ pub fn peak<F: Floats, const N: usize>(x: &[F; N], zero: F) -> F {
 
 /// [`fit_symmetric`](crate::quant::search::fit_symmetric) in every lane.
 #[inline(always)]
-pub fn fit_symmetric<I: Isa, const N: usize>(
+pub(crate) fn fit_symmetric<I: Isa, const N: usize>(
     isa: I,
     x: &[I::Floats; N],
     weights: &[I::Floats; N],
@@ -360,7 +360,7 @@ fn best_symmetric<I: Isa, const N: usize, const EXACT: bool>(
 }
 
 /// [`PositiveFit`](crate::quant::search::PositiveFit) of each lane.
-pub struct PositiveFits<F, const N: usize> {
+pub(crate) struct PositiveFits<F, const N: usize> {
     pub scale: F,
     /// Bytes.
     pub levels: [F; N],
@@ -368,7 +368,7 @@ pub struct PositiveFits<F, const N: usize> {
 
 /// [`fit_positive`](crate::quant::search::fit_positive) in every lane.
 #[inline(always)]
-pub fn fit_positive<I: Isa, const N: usize>(
+pub(crate) fn fit_positive<I: Isa, const N: usize>(
     isa: I,
     x: &[I::Floats; N],
     weights: &[I::Floats; N],

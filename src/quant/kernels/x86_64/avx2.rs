@@ -8,11 +8,11 @@ use crate::quant::kernels::wide::{Floats, Isa, LANES, Mask};
 
 /// Sixteen floats; exist only where [`Avx2`] does.
 #[derive(Clone, Copy)]
-pub struct F32x8x2(__m256, __m256);
+pub(crate) struct F32x8x2(__m256, __m256);
 
 /// Sixteen truth values, all bits of a lane alike; exist only where [`Avx2`] does.
 #[derive(Clone, Copy)]
-pub struct Mask8x2(__m256, __m256);
+pub(crate) struct Mask8x2(__m256, __m256);
 
 // SAFETY, for all of this file: values of these types exist only where the CPU has AVX2.
 

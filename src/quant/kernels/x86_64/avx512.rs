@@ -8,11 +8,11 @@ use crate::quant::kernels::wide::{Floats, Isa, LANES, Mask};
 
 /// Sixteen floats; exists only where [`Avx512`] does.
 #[derive(Clone, Copy)]
-pub struct F32x16(__m512);
+pub(crate) struct F32x16(__m512);
 
 /// Sixteen truth values; exist only where [`Avx512`] does.
 #[derive(Clone, Copy)]
-pub struct Mask16(__mmask16);
+pub(crate) struct Mask16(__mmask16);
 
 // SAFETY, for all of this file: values of these types exist only where the CPU has AVX-512 F, BW, CD, DQ and VL.
 
