@@ -7,6 +7,10 @@
 //! `GB/s` the bytes of f32 read (quantize) or written (decode). `ratio` is ggml's time divided by ours: above 1 we
 //! are faster.
 
+#[allow(dead_code)] // what the tests use is more
+#[path = "../src/testing.rs"]
+mod testing;
+
 use std::env;
 use std::ffi::{c_int, c_void};
 use std::sync::Mutex;
@@ -15,6 +19,7 @@ use std::time::{Duration, Instant};
 use libloading::{Library, Symbol};
 use lwq::gguf::{TensorType, TypeInfo};
 use lwq::quant::{self, CODECS, Codec};
+use testing::Random;
 
 const ROW_LEN: usize = 4096;
 /// Most rows per pass and thread; slow encoders get fewer.
@@ -231,17 +236,9 @@ fn main() {
     let wanted: Vec<String> = env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
     let ggml = Ggml::load();
     let all: usize = std::thread::available_parallelism().map_or(1, Into::into);
-    let mut seed = 1u64;
-    let mut uniform = || {
-        // xorshift64: the bench needs rows that look like weights, not randomness.
-        seed ^= seed << 13;
-        seed ^= seed >> 7;
-        seed ^= seed << 17;
-        (seed >> 40) as f32 / (1u64 << 24) as f32
-    };
-    let weights: Vec<f32> =
-        (0..all * ROWS * ROW_LEN).map(|_| (uniform() + uniform() + uniform() + uniform() - 2.0) * 0.05).collect();
-    let importance: Vec<f32> = (0..ROW_LEN).map(|_| (uniform() * 4.0 - 2.0).exp()).collect();
+    let mut random = Random::new(1);
+    let weights: Vec<f32> = (0..all * ROWS * ROW_LEN).map(|_| random.bell() * 0.03).collect();
+    let importance: Vec<f32> = (0..ROW_LEN).map(|_| (random.signed() * 2.0).exp()).collect();
 
     println!("type     what                 threads      Mw/s    GB/s  ggml Mw/s  ratio");
     for codec in CODECS {

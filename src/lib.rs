@@ -66,6 +66,8 @@ pub mod recipe;
 pub mod report;
 pub mod rounding;
 pub mod rows;
+#[cfg(test)]
+mod testing;
 pub mod text;
 pub mod tokenizer;
 pub mod unfinished;

@@ -4,18 +4,12 @@ use super::gemm::gemm_with;
 use super::second_moment::accumulate_with;
 use super::*;
 use crate::gguf::TensorType;
+use crate::testing::Random;
 
-/// Uniform in [-1, 1), from a small generator (xorshift64*), so that failures repeat.
+/// Uniform in [-1, 1).
 pub(super) fn random_floats(seed: u64, count: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..count)
-        .map(|_| {
-            state ^= state >> 12;
-            state ^= state << 25;
-            state ^= state >> 27;
-            (state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 40) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect()
+    let mut random = Random::new(seed);
+    (0..count).map(|_| random.signed()).collect()
 }
 
 fn to_bytes(ty: TensorType, values: &[f32]) -> Vec<u8> {

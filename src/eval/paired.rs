@@ -118,16 +118,12 @@ impl SequentialTest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::Random;
 
-    /// Standard normal values from a counter (Box-Muller on a multiplicative hash), so that the test is repeatable.
+    /// Standard normal values (Box-Muller), the same for the same seed.
     fn normals(seed: u64, n: usize) -> Vec<f64> {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut uniform = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 11) as f64 / (1u64 << 53) as f64
-        };
+        let mut random = Random::new(seed);
+        let mut uniform = || (random.bits() >> 11) as f64 / (1u64 << 53) as f64;
         (0..n)
             .map(|_| {
                 let (u, v) = (uniform().max(1e-300), uniform());

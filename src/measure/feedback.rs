@@ -242,15 +242,12 @@ mod tests {
     use super::*;
     use crate::gguf::testing::RawGguf;
     use crate::rounding::gptq::{Factor, SecondMoment};
+    use crate::testing::Random;
 
     /// Inputs whose neighbouring columns are alike, from a fixed sequence.
-    fn moment(n: usize, seed: u32) -> SecondMoment {
-        let mut state = seed;
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        };
-        let mut rows: Vec<f32> = (0..512 * n).map(|_| next()).collect();
+    fn moment(n: usize, seed: u64) -> SecondMoment {
+        let mut random = Random::new(seed);
+        let mut rows: Vec<f32> = (0..512 * n).map(|_| random.signed()).collect();
         for row in rows.chunks_exact_mut(n) {
             for j in 1..n {
                 row[j] = 0.9 * row[j - 1] + 0.4 * row[j];

@@ -310,12 +310,14 @@ mod tests {
 
     use super::*;
     use crate::gguf::testing::RawGguf;
+    use crate::testing::Random;
 
     const ALL: Sampling = Sampling { weights: u64::MAX, seed: 0 };
 
-    /// Values without a pattern in [-1, 1), from splitmix64.
+    /// Values without a pattern in [-1, 1).
     fn noise(len: usize, seed: u64) -> Vec<f32> {
-        (0..len).map(|at| (2.0 * unit_hash(seed, &at.to_string()) - 1.0) as f32).collect()
+        let mut random = Random::new(seed);
+        (0..len).map(|_| random.signed()).collect()
     }
 
     fn model(shape: &[u64], values: &[f32]) -> Gguf {

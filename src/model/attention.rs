@@ -120,6 +120,7 @@ fn attend_block(
 mod tests {
     use super::super::group::TokenGroup;
     use super::*;
+    use crate::testing::Random;
 
     /// Textbook attention in f64, one query at a time.
     fn naive(group: &TokenGroup, params: &AttentionParams<'_>, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
@@ -168,15 +169,8 @@ mod tests {
         group.push_continuation(a, &[0; 101]).unwrap();
         group.push(&[0; 30]);
         let sinks = [0.5, -1.0, 2.0, 0.0];
-        let mut seed = 1u32;
-        let mut random = |n: usize| -> Vec<f32> {
-            (0..n)
-                .map(|_| {
-                    seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                    (seed >> 8) as f32 / (1 << 23) as f32 - 1.0
-                })
-                .collect()
-        };
+        let mut random = Random::new(1);
+        let mut random = |n: usize| -> Vec<f32> { (0..n).map(|_| random.signed()).collect() };
         let n = group.len();
         for (window, cap, sinks) in [(None, None, None), (Some(33), Some(2.0), Some(&sinks[..]))] {
             let params = AttentionParams { n_head: 4, n_head_kv: 2, head: 10, scale: 0.7, cap, window, sinks };

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::gguf::TypeInfo;
+use crate::testing::Random;
 
 const ROW_LEN: usize = 512;
 
@@ -27,12 +28,8 @@ fn decode(codec: &Codec, blocks: &[u8]) -> Vec<f32> {
 
 /// Bell-shaped numbers of standard deviation near `sigma`, the same for the same seed.
 fn bell(seed: u64, count: usize, sigma: f32) -> Vec<f32> {
-    let mut state = seed | 1;
-    let mut uniform = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1 << 24) as f32
-    };
-    (0..count).map(|_| ((0..6).map(|_| uniform()).sum::<f32>() - 3.0) * 1.414 * sigma).collect()
+    let mut random = Random::new(seed);
+    (0..count).map(|_| random.bell() * sigma).collect()
 }
 
 /// Root mean square error over root mean square of what is decoded from bell-shaped rows, rounded up.

@@ -366,13 +366,14 @@ impl Dna {
 mod tests {
     use super::*;
     use crate::gguf::Array;
+    use crate::testing::Random;
 
     /// Merges of letters a to d at random, with equal results by different ways.
-    fn random_vocabulary(next: &mut impl FnMut(usize) -> usize) -> BytePair {
+    fn random_vocabulary(random: &mut Random) -> BytePair {
         let mut pieces: Vec<String> = ["a", "b", "c", "d"].map(String::from).into();
         let mut merges = Vec::new();
         for _ in 0..40 {
-            let (left, right) = (next(pieces.len()), next(pieces.len()));
+            let (left, right) = (random.below(pieces.len()), random.below(pieces.len()));
             let merged = format!("{}{}", pieces[left], pieces[right]);
             merges.push(format!("{} {}", pieces[left], pieces[right]));
             if merged.len() < 12 && !pieces.contains(&merged) {
@@ -390,15 +391,11 @@ mod tests {
 
     #[test]
     fn scanning_and_heap_merge_the_same() {
-        let mut state = 1u64;
-        let mut next = |below: usize| {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (state >> 33) as usize % below
-        };
+        let mut random = Random::new(1);
         for _ in 0..50 {
-            let bpe = random_vocabulary(&mut next);
+            let bpe = random_vocabulary(&mut random);
             for _ in 0..40 {
-                let word: Vec<u8> = (0..1 + next(60)).map(|_| b"abcde"[next(5)]).collect();
+                let word: Vec<u8> = (0..1 + random.below(60)).map(|_| b"abcde"[random.below(5)]).collect();
                 let mut scanned = Vec::new();
                 bpe.cut_to_symbols(&word, &mut scanned);
                 let mut queued = scanned.clone();

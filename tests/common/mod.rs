@@ -1,6 +1,9 @@
 //! What the tests of the binary share.
 #![allow(dead_code)] // each test file uses a part
 
+#[path = "../../src/testing.rs"]
+pub mod random;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

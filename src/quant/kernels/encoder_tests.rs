@@ -8,55 +8,34 @@ use super::{quantizer_at, skipped};
 use crate::cpu::Level;
 use crate::gguf::TensorType;
 use crate::quant::{CODECS, Codec};
+use crate::testing::Random;
 
-/// xorshift64*.
-struct Random(u64);
-
-impl Random {
-    fn bits(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        (self.bits() >> 33) % bound
-    }
-
-    /// Between -4 and 4, bell-shaped.
-    fn weight(&mut self) -> f32 {
-        let bits = self.bits();
-        (0..4).map(|i| i32::from((bits >> (16 * i)) as i16)).sum::<i32>() as f32 / 32768.0
-    }
-
-    /// Any float but NaN and infinities.
-    fn finite(&mut self) -> f32 {
-        let value = f32::from_bits(self.bits() as u32);
-        if value.is_finite() { value } else { 1.0 }
-    }
+/// Any float but NaN and infinities.
+fn finite(random: &mut Random) -> f32 {
+    let value = f32::from_bits(random.bits() as u32);
+    if value.is_finite() { value } else { 1.0 }
 }
 
 type Family = (&'static str, fn(&mut Random, usize) -> f32);
 
 const FAMILIES: &[Family] = &[
-    ("bell", |random, _| random.weight() * 0.03),
-    ("heavy", |random, _| random.weight().powi(9)),
+    ("bell", |random, _| random.bell() * 0.03),
+    ("heavy", |random, _| random.bell().powi(9)),
     ("zero", |_, _| 0.0),
     ("minus zero", |_, _| -0.0),
     ("constant", |_, _| -0.7),
-    ("sparse", |random, i| if i % 97 == 5 { random.weight() } else { 0.0 }),
+    ("sparse", |random, i| if i % 97 == 5 { random.bell() } else { 0.0 }),
     ("alternating", |_, i| if i.is_multiple_of(2) { 0.25 } else { -0.25 }),
     // Few distinct values: ties everywhere.
     ("ties", |random, _| (random.below(9) as f32 - 4.0) * 0.5),
     ("halves", |random, _| random.below(64) as f32 - 31.5),
-    ("positive", |random, _| random.weight().abs() + 1.0),
-    ("negative", |random, _| -random.weight().abs() - 1e-3),
-    ("denormal", |random, _| random.weight() * 1e-39),
-    ("tiny", |random, _| random.weight() * 1e-15),
-    ("huge", |random, _| random.weight() * 8e37),
-    ("far from zero", |random, _| 1e6 + random.weight()),
-    ("any bits", |random, _| random.finite()),
+    ("positive", |random, _| random.bell().abs() + 1.0),
+    ("negative", |random, _| -random.bell().abs() - 1e-3),
+    ("denormal", |random, _| random.bell() * 1e-39),
+    ("tiny", |random, _| random.bell() * 1e-15),
+    ("huge", |random, _| random.bell() * 8e37),
+    ("far from zero", |random, _| 1e6 + random.bell()),
+    ("any bits", |random, _| finite(random)),
 ];
 
 fn encoders() -> impl Iterator<Item = &'static Codec> {
@@ -88,8 +67,8 @@ fn compare(codec: &Codec, weights: &[f32], row_len: usize, importance: Option<&[
 #[test]
 fn every_level_encodes_each_family_as_scalar_code_does() {
     const ROW: usize = 768;
-    let mut random = Random(11);
-    let importance: Vec<f32> = (0..ROW).map(|i| if i % 50 == 3 { 0.0 } else { random.weight().powi(4) }).collect();
+    let mut random = Random::new(11);
+    let importance: Vec<f32> = (0..ROW).map(|i| if i % 50 == 3 { 0.0 } else { random.bell().powi(4) }).collect();
     for codec in encoders() {
         for (family, generate) in FAMILIES {
             // Not a multiple of sixteen blocks of 256.
@@ -103,17 +82,17 @@ fn every_level_encodes_each_family_as_scalar_code_does() {
 
 #[test]
 fn every_level_encodes_blocks_that_differ_side_by_side_as_scalar_code_does() {
-    let mut random = Random(77);
+    let mut random = Random::new(77);
     for codec in encoders() {
         let block = codec.ty.info().unwrap().block_len.max(32);
         for round in 0..12 {
-            let row_len = block * (1 + random.below(5) as usize);
-            let rows = 1 + random.below(9) as usize;
+            let row_len = block * (1 + random.below(5));
+            let rows = 1 + random.below(9);
             let mut weights = Vec::new();
             while weights.len() < rows * row_len {
                 // A run of 16 or 32 weights per family, so that groups of one block differ too.
                 let run = if round % 2 == 0 { 32 } else { 16 };
-                let (_, generate) = FAMILIES[random.below(FAMILIES.len() as u64) as usize];
+                let (_, generate) = FAMILIES[random.below(FAMILIES.len())];
                 weights.extend((0..run).map(|i| generate(&mut random, i)));
             }
             let importance: Vec<f32> = (0..row_len)
@@ -121,7 +100,7 @@ fn every_level_encodes_blocks_that_differ_side_by_side_as_scalar_code_does() {
                     0 => 0.0,
                     1 => 1e-40,
                     2 => 3e38,
-                    _ => random.weight().powi(4),
+                    _ => random.bell().powi(4),
                 })
                 .collect();
             for importance in [None, Some(&importance[..])] {
@@ -135,9 +114,9 @@ fn every_level_encodes_blocks_that_differ_side_by_side_as_scalar_code_does() {
 #[test]
 fn every_level_encodes_many_rows_of_different_scale_as_scalar_code_does() {
     const ROW: usize = 256;
-    let mut random = Random(5);
-    let importance: Vec<f32> = (0..ROW).map(|_| random.weight().powi(2) + 0.01).collect();
-    let weights: Vec<f32> = (0..37 * ROW).map(|i| random.weight() * ((i / ROW * 7 % 12) as f32 - 6.0).exp2()).collect();
+    let mut random = Random::new(5);
+    let importance: Vec<f32> = (0..ROW).map(|_| random.bell().powi(2) + 0.01).collect();
+    let weights: Vec<f32> = (0..37 * ROW).map(|i| random.bell() * ((i / ROW * 7 % 12) as f32 - 6.0).exp2()).collect();
     for codec in encoders() {
         compare(codec, &weights, ROW, Some(&importance), "rows of different scale");
         compare(codec, &weights, ROW, None, "rows of different scale");
@@ -147,7 +126,7 @@ fn every_level_encodes_many_rows_of_different_scale_as_scalar_code_does() {
 /// NaN has no place in other types.
 #[test]
 fn every_level_encodes_any_bits_as_16_bit_floats_as_scalar_code_does() {
-    let mut random = Random(3);
+    let mut random = Random::new(3);
     let any = |random: &mut Random| f32::from_bits(random.bits() as u32);
     let weights: Vec<f32> = (0..1 << 16).map(|_| any(&mut random)).collect();
     // NaN in every place of a step, and in none.

@@ -5,6 +5,7 @@ use sha2::{Digest, Sha256};
 
 use crate::gguf::TensorType;
 use crate::quant::{QuantError, codec, dequantize, quantize_rows};
+use crate::testing::Random;
 
 const TYPES: [TensorType; 9] = [
     TensorType::IQ1_S,
@@ -38,25 +39,19 @@ fn needs_importance(ty: TensorType) -> bool {
     codec(ty).unwrap().needs_importance()
 }
 
-/// Bell-shaped weights with outliers, 64 rows of falling size, by integer arithmetic alone (xorshift64*).
+/// Bell-shaped weights with outliers, 64 rows of falling size, by integer arithmetic alone.
 fn sample() -> (Vec<f32>, Vec<f32>) {
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let mut next = || {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        state.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    };
+    let mut random = Random::new(1);
     let mut weights = Vec::with_capacity(64 * ROW);
     for row in 0..64 {
         for column in 0..ROW {
-            let bits = next();
+            let bits = random.bits();
             let sum: i32 = (0..4).map(|i| i32::from((bits >> (16 * i)) as i16)).sum();
             let outlier = if column % 37 == 5 { 8.0 } else { 1.0 };
             weights.push(sum as f32 * outlier * f32::powi(0.5, 17 + row % 20));
         }
     }
-    let importance = (0..ROW).map(|_| ((next() >> 48) as f32 / 4096.0).powi(2)).collect();
+    let importance = (0..ROW).map(|_| ((random.bits() >> 48) as f32 / 4096.0).powi(2)).collect();
     (weights, importance)
 }
 

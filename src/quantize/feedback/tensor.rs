@@ -155,20 +155,15 @@ mod tests {
     use super::*;
     use crate::gguf::testing::RawGguf;
     use crate::rounding::gptq::{Factor, SecondMoment, search_rows};
+    use crate::testing::Random;
 
     const N: usize = 64;
     const ROWS: usize = 24;
 
     /// Values without a pattern in [-1, 1).
     fn noise(len: usize, seed: u64) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut next = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        };
-        (0..len).map(|_| next()).collect()
+        let mut random = Random::new(seed);
+        (0..len).map(|_| random.signed()).collect()
     }
 
     /// A moment of inputs whose neighbouring columns are alike.

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::*;
 use crate::gguf::testing::RawGguf;
 use crate::quant::{self, float16::f32_to_f16};
+use crate::testing::Random;
 
 const ROW_LEN: u64 = 256;
 const ROWS: u64 = 96;
@@ -13,17 +14,13 @@ const EXPERTS: u64 = 24;
 
 /// A stack of experts in F16 and what each weighs, and a norm that is copied.
 fn model() -> (Gguf, Vec<f32>, Vec<f32>) {
-    let mut state = 1u32;
-    let mut random = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 24) as f32
-    };
+    let mut random = Random::new(1);
     let experts = EXPERTS * ROWS * ROW_LEN;
-    let data: Vec<u8> = (0..experts).flat_map(|_| f32_to_f16(random() - 0.5).to_le_bytes()).collect();
+    let data: Vec<u8> = (0..experts).flat_map(|_| f32_to_f16(random.unit() - 0.5).to_le_bytes()).collect();
     let mut floats = vec![0.0; experts as usize];
     quant::dequantize(TensorType::F16, &data, &mut floats).unwrap();
-    let importance = (0..EXPERTS * ROW_LEN).map(|_| random()).collect();
-    let norm: Vec<f32> = (0..ROW_LEN).map(|_| random()).collect();
+    let importance = (0..EXPERTS * ROW_LEN).map(|_| random.unit()).collect();
+    let norm: Vec<f32> = (0..ROW_LEN).map(|_| random.unit()).collect();
     let bytes = RawGguf::new()
         .tensor("experts", &[ROW_LEN, ROWS, EXPERTS], TensorType::F16, &data)
         .f32_tensor("norm", &[ROW_LEN], &norm)

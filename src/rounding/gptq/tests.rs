@@ -6,6 +6,7 @@ use super::*;
 use crate::gguf::TensorType;
 use crate::quant::types::parts::Parts;
 use crate::quant::{QuantError, dequantize, quantize_rows, validate};
+use crate::testing::Random;
 
 const BY_COLUMNS: [TensorType; 12] = [
     TensorType::Q2_K,
@@ -36,14 +37,8 @@ const ALL: [TensorType; 17] = {
 
 /// Numbers that look normally distributed.
 pub(super) fn noise(len: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut uniform = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1 << 24) as f32 - 0.5
-    };
-    (0..len).map(|_| (0..6).map(|_| uniform()).sum::<f32>() * 1.4).collect()
+    let mut random = Random::new(seed);
+    (0..len).map(|_| random.bell()).collect()
 }
 
 /// Inputs of which each depends on those before it, with very different sizes.
