@@ -2,13 +2,13 @@
 
 mod common;
 
-use common::{error_line, run, stdout_of};
+use common::{error_line, json_of, run, stdout_of};
 use serde_json::Value;
 
 #[test]
 fn bench_quantize_reports_each_way_at_each_instruction_set() {
     let arguments = "bench quantize --type q4_0,iq2_xs,q8_K --isa scalar --rounds 1 --rows 1 --threads 2 --json";
-    let report: Value = serde_json::from_str(&stdout_of(run(arguments.split(' ')))).unwrap();
+    let report: Value = json_of(run(arguments.split(' ')));
     let rows: Vec<_> = report["rows"].as_array().unwrap().iter().collect();
     let ways: Vec<_> = rows.iter().map(|row| format!("{} {} {}", row["type"], row["what"], row["threads"])).collect();
     // Two threads each; IQ2_XS cannot go without importance, Q8_K is only read.

@@ -4,33 +4,21 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::{data, doclet, error_line, run, stdout_of};
+use common::{args, data, doclet, error_line, json_of, run, run_with, stdout_of};
 use serde_json::Value;
 
 fn quantized(folder: &Path, target: &str) -> PathBuf {
     let path = folder.join(format!("doclet-{target}.gguf"));
     let imatrix = data("golden/doclet.imatrix.gguf");
-    let output = run([
-        "quantize".as_ref(),
-        doclet().as_os_str(),
-        path.as_os_str(),
-        "--target".as_ref(),
-        target.as_ref(),
-        "--imatrix".as_ref(),
-        imatrix.as_os_str(),
-        "--quiet".as_ref(),
-    ]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    stdout_of(run(args!["quantize", doclet(), &path, "--target", target, "--imatrix", imatrix, "--quiet"]));
     path
 }
 
 fn compare(models: &[&Path], options: &[&str]) -> std::process::Output {
     let text = data("golden/eval-sample.txt");
-    let mut arguments = vec!["compare".into(), doclet().into_os_string()];
+    let mut arguments = args!["compare", doclet(), "-f", text, "--chunks", "4"];
     arguments.extend(models.iter().map(|path| path.as_os_str().to_owned()));
-    arguments.extend(["-f".into(), text.into_os_string(), "--chunks".into(), "4".into()]);
-    arguments.extend(options.iter().map(|option| std::ffi::OsString::from(*option)));
-    run(arguments)
+    run_with(arguments, options)
 }
 
 #[test]
@@ -40,7 +28,7 @@ fn json_holds_every_column_and_the_page_is_whole() {
     let page = dir.path().join("page.html");
     let tasks = data("tasks");
     let options = ["--tasks", tasks.to_str().unwrap(), "--json", "--html", page.to_str().unwrap(), "--most-tasks", "6"];
-    let report: Value = serde_json::from_str(&stdout_of(compare(&[&q4, &q2], &options))).unwrap();
+    let report: Value = json_of(compare(&[&q4, &q2], &options));
     assert_eq!((&report["base"]["file"], &report["complete"]), (&"doclet-4m-f16.gguf".into(), &true.into()));
     let (files, runs) = (report["files"].as_array().unwrap(), report["runs"].as_array().unwrap());
     assert_eq!((files.len(), runs.len()), (2, 1));
@@ -71,7 +59,7 @@ fn a_model_does_not_differ_from_itself() {
     std::fs::copy(doclet(), &copy).unwrap();
     let page = dir.path().join("page.html");
     let output = compare(&[&copy], &["--json", "--activations", "both", "--html", page.to_str().unwrap()]);
-    let report: Value = serde_json::from_str(&stdout_of(output)).unwrap();
+    let report: Value = json_of(output);
     let runs = report["runs"].as_array().unwrap();
     assert_eq!((&runs[0]["activations"], &runs[1]["activations"]), (&"f32".into(), &"ggml".into()));
     for run in runs {
@@ -125,9 +113,7 @@ fn what_cannot_be_compared_is_one_line() {
     let empty = dir.path().join("empty.txt");
     std::fs::write(&empty, "").unwrap();
     let model = doclet();
-    let base: Vec<std::ffi::OsString> = vec!["compare".into(), model.clone().into(), model.clone().into()];
-    let run_with = |more: &[&str]| run(base.iter().cloned().chain(more.iter().map(std::ffi::OsString::from)));
-    let line = error_line(&run_with(&["-f", empty.to_str().unwrap()]));
+    let line = error_line(&run_with(args!["compare", &model, &model], &["-f", empty.to_str().unwrap()]));
     assert!(line.contains("empty.txt") && line.contains("at least two windows"), "{line}");
     let line = error_line(&compare(&[&model], &["--ctx", "100000"]));
     assert!(line.contains("longer than the model's context"), "{line}");

@@ -5,25 +5,19 @@ mod convert_support;
 
 use std::path::{Path, PathBuf};
 
-use common::{doclet, error_line, files_in, run, stdout_of, tensor_digest};
+use common::{args, doclet, error_line, files_in, json_of, run, run_with, stdout_of, tensor_digest};
 use convert_support::{Raw, Source, save};
 use lwq::gguf::{Gguf, TensorType};
 use proptest::prelude::*;
 use safetensors::Dtype;
 use serde_json::{Value as Json, json};
 
-macro_rules! args {
-    ($($argument:expr),* $(,)?) => { vec![$(std::ffi::OsString::from($argument)),*] };
-}
-
 fn source() -> Source {
     Source::doclet(&doclet())
 }
 
 fn converted(folder: &Path, output: &Path, options: &[&str]) -> PathBuf {
-    let mut arguments = args!["convert", folder, "-o", output];
-    arguments.extend(options.iter().map(Into::into));
-    stdout_of(run(arguments));
+    stdout_of(run_with(args!["convert", folder, "-o", output], options));
     output.to_path_buf()
 }
 
@@ -79,9 +73,9 @@ fn every_type_is_written_where_it_belongs() {
 fn dry_run_tells_everything_and_writes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let folder = source().write(&dir.path().join("doclet"));
-    let plan: Json = serde_json::from_str(&stdout_of(run(args!["convert", &folder, "--dry-run", "--json"]))).unwrap();
+    let plan = json_of(run(args!["convert", &folder, "--dry-run", "--json"]));
     assert_eq!(files_in(dir.path()), ["doclet"]);
-    let done: Json = serde_json::from_str(&stdout_of(run(args!["convert", &folder, "--json"]))).unwrap();
+    let done = json_of(run(args!["convert", &folder, "--json"]));
     assert_eq!(files_in(dir.path()), ["doclet", "doclet-f16.gguf"]);
     for key in ["tensors", "metadata", "size_bytes", "tensor_bytes", "architecture", "type", "output", "parameters"] {
         assert_eq!(plan[key], done[key], "{key}");

@@ -5,13 +5,9 @@ mod common;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use common::{data, doclet, error_line, files_in, lwq, run, stdout_of};
+use common::{args, data, doclet, error_line, files_in, lwq, run, run_with, stdout_of};
 use serde_json::Value;
 use tempfile::TempDir;
-
-macro_rules! args {
-    ($($argument:expr),* $(,)?) => { vec![$(OsString::from($argument)),*] };
-}
 
 /// The text of the reference figures.
 fn text() -> PathBuf {
@@ -19,8 +15,7 @@ fn text() -> PathBuf {
 }
 
 fn json_of(arguments: Vec<OsString>) -> Value {
-    let output = run(arguments.into_iter().chain(args!["--json", "--quiet"]));
-    serde_json::from_str(&stdout_of(output)).expect("stdout is JSON")
+    common::json_of(run_with(arguments, &["--json", "--quiet"]))
 }
 
 /// The bundled model quantized with the imatrix of the reference figures.
@@ -259,11 +254,7 @@ fn write(folder: &TempDir, name: &str, content: &[u8]) -> PathBuf {
 #[test]
 fn unusable_input_is_refused_in_one_line() {
     let folder = tempfile::tempdir().unwrap();
-    let ppl = |file: &Path, more: &[&str]| {
-        let mut arguments = args!["eval", "ppl", doclet(), "-f", file];
-        arguments.extend(more.iter().map(OsString::from));
-        run(arguments)
-    };
+    let ppl = |file: &Path, more: &[&str]| run_with(args!["eval", "ppl", doclet(), "-f", file], more);
     let line = error_line(&ppl(&text(), &["-c", "512"]));
     assert!(line.contains("512") && line.contains("256"), "{line}");
     let line = error_line(&ppl(&text(), &["-c", "240", "--ppl-stride", "64"]));
@@ -354,14 +345,13 @@ fn a_state_file_lets_a_run_go_on_and_take_in_another_model() {
         }
         run(arguments)
     };
-    let first: Value = serde_json::from_str(&stdout_of(kld(&[&a], "5", Some(&state)))).unwrap();
+    let first = common::json_of(kld(&[&a], "5", Some(&state)));
     assert_eq!(number(&first, "windows"), 5.0);
     let output = kld(&[&a, &b], "8", Some(&state));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("5 of 24 windows were scored before"), "{said}");
-    let (continued, fresh) = (stdout_of(output), stdout_of(kld(&[&a, &b], "8", None)));
-    let models = |text: &str| serde_json::from_str::<Value>(text).unwrap()["models"].clone();
-    assert_eq!(models(&continued), models(&fresh), "the figures are those of one run");
+    let (continued, fresh) = (common::json_of(output), common::json_of(kld(&[&a, &b], "8", None)));
+    assert_eq!(continued["models"], fresh["models"], "the figures are those of one run");
 
     // All of it is there now, also for other windows of the same run, and the model alone.
     let again = kld(&[&b], "8", Some(&state));

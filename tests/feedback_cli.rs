@@ -7,14 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{data, doclet, error_line, files_in, lwq, run, stdout_of, tensor_digest};
+use common::{args, data, doclet, error_line, files_in, json_of, lwq, run, run_with, stdout_of, tensor_digest};
 use lwq::gguf::{Gguf, Metadata, TensorType};
 use lwq::quant;
 use serde_json::Value as Json;
-
-macro_rules! args {
-    ($($argument:expr),* $(,)?) => { vec![$(OsString::from($argument)),*] };
-}
 
 fn calibration() -> PathBuf {
     data("golden/calib-sample.txt")
@@ -39,12 +35,7 @@ fn few() -> Vec<OsString> {
 fn feedback(output: &Path, more: &[&str]) -> Output {
     let mut arguments = args!["quantize", doclet(), output, "--rounding", "feedback", "-f", calibration()];
     arguments.extend(few());
-    arguments.extend(more.iter().map(OsString::from));
-    run(arguments)
-}
-
-fn json(output: Output) -> Json {
-    serde_json::from_str(&stdout_of(output)).expect("stdout is JSON")
+    run_with(arguments, more)
 }
 
 /// A copy of the bundled model with other metadata.
@@ -87,7 +78,7 @@ fn search_needs_no_text_and_makes_sound_blocks_of_the_same_types() {
     let (ggml, search) = (dir.path().join("ggml.gguf"), dir.path().join("search.gguf"));
     let imatrix = data("golden/doclet.imatrix.gguf");
     stdout_of(run(args!["quantize", doclet(), &ggml, "--target", "Q3_K_M", "--imatrix", &imatrix]));
-    let report = json(run(args![
+    let report = json_of(run(args![
         "quantize",
         doclet(),
         &search,
@@ -115,7 +106,7 @@ fn search_needs_no_text_and_makes_sound_blocks_of_the_same_types() {
 fn feedback_rounds_every_matrix_judges_it_and_records_how() {
     let dir = tempfile::tempdir().unwrap();
     let output = dir.path().join("o.gguf");
-    let report = json(feedback(&output, &["--target", "Q4_K_M", "--damping", "0.05", "--json"]));
+    let report = json_of(feedback(&output, &["--target", "Q4_K_M", "--damping", "0.05", "--json"]));
     check_blocks(&output);
     assert_eq!(files_in(dir.path()), ["o.gguf"], "nothing else is left");
 
@@ -154,8 +145,8 @@ fn damping_is_chosen_for_each_input_unless_it_is_given() {
     let dir = tempfile::tempdir().unwrap();
     let [chosen, given] = ["chosen.gguf", "given.gguf"].map(|name| dir.path().join(name));
     let reports = [
-        json(feedback(&chosen, &["--target", "Q4_K_M", "--json"])),
-        json(feedback(&given, &["--target", "Q4_K_M", "--damping", "0.02", "--json"])),
+        json_of(feedback(&chosen, &["--target", "Q4_K_M", "--json"])),
+        json_of(feedback(&given, &["--target", "Q4_K_M", "--damping", "0.02", "--json"])),
     ];
     let [chosen_of, given_of] = reports.each_ref().map(|report| {
         let tensors = report["tensors"].as_array().unwrap().iter();
@@ -274,7 +265,7 @@ fn several_outputs_share_a_pass_and_have_the_bytes_of_single_ones() {
     unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
     assert_eq!(child.wait().unwrap().code(), Some(130));
 
-    let report = json(feedback(dir.path(), &["--target", "q4_k_m,Q3_K_S", "--json"]));
+    let report = json_of(feedback(dir.path(), &["--target", "q4_k_m,Q3_K_S", "--json"]));
     let outputs = report["outputs"].as_array().unwrap();
     assert_eq!(outputs.iter().map(|o| o["target"].as_str().unwrap()).collect::<Vec<_>>(), ["Q4_K_M", "Q3_K_S"]);
     assert!(std::fs::read(name("Q4_K_M")).unwrap() == expected[0]);
@@ -290,7 +281,7 @@ fn types_that_need_importance_get_it_from_the_text() {
     assert!(error_line(&refused).contains("add --imatrix"));
     let one =
         ["--target", "Q8_0", "--tensor-type", "blk\\.0\\.attn_k=iq2_xxs", "--tensor-type", "blk\\.1\\.attn_k=iq1_s"];
-    let report = json(feedback(&output, &[&one[..], &["--json"]].concat()));
+    let report = json_of(feedback(&output, &[&one[..], &["--json"]].concat()));
     check_blocks(&output);
     let gguf = Gguf::open(&output).unwrap();
     assert_eq!(gguf.tensor("blk.0.attn_k.weight").unwrap().ty, TensorType::IQ2_XXS);
@@ -323,9 +314,8 @@ fn what_cannot_be_done_is_refused_in_one_line_before_any_work() {
     let unknown = changed_model(dir.path(), |metadata| metadata.set("general.architecture", "rwkv9"));
     let line = error_line(&run(args!["quantize", &unknown, &output, "--target", "Q4_K_M", "--rounding", "feedback"]));
     assert!(line.contains("\"rwkv9\"") && line.contains("--rounding search"), "{line}");
-    let blocks = ["--override-kv", "rwkv9.block_count=int:6"];
     let search = args!["quantize", &unknown, &output, "--target", "Q4_K_M", "--rounding", "search"];
-    stdout_of(run([search, blocks.map(OsString::from).to_vec()].concat()));
+    stdout_of(run_with(search, &["--override-kv", "rwkv9.block_count=int:6"]));
 
     for (options, part) in [
         (&["--rounding", "search", "--damping", "0.1"][..], "--damping"),
@@ -335,9 +325,7 @@ fn what_cannot_be_done_is_refused_in_one_line_before_any_work() {
         (&["--rounding", "feedback", "--damping", "1.5"], "from 0 to 1"),
         (&["--rounding", "best"], "possible values"),
     ] {
-        let mut arguments = args!["quantize", doclet(), dir.path().join("p.gguf"), "--target", "Q4_K_M"];
-        arguments.extend(options.iter().map(OsString::from));
-        let refused = run(arguments);
+        let refused = run_with(args!["quantize", doclet(), dir.path().join("p.gguf"), "--target", "Q4_K_M"], options);
         let stderr = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert!(refused.status.code() == Some(2) && stderr.contains(part), "{options:?}: {stderr}");
     }
@@ -348,12 +336,12 @@ fn what_cannot_be_done_is_refused_in_one_line_before_any_work() {
 fn a_dry_run_reads_the_text_and_writes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let output = dir.path().join("o.gguf");
-    let report = json(feedback(&output, &["--target", "IQ2_XXS", "--dry-run", "--json"]));
+    let report = json_of(feedback(&output, &["--target", "IQ2_XXS", "--dry-run", "--json"]));
     assert_eq!(report["problems"].as_array().unwrap().len(), 0, "{}", report["problems"]);
     assert_eq!(report["rounding"]["calibration"]["tokens"], 2048);
     assert_eq!(report["rounding"]["methods"].as_object().unwrap().len(), 0);
     assert!(files_in(dir.path()).is_empty());
-    let real = json(feedback(&output, &["--target", "Q4_K_M", "--dry-run", "--json"]));
+    let real = json_of(feedback(&output, &["--target", "Q4_K_M", "--dry-run", "--json"]));
     stdout_of(feedback(&output, &["--target", "Q4_K_M", "--quiet"]));
     assert_eq!(real["size_bytes"].as_u64().unwrap(), std::fs::metadata(&output).unwrap().len());
 }
@@ -379,8 +367,7 @@ fn plan(dir: &Path, name: &str, more: &[&str]) -> (PathBuf, Output) {
     let path = dir.join(name);
     let mut arguments = args!["plan", doclet(), "-o", &path, "--sensitivity", dir.join("m.sens.json")];
     arguments.extend(args!["--probe-tokens", "512", "--types", "IQ2_XXS,Q3_K,Q4_K,Q5_K,Q6_K"]);
-    arguments.extend(more.iter().map(OsString::from));
-    (path, run(arguments))
+    (path, run_with(arguments, more))
 }
 
 #[test]
@@ -424,7 +411,7 @@ fn a_plan_for_feedback_takes_its_errors_and_quantize_follows_it() {
     let file = dir.path().join("o.gguf");
     let quantized = run([args!["quantize", doclet(), &file, "--plan", &path, "-f", &text, "--json"], few()].concat());
     assert!(!String::from_utf8_lossy(&quantized.stderr).contains("was made for"), "{quantized:?}");
-    assert_eq!(json(quantized)["rounding"]["method"], "feedback");
+    assert_eq!(json_of(quantized)["rounding"]["method"], "feedback");
     assert_eq!(std::fs::metadata(&file).unwrap().len(), planned["file_bytes"].as_u64().unwrap());
     let other = run(args!["quantize", doclet(), &file, "--plan", &path, "--rounding", "ggml", "--force"]);
     assert!(String::from_utf8_lossy(&other.stderr).contains("made for rounding by feedback, not ggml"), "{other:?}");
@@ -435,7 +422,7 @@ fn a_limit_is_planned_and_rounded_in_one_command_without_an_imatrix() {
     let dir = tempfile::tempdir().unwrap();
     let output = dir.path().join("o.gguf");
     let planned = ["--like", "IQ3_XXS", "--method", "error", "--types", "IQ2_XXS,Q2_K,Q4_K,Q6_K", "--json"];
-    let report = json(feedback(&output, &planned));
+    let report = json_of(feedback(&output, &planned));
     assert_eq!(report["problems"].as_array().unwrap().len(), 0);
     check_blocks(&output);
     let gguf = Gguf::open(&output).unwrap();

@@ -2,20 +2,15 @@
 
 mod common;
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use common::{data, doclet, error_line, files_in, run, stdout_of};
+use common::{args, data, doclet, error_line, files_in, json_of, run, run_with, stdout_of};
 use half::f16;
 use lwq::gguf::{Gguf, GgufLayout, GgufWriter, NewTensor, TensorType};
 use lwq::imatrix::Imatrix;
 use lwq::measure::Sensitivity;
 use serde_json::Value;
 use tempfile::TempDir;
-
-macro_rules! args {
-    ($($argument:expr),* $(,)?) => { vec![$(OsString::from($argument)),*] };
-}
 
 fn imatrix() -> PathBuf {
     data("golden/doclet.imatrix.gguf")
@@ -29,15 +24,11 @@ fn model(folder: &TempDir) -> PathBuf {
 }
 
 fn measure(model: &Path, more: &[&str]) -> std::process::Output {
-    let mut arguments = args!["measure", model, "--imatrix", imatrix(), "--probe-tokens", "512", "--quiet"];
-    arguments.extend(more.iter().map(OsString::from));
-    run(arguments)
+    run_with(args!["measure", model, "--imatrix", imatrix(), "--probe-tokens", "512", "--quiet"], more)
 }
 
 fn plan(model: &Path, more: &[&str]) -> Value {
-    let mut arguments = args!["plan", model, "--imatrix", imatrix(), "--quiet"];
-    arguments.extend(more.iter().map(OsString::from));
-    serde_json::from_str(&stdout_of(run(arguments))).unwrap()
+    json_of(run_with(args!["plan", model, "--imatrix", imatrix(), "--quiet"], more))
 }
 
 fn bits(plan: &Value, tensor: &str) -> f64 {
@@ -211,7 +202,7 @@ fn experts_share_a_type_and_the_embedding_is_weighted_by_its_tokens() {
     let kld = |path: &Path| -> f64 {
         let text = data("golden/eval-sample.txt");
         let arguments = args!["eval", "kld", path, "--base", &model, "-f", text, "--chunks", "10", "--json", "--quiet"];
-        serde_json::from_str::<Value>(&stdout_of(run(arguments))).unwrap()["mean_kld"].as_f64().unwrap()
+        json_of(run(arguments))["mean_kld"].as_f64().unwrap()
     };
     let (planned, standard) = (kld(&planned), kld(&standard));
     assert!(planned < standard, "{planned} {standard}");

@@ -2,18 +2,12 @@
 
 mod common;
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use common::{data, doclet, error_line, files_in, lwq, run, stdout_of};
+use common::{args, data, doclet, error_line, files_in, json_of, lwq, run, run_with, stdout_of};
 use lwq::gguf::{Gguf, TensorType};
 use lwq::plan::PlanFile;
-use serde_json::Value as Json;
-
-macro_rules! args {
-    ($($argument:expr),* $(,)?) => { vec![$(OsString::from($argument)),*] };
-}
 
 /// Types whose encoders are fast; every test that does not need others uses them.
 const FAST: &str = "Q3_K,Q4_K,Q5_K,Q6_K,Q8_0";
@@ -25,10 +19,9 @@ fn imatrix() -> PathBuf {
 /// Plans for the bundled model with its imatrix and the fast types.
 fn plan(dir: &Path, name: &str, more: &[&str]) -> (PathBuf, PlanFile) {
     let path = dir.join(name);
-    let mut arguments =
+    let arguments =
         args!["plan", "--method", "error", doclet(), "--imatrix", imatrix(), "--types", FAST, "-o", &path, "--quiet"];
-    arguments.extend(more.iter().map(OsString::from));
-    stdout_of(run(arguments));
+    stdout_of(run_with(arguments, more));
     let (plan, _) = PlanFile::read(&path).unwrap();
     (path, plan)
 }
@@ -102,7 +95,7 @@ fn quantize_plans_by_itself_and_names_the_file_after_the_bits() {
         "--json",
         "-q"
     ];
-    let report: Json = serde_json::from_str(&stdout_of(run(arguments))).unwrap();
+    let report = json_of(run(arguments));
     let bits = report["bits_per_weight"].as_f64().unwrap();
     assert_eq!(files_in(dir.path()), [format!("model-{bits:.2}bpw.gguf"), "model.gguf".to_owned()]);
     assert!(bits <= 4.5 && bits > 0.999 * 4.5, "{bits}");
@@ -222,9 +215,8 @@ fn tensor_types_give_the_same_file_without_the_plan() {
     let (path, _) = plan(dir.path(), "p.json", &["--target-bpw", "4.6"]);
     let list = dir.path().join("types.txt");
     let more = ["--target-bpw", "4.6", "--format", "tensor-types", "--types", FAST, "-q"];
-    let mut arguments = args!["plan", "--method", "error", doclet(), "--imatrix", imatrix(), "-o", &list];
-    arguments.extend(more.iter().map(OsString::from));
-    stdout_of(run(arguments));
+    let arguments = args!["plan", "--method", "error", doclet(), "--imatrix", imatrix(), "-o", &list];
+    stdout_of(run_with(arguments, &more));
     let (planned, listed) = (dir.path().join("a.gguf"), dir.path().join("b.gguf"));
     stdout_of(quantize(&path, &planned));
     stdout_of(run(args![
@@ -251,7 +243,7 @@ fn show_draws_the_plan() {
         assert!(text.contains(expected), "{text}");
     }
     assert!(!text.contains('\x1b'), "no colour in a pipe");
-    let json: Json = serde_json::from_str(&stdout_of(run(args!["plan", "show", &path, "--json"]))).unwrap();
+    let json = json_of(run(args!["plan", "show", &path, "--json"]));
     assert_eq!(json["file_bytes"], plan.file_bytes);
     assert_eq!(json["tensors"].as_array().unwrap().len(), plan.tensors.len());
 }

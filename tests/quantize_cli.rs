@@ -4,7 +4,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{data, doclet, error_line, files_in, run, stdout_of, tensor_digest};
+use common::{args, data, doclet, error_line, files_in, json_of, run, stdout_of, tensor_digest};
 use lwq::gguf::{Gguf, TensorType, Value};
 use serde_json::Value as Json;
 
@@ -13,10 +13,6 @@ fn model_in(dir: &Path) -> std::path::PathBuf {
     let path = dir.join("model.gguf");
     std::fs::copy(doclet(), &path).unwrap();
     path
-}
-
-macro_rules! args {
-    ($($argument:expr),* $(,)?) => { vec![$(std::ffi::OsString::from($argument)),*] };
 }
 
 #[test]
@@ -57,7 +53,7 @@ fn several_targets_and_plans_make_a_file_each() {
     stdout_of(run(made.into_iter().chain(args!["--quiet"])));
     let report = |goals: Vec<std::ffi::OsString>| -> Json {
         let several = args!["quantize", &model, &folder, "--imatrix", &imatrix, "--json"];
-        serde_json::from_str(&stdout_of(run(several.into_iter().chain(goals)))).unwrap()
+        json_of(run(several.into_iter().chain(goals)))
     };
     let targets = report(args!["--target", "Q4_K_M,Q6_K"]);
     assert_eq!(targets["outputs"].as_array().unwrap().len(), 2);
@@ -84,11 +80,9 @@ fn several_targets_and_plans_make_a_file_each() {
 fn dry_run_tells_the_exact_file_size_and_writes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let model = model_in(dir.path());
-    let plan = stdout_of(run(args!["quantize", &model, "--target", "Q5_K_S", "--dry-run", "--json"]));
+    let plan = json_of(run(args!["quantize", &model, "--target", "Q5_K_S", "--dry-run", "--json"]));
     assert_eq!(files_in(dir.path()), ["model.gguf"]);
-    let plan: Json = serde_json::from_str(&plan).unwrap();
-    let done = stdout_of(run(args!["quantize", &model, "--target", "Q5_K_S", "--json"]));
-    let done: Json = serde_json::from_str(&done).unwrap();
+    let done = json_of(run(args!["quantize", &model, "--target", "Q5_K_S", "--json"]));
     let size = std::fs::metadata(dir.path().join("model-Q5_K_S.gguf")).unwrap().len();
     assert_eq!(plan["size_bytes"], size);
     assert_eq!(done["size_bytes"], size);
@@ -329,7 +323,7 @@ fn filters_restrict_the_importance() {
     let dir = tempfile::tempdir().unwrap();
     let imatrix = data("golden/doclet.imatrix.gguf");
     let output = dir.path().join("out.gguf");
-    let report = stdout_of(run(args![
+    let report = json_of(run(args![
         "quantize",
         doclet(),
         &output,
@@ -341,7 +335,6 @@ fn filters_restrict_the_importance() {
         "ffn_up",
         "--json",
     ]));
-    let report: Json = serde_json::from_str(&report).unwrap();
     for tensor in report["tensors"].as_array().unwrap() {
         let name = tensor["name"].as_str().unwrap();
         assert_eq!(tensor["weighted"], name.contains("ffn_up"), "{name}");
@@ -366,8 +359,7 @@ fn fallback_types_are_counted_or_refused() {
     let dir = tempfile::tempdir().unwrap();
     let model = dir.path().join("narrow.gguf");
     common::sparse_model(&model, 2, 96, 64);
-    let report = run(args!["quantize", &model, "--target", "Q4_K_S", "--json"]);
-    let report: Json = serde_json::from_str(&stdout_of(report)).unwrap();
+    let report = json_of(run(args!["quantize", &model, "--target", "Q4_K_S", "--json"]));
     assert_eq!(report["fallbacks"], 4);
     assert_eq!(report["tensors"][0]["fallback_from"], "q4_K");
     assert!(report["fallback_extra_bytes"].as_u64().unwrap() > 0);

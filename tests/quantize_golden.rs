@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{data, doclet, error_line, run, stdout_of, tensor_digest};
+use common::{args, data, doclet, error_line, run, stdout_of, tensor_digest};
 use lwq::gguf::Gguf;
 use serde_json::Value;
 
@@ -20,10 +20,9 @@ fn every_target_has_the_bytes_of_llama_quantize() {
             None => (name.as_str(), false),
         };
         let output = dir.path().join(format!("{name}.gguf"));
-        let mut arguments: Vec<std::ffi::OsString> =
-            vec!["quantize".into(), doclet().into(), output.clone().into(), "--target".into(), target.into()];
+        let mut arguments = args!["quantize", doclet(), &output, "--target", target];
         if with_imatrix {
-            arguments.extend(["--imatrix".into(), data("golden/doclet.imatrix.gguf").into()]);
+            arguments.extend(args!["--imatrix", data("golden/doclet.imatrix.gguf")]);
         }
         let outcome = run(arguments);
         if expected.get("refused").is_some() {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use common::{data, doclet, error_line, run, stdout_of};
+use common::{data, doclet, error_line, json_of, run, stdout_of};
 use lwq::eval::tasks::{PreparedTasks, ReadOptions, TaskKind, TaskOptions, TaskSet, score_tasks};
 use lwq::gguf::Gguf;
 use lwq::model::{ForwardOptions, Model, Overrides};
@@ -32,7 +32,7 @@ fn arguments(kind: &str, tasks: &Path, options: &[&str]) -> Vec<String> {
 
 fn json(kind: &str, tasks: &Path, options: &[&str]) -> Value {
     let options = [options, &["--json", "--quiet", "--details"]].concat();
-    serde_json::from_str(&stdout_of(run(arguments(kind, tasks, &options)))).unwrap()
+    json_of(run(arguments(kind, tasks, &options)))
 }
 
 fn expected(kind: &str, mode: &str) -> Vec<Value> {
@@ -215,6 +215,6 @@ fn rows_that_llama_perplexity_skips_are_reported() {
     let output = run(arguments("winogrande", &path, &["--llama-compat", "--json"]));
     let warnings = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(warnings.contains("warning: ") && warnings.contains("line 1 skipped"), "{warnings}");
-    let report: Value = serde_json::from_str(&stdout_of(output)).unwrap();
+    let report: Value = json_of(output);
     assert_eq!((&report["tasks"], &report["accuracy_error"]), (&1.into(), &Value::Null));
 }

@@ -1,13 +1,15 @@
 //! What the tests of the binary share.
-#![allow(dead_code)] // each test file uses a part
+#![allow(dead_code, unused_imports, unused_macros)] // each test file uses a part
 
 #[path = "../../src/testing.rs"]
 pub mod random;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use lwq::gguf::{Gguf, GgufLayout, Metadata, NewTensor, TensorType};
+use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 
 /// The bundled model.
@@ -20,6 +22,12 @@ pub fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
 }
 
+/// A command line of strings and paths.
+macro_rules! args {
+    ($($argument:expr),* $(,)?) => { vec![$(std::ffi::OsString::from($argument)),*] };
+}
+pub(crate) use args;
+
 /// The binary, ready for arguments.
 pub fn lwq() -> Command {
     Command::new(env!("CARGO_BIN_EXE_lwq"))
@@ -28,6 +36,18 @@ pub fn lwq() -> Command {
 /// Runs a command line, given as separate arguments.
 pub fn run<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Output {
     lwq().args(arguments).output().expect("the binary starts")
+}
+
+/// Runs a command line with more arguments at its end.
+pub fn run_with(mut arguments: Vec<OsString>, more: &[&str]) -> Output {
+    arguments.extend(more.iter().map(OsString::from));
+    run(arguments)
+}
+
+/// Asserts success and returns the JSON on stdout.
+#[track_caller]
+pub fn json_of(output: Output) -> Json {
+    serde_json::from_str(&stdout_of(output)).expect("stdout is JSON")
 }
 
 /// Asserts success and returns stdout.
