@@ -5,7 +5,6 @@ mod common;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
-use std::time::{Duration, Instant};
 
 use common::{args, data, doclet, error_line, files_in, json_of, lwq, run, run_with, stdout_of, tensor_digest};
 use lwq::gguf::{Gguf, Metadata, TensorType};
@@ -210,6 +209,16 @@ fn bytes_do_not_depend_on_the_instruction_set() {
     }
 }
 
+/// Starts to round with few tokens and interrupts the run when it has written `step`.
+#[cfg(unix)]
+fn interrupted_after(step: &Path, arguments: Vec<OsString>) {
+    let mut command = lwq();
+    command.args(arguments).args(args!["-f", calibration(), "--quiet"]).args(few());
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    common::wait_for_work(&mut child, || step.exists());
+    common::interrupt(child, libc::SIGINT);
+}
+
 #[cfg(unix)]
 #[test]
 fn an_interrupted_run_goes_on_and_ends_with_the_same_bytes() {
@@ -217,19 +226,9 @@ fn an_interrupted_run_goes_on_and_ends_with_the_same_bytes() {
     let (whole, output) = (dir.path().join("whole.gguf"), dir.path().join("o.gguf"));
     let options = ["--target", "Q5_K_S", "--quiet"];
     stdout_of(feedback(&whole, &options));
-    let mut child = lwq();
-    child.args(args!["quantize", doclet(), &output, "-f", calibration()]).args(few()).args(options);
-    let mut child = child.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let folder = dir.path().join("o.gguf.partial");
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !folder.join("step-0001.gguf").exists() && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    // SAFETY: the child is alive or a zombie of this process.
-    unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
-    let status = child.wait().unwrap();
-    assert_eq!(status.code(), Some(130));
-    assert!(!output.exists() && folder.join("step-0001.gguf").exists());
+    let first_step = dir.path().join("o.gguf.partial/step-0001.gguf");
+    interrupted_after(&first_step, args!["quantize", doclet(), &output, "--target", "Q5_K_S"]);
+    assert!(!output.exists() && first_step.exists());
 
     let other = feedback(&output, &["--target", "Q4_K_S", "--quiet"]);
     let line = error_line(&other);
@@ -253,17 +252,8 @@ fn several_outputs_share_a_pass_and_have_the_bytes_of_single_ones() {
     };
     let expected = [alone("Q4_K_M"), alone("Q3_K_S")];
     // One of them has been begun by itself: what is done of it is kept, the other starts from the beginning.
-    let mut child = lwq();
-    child.args(args!["quantize", doclet(), name("Q3_K_S"), "--target", "Q3_K_S", "-f", calibration(), "--quiet"]);
-    let mut child = child.args(few()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let begun = name("Q3_K_S").with_extension("gguf.partial").join("step-0001.gguf");
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !begun.exists() && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    // SAFETY: the child is alive or a zombie of this process.
-    unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
-    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let first_step = name("Q3_K_S").with_extension("gguf.partial").join("step-0001.gguf");
+    interrupted_after(&first_step, args!["quantize", doclet(), name("Q3_K_S"), "--target", "Q3_K_S"]);
 
     let report = json_of(feedback(dir.path(), &["--target", "q4_k_m,Q3_K_S", "--json"]));
     let outputs = report["outputs"].as_array().unwrap();

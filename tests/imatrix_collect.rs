@@ -3,14 +3,9 @@
 mod common;
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use common::{data, doclet, error_line, files_in, lwq, run, stdout_of};
+use common::{args, data, doclet, error_line, files_in, json_of, lwq, run, run_with, stdout_of};
 use lwq::imatrix::Imatrix;
-
-macro_rules! args {
-    ($($argument:expr),* $(,)?) => { vec![$(std::ffi::OsString::from($argument)),*] };
-}
 
 /// The text of the reference files.
 fn text() -> std::path::PathBuf {
@@ -18,9 +13,7 @@ fn text() -> std::path::PathBuf {
 }
 
 fn collect(output: &Path, more: &[&str]) -> String {
-    let mut arguments = args!["imatrix", doclet(), "-f", text(), "-c", "256", "-o", output];
-    arguments.extend(more.iter().map(std::ffi::OsString::from));
-    stdout_of(run(arguments))
+    stdout_of(run_with(args!["imatrix", doclet(), "-f", text(), "-c", "256", "-o", output], more))
 }
 
 /// Largest relative differences of single values (where they matter) and of tensor sums.
@@ -57,8 +50,7 @@ fn both_modes_agree_with_llama_imatrix() {
         // The same recipe and nearly the same bytes with either file.
         let quantized = |imatrix: &Path, name: &str| {
             let path = dir.path().join(name);
-            let target = ["--target", "IQ3_M", "--force", "--imatrix"].map(Into::into);
-            stdout_of(run([args!["quantize", doclet(), &path], target.to_vec(), args![imatrix]].concat()));
+            stdout_of(run(args!["quantize", doclet(), &path, "--target", "IQ3_M", "--force", "--imatrix", imatrix]));
             lwq::gguf::Gguf::open(path).unwrap()
         };
         let (ours, theirs) = (quantized(&output, "a.gguf"), quantized(&data("golden/doclet.imatrix.gguf"), "b.gguf"));
@@ -107,19 +99,16 @@ fn merged_shards_equal_the_single_run() {
 
 /// Starts a run that saves its state after every chunk and waits for the first state, or for a newer one than it found:
 /// a signal that comes before the run knows what to do with it says nothing.
+#[cfg(unix)]
 fn start_and_wait_for_state(output: &Path) -> std::process::Child {
     let state = lwq::imatrix::checkpoint::path_of(output);
     let time = || state.metadata().and_then(|metadata| metadata.modified()).ok();
     let found = time();
-    let child = lwq()
+    let mut child = lwq()
         .args(args!["imatrix", doclet(), "-f", text(), "-c", "256", "-o", output, "--save-every", "1", "--quiet"])
         .spawn()
         .unwrap();
-    let deadline = Instant::now() + Duration::from_secs(120);
-    while time() == found {
-        assert!(Instant::now() < deadline, "no state was saved");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    common::wait_for_work(&mut child, || time() != found);
     child
 }
 
@@ -129,10 +118,7 @@ fn a_killed_run_goes_on_to_the_same_file() {
     let dir = tempfile::tempdir().unwrap();
     let (stopped, straight) = (dir.path().join("stopped.gguf"), dir.path().join("straight.gguf"));
     for signal in [libc::SIGKILL, libc::SIGINT] {
-        let mut child = start_and_wait_for_state(&stopped);
-        // SAFETY: kill(2) on a child that has not been waited for yet.
-        assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
-        assert!(!child.wait().unwrap().success());
+        common::interrupt(start_and_wait_for_state(&stopped), signal);
         assert!(!stopped.exists());
     }
     let resumed = run(args!["imatrix", doclet(), "-f", text(), "-c", "256", "-o", &stopped]);
@@ -148,9 +134,7 @@ fn a_killed_run_goes_on_to_the_same_file() {
 fn a_state_of_other_conditions_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let output = dir.path().join("imx.gguf");
-    let mut child = start_and_wait_for_state(&output);
-    child.kill().unwrap();
-    child.wait().unwrap();
+    common::interrupt(start_and_wait_for_state(&output), libc::SIGKILL);
     let other_text = dir.path().join("other.txt");
     std::fs::write(&other_text, "x = 1\n".repeat(2000)).unwrap();
     let other_model = dir.path().join("other.gguf");
@@ -170,8 +154,7 @@ fn a_state_of_other_conditions_is_refused() {
 fn the_built_in_text_needs_no_file() {
     let dir = tempfile::tempdir().unwrap();
     let output = dir.path().join("imx.gguf");
-    let report = stdout_of(run(args!["imatrix", doclet(), "-o", &output, "--chunks", "3", "--json"]));
-    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    let report = json_of(run(args!["imatrix", doclet(), "-o", &output, "--chunks", "3", "--json"]));
     assert_eq!(report["chunk_count"], 3);
     assert_eq!(report["chunk_size"], 256, "chunks are no longer than the model's context");
     assert!(report["ppl"].as_f64().unwrap() > 1.0);

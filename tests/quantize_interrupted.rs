@@ -3,12 +3,12 @@
 
 mod common;
 
-use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
-use common::{files_in, lwq, run, sparse_model, stdout_of};
+use common::{
+    args, doclet, error_line, files_in, interrupt, json_of, lwq, run, sparse_model, stdout_of, wait_for_work,
+};
 
 /// Large enough that the run is still busy when the signal comes, sparse enough to cost no disk.
 fn slow_model(dir: &Path) -> std::path::PathBuf {
@@ -19,7 +19,7 @@ fn slow_model(dir: &Path) -> std::path::PathBuf {
 
 /// Starts a run and waits until its temporary file is there.
 fn start(model: &Path) -> Child {
-    let child = lwq()
+    let mut child = lwq()
         .args(["quantize", "--target", "Q6_K", "--quiet", "--force", "--threads", "8"])
         .arg(model)
         .stdout(Stdio::null())
@@ -27,17 +27,8 @@ fn start(model: &Path) -> Child {
         .spawn()
         .unwrap();
     let folder = model.parent().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !files_in(folder).iter().any(|name| name.ends_with(".part")) {
-        assert!(Instant::now() < deadline, "no temporary file appeared");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_for_work(&mut child, || files_in(folder).iter().any(|name| name.ends_with(".part")));
     child
-}
-
-fn kill(child: &Child, signal: i32) {
-    // SAFETY: kill(2) on a child that has not been waited for yet.
-    assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
 }
 
 #[test]
@@ -46,10 +37,7 @@ fn signals_leave_the_old_output_and_no_other_file() {
         let dir = tempfile::tempdir().unwrap();
         let model = slow_model(dir.path());
         std::fs::write(dir.path().join("model-Q6_K.gguf"), b"old").unwrap();
-        let child = start(&model);
-        kill(&child, signal);
-        let output = child.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(128 + signal));
+        let output = interrupt(start(&model), signal);
         assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 1);
         assert_eq!(files_in(dir.path()), ["model-Q6_K.gguf", "model.gguf"]);
         assert_eq!(std::fs::read(dir.path().join("model-Q6_K.gguf")).unwrap(), b"old");
@@ -60,15 +48,13 @@ fn signals_leave_the_old_output_and_no_other_file() {
 fn the_run_after_a_kill_cleans_up() {
     let dir = tempfile::tempdir().unwrap();
     let model = slow_model(dir.path());
-    let child = start(&model);
-    kill(&child, libc::SIGKILL);
-    assert_eq!(child.wait_with_output().unwrap().status.signal(), Some(libc::SIGKILL));
+    interrupt(start(&model), libc::SIGKILL);
     let left = files_in(dir.path());
     assert!(left.len() == 2 && !left.contains(&"model-Q6_K.gguf".to_string()), "{left:?}");
     let small = dir.path().join("small.gguf");
     sparse_model(&small, 1, 256, 4);
     let output = dir.path().join("model-Q6_K.gguf");
-    stdout_of(run(["quantize".as_ref(), small.as_os_str(), output.as_os_str(), "--target".as_ref(), "Q6_K".as_ref()]));
+    stdout_of(run(args!["quantize", &small, &output, "--target", "Q6_K"]));
     assert_eq!(files_in(dir.path()), ["model-Q6_K.gguf", "model.gguf", "small.gguf"]);
 }
 
@@ -77,11 +63,9 @@ fn two_runs_onto_one_output_do_not_mix() {
     let dir = tempfile::tempdir().unwrap();
     let model = slow_model(dir.path());
     let first = start(&model);
-    let second = run(["quantize".as_ref(), model.as_os_str(), "--target".as_ref(), "Q6_K".as_ref()]);
-    let line = common::error_line(&second);
+    let line = error_line(&run(args!["quantize", &model, "--target", "Q6_K"]));
     assert!(line.contains("another run is writing"), "{line}");
-    kill(&first, libc::SIGTERM);
-    first.wait_with_output().unwrap();
+    interrupt(first, libc::SIGTERM);
     assert_eq!(files_in(dir.path()), ["model.gguf"]);
 }
 
@@ -94,7 +78,7 @@ fn an_input_cut_short_while_in_use_ends_in_one_line() {
         let child = start(&model);
         std::fs::OpenOptions::new().write(true).open(&model).unwrap().set_len(1 << 16).unwrap();
         let output = child.wait_with_output().unwrap();
-        let line = common::error_line(&output);
+        let line = error_line(&output);
         assert!(line.contains("cut short"), "{line}");
         assert_eq!(files_in(dir.path()), ["model.gguf"]);
     }
@@ -111,16 +95,10 @@ fn a_full_disk_is_found_before_the_work() {
         return;
     }
     let output = disk.join("out.gguf");
-    let result = run([
-        "quantize".as_ref(),
-        common::doclet().as_os_str(),
-        output.as_os_str(),
-        "--target".as_ref(),
-        "Q4_0".as_ref(),
-    ]);
+    let result = run(args!["quantize", doclet(), &output, "--target", "Q4_0"]);
     let left = files_in(&disk);
     assert!(Command::new("umount").arg(&disk).status().unwrap().success());
-    let line = common::error_line(&result);
+    let line = error_line(&result);
     assert!(line.contains("are needed and") && line.contains("are free"), "{line}");
     assert!(left.is_empty(), "{left:?}");
 }
@@ -131,14 +109,7 @@ fn peak_memory_does_not_grow_with_the_model() {
     let model = dir.path().join("model.gguf");
     // 1.6 GB of weights in tensors of 17 MB.
     sparse_model(&model, 48, 4096, 1024);
-    let report = stdout_of(run([
-        "quantize".as_ref(),
-        model.as_os_str(),
-        "--target".as_ref(),
-        "Q8_0".as_ref(),
-        "--json".as_ref(),
-    ]));
-    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    let report = json_of(run(args!["quantize", &model, "--target", "Q8_0", "--json"]));
     let peak = report["peak_memory_bytes"].as_u64().unwrap();
     let bound = 5 * (4096 * 1024 * 4) / 2 + 200_000_000;
     assert!(peak <= bound, "{peak} bytes, at most {bound} expected");

@@ -6,7 +6,8 @@ pub mod random;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
+use std::time::{Duration, Instant};
 
 use lwq::gguf::{Gguf, GgufLayout, Metadata, NewTensor, TensorType};
 use serde_json::Value as Json;
@@ -42,6 +43,40 @@ pub fn run<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) ->
 pub fn run_with(mut arguments: Vec<OsString>, more: &[&str]) -> Output {
     arguments.extend(more.iter().map(OsString::from));
     run(arguments)
+}
+
+/// Waits until `ready` says that `child` has got as far as a test wants it; the child must still be at work then.
+#[track_caller]
+pub fn wait_for_work(child: &mut Child, mut ready: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while !ready() {
+        assert_at_work(child);
+        assert!(Instant::now() < deadline, "the run has not got to work");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert_at_work(child);
+}
+
+/// Asserts that a run has not ended by itself: then what a test does to it would prove nothing.
+#[track_caller]
+pub fn assert_at_work(child: &mut Child) {
+    assert_eq!(child.try_wait().expect("the child can be asked"), None, "the run ended by itself; give it more to do");
+}
+
+/// Sends a signal to a run at work and waits for the end, which must be the one that the signal brings.
+#[cfg(unix)]
+#[track_caller]
+pub fn interrupt(mut child: Child, signal: i32) -> Output {
+    use std::os::unix::process::ExitStatusExt;
+    assert_at_work(&mut child);
+    // SAFETY: kill(2) on a child that has not been waited for yet.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+    let output = child.wait_with_output().expect("the child can be waited for");
+    match signal {
+        libc::SIGKILL => assert_eq!(output.status.signal(), Some(signal)),
+        _ => assert_eq!(output.status.code(), Some(128 + signal), "{output:?}"),
+    }
+    output
 }
 
 /// Asserts success and returns the JSON on stdout.
