@@ -6,6 +6,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use common::{args, data, doclet, error_line, files_in, lwq, run, run_with, stdout_of};
+use half::f16;
+use lwq::gguf::Gguf;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -289,6 +291,35 @@ fn models_of_other_vocabularies_are_refused() {
     let other = write(&folder, "other.gguf", &bytes);
     let line = error_line(&run(args!["eval", "kld", &other, "--base", doclet(), "-f", text()]));
     assert!(line.contains("other.gguf") && line.contains("vocabulary"), "{line}");
+}
+
+#[test]
+fn a_model_that_fails_is_named_by_its_number_from_1() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bytes = std::fs::read(doclet()).unwrap();
+    let name = "blk.0.attn_q.weight";
+    let weights = {
+        let gguf = Gguf::open(doclet()).unwrap();
+        gguf.data(gguf.tensor(name).unwrap()).unwrap()[..64].to_vec()
+    };
+    let at = bytes.windows(weights.len()).position(|w| w == weights).unwrap();
+    bytes[at..at + 2].copy_from_slice(&f16::NAN.to_le_bytes());
+    let bad = write(&folder, "bad.gguf", &bytes);
+    let state = folder.path().join("run.state");
+    let failing = |models: &[&Path]| {
+        let mut arguments = args!["eval", "kld", "--base", doclet(), "-f", text(), "--chunks", "1", "--state", &state];
+        arguments.extend(models.iter().map(OsString::from));
+        error_line(&run(arguments))
+    };
+    let good = doclet();
+    assert!(failing(&[&bad, &good]).contains(&format!("model 1: layer 0: {name} gave NaN")));
+    assert!(failing(&[&good, &bad]).contains("model 2: layer 0"));
+    // The same where the first model need not run, since its windows are known from before.
+    json_of(args!["eval", "kld", "--base", doclet(), "-f", text(), "--chunks", "1", "--state", &state, &good]);
+    assert!(failing(&[&good, &bad]).contains("model 2: layer 0"));
+    // The base has no number.
+    let line = error_line(&run(args!["eval", "kld", "--base", &bad, &good, "-f", text(), "--chunks", "1"]));
+    assert!(line.contains(&format!("layer 0: {name} gave NaN")) && !line.contains("model "), "{line}");
 }
 
 #[cfg(unix)]

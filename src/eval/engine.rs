@@ -97,8 +97,8 @@ impl Observer for () {}
 /// A cancelled pass ends the run: what was scored before is returned.
 ///
 /// # Errors
-/// Those of the forward passes, which name the model by its number from 1; vocabularies of different sizes; a
-/// damaged logits file; a full disk.
+/// Those of the forward passes, which name the model by its number from 1, the reference not at all; vocabularies of
+/// different sizes; a damaged logits file; a full disk.
 pub fn evaluate(
     mut reference: Reference<'_, '_, '_, '_>,
     models: &[&Pass<'_, '_, '_>],

@@ -14,7 +14,7 @@ pub enum EvalError {
     /// A model of several failed.
     #[error("{model}: {source}")]
     OneModel {
-        /// Its place among the models of the run, from 0; the reference counts as none.
+        /// `model N`: its place among the models of the run, from 1; the reference counts as none.
         model: String,
         /// Why.
         source: ModelError,
@@ -42,7 +42,7 @@ pub enum EvalError {
         "{model} has a vocabulary of {found} tokens, the reference one of {expected}; only models of one vocabulary can be compared"
     )]
     VocabularySize {
-        /// The model.
+        /// The model, named as in [`EvalError::OneModel`].
         model: String,
         /// Its size.
         found: usize,
