@@ -20,6 +20,12 @@ fn json_of(arguments: Vec<OsString>) -> Value {
     common::json_of(run_with(arguments, &["--json", "--quiet"]))
 }
 
+/// What a model's divergence from the bundled one is on the reference text.
+fn kld(model: &Path, more: &[&str]) -> Value {
+    let arguments = args!["eval", "kld", model, "--base", doclet(), "-f", text(), "--json", "--quiet"];
+    common::json_of(run_with(arguments, more))
+}
+
 /// The bundled model quantized with the imatrix of the reference figures.
 fn quantized(folder: &TempDir, target: &str) -> PathBuf {
     let path = folder.path().join(format!("{target}.gguf"));
@@ -95,19 +101,7 @@ fn unrounded_activations_show_the_weights_alone() {
 #[test]
 fn a_model_does_not_diverge_from_itself() {
     for activations in ["f32", "ggml"] {
-        let found = json_of(args![
-            "eval",
-            "kld",
-            doclet(),
-            "--base",
-            doclet(),
-            "-f",
-            text(),
-            "--chunks",
-            "4",
-            "--activations",
-            activations
-        ]);
+        let found = kld(&doclet(), &["--chunks", "4", "--activations", activations]);
         assert_eq!(number(&found, "mean_kld"), 0.0);
         assert_eq!(number(&found["kld"], "maximum"), 0.0);
         assert_eq!((number(&found, "same_top_p"), number(&found, "rms_delta_p")), (1.0, 0.0));
@@ -120,19 +114,7 @@ fn saved_logits_take_the_place_of_the_base() {
     let folder = tempfile::tempdir().unwrap();
     let model = quantized(&folder, "Q4_K_M");
     let saved = folder.path().join("base.kld");
-    let live = json_of(args![
-        "eval",
-        "kld",
-        &model,
-        "--base",
-        doclet(),
-        "-f",
-        text(),
-        "--chunks",
-        "20",
-        "--save-logits",
-        &saved
-    ]);
+    let live = kld(&model, &["--chunks", "20", "--save-logits", saved.to_str().unwrap()]);
     let (n_ctx, n_vocab, chunks) = (256u64, 2048u64, 20u64);
     let expected = 20 + 4 * chunks * n_ctx + chunks * (n_ctx - 1 - n_ctx / 2) * 2 * (n_vocab + 4);
     assert_eq!(std::fs::metadata(&saved).unwrap().len(), expected);
@@ -229,19 +211,7 @@ fn results_do_not_depend_on_threads() {
     let folder = tempfile::tempdir().unwrap();
     let model = quantized(&folder, "Q3_K_M");
     let figures = |threads: &str| {
-        let found = json_of(args![
-            "eval",
-            "kld",
-            &model,
-            "--base",
-            doclet(),
-            "-f",
-            text(),
-            "--chunks",
-            "6",
-            "--threads",
-            threads
-        ]);
+        let found = kld(&model, &["--chunks", "6", "--threads", threads]);
         (found["mean_kld"].clone(), found["ppl"].clone(), found["kld"].clone())
     };
     assert_eq!(figures("1"), figures("3"));

@@ -158,32 +158,23 @@ fn part<'a>(bytes: &'a [u8], random: &mut Random) -> &'a [u8] {
     &bytes[start..][..random.below(most + 1)]
 }
 
-#[test]
-fn gguf_reader() {
-    fuzz("gguf_reader", bodies::gguf_reader);
+macro_rules! targets {
+    ($($name:ident)*) => {
+        $(
+            #[test]
+            fn $name() {
+                fuzz(stringify!($name), bodies::$name);
+            }
+        )*
+
+        #[test]
+        fn every_target_is_run() {
+            let here = [$(concat!(stringify!($name), ".rs")),*];
+            let targets = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/fuzz_targets");
+            assert_eq!(common::files_in(&targets), here);
+        }
+    };
 }
 
-#[test]
-fn imatrix_dat() {
-    fuzz("imatrix_dat", bodies::imatrix_dat);
-}
-
-#[test]
-fn imatrix_gguf() {
-    fuzz("imatrix_gguf", bodies::imatrix_gguf);
-}
-
-#[test]
-fn tokenizer() {
-    fuzz("tokenizer", bodies::tokenizer);
-}
-
-#[test]
-fn convert_safetensors() {
-    fuzz("convert_safetensors", bodies::convert_safetensors);
-}
-
-#[test]
-fn convert_tokenizer_json() {
-    fuzz("convert_tokenizer_json", bodies::convert_tokenizer_json);
-}
+// By name.
+targets! { convert_safetensors convert_tokenizer_json gguf_reader imatrix_dat imatrix_gguf tokenizer }
