@@ -1,8 +1,14 @@
-//! The architectures that can be converted: one row each, with class names, defaults and tensors.
+//! The architectures that can be converted: one row each, with everything in which their folders differ.
+//!
+//! A row stands on the row of the forward pass's table, which says what is computed; here stands how a folder says it.
+//! Class names, tensors, the vocabulary and defaults are columns, so a new architecture is a new row.
 //!
 //! Facts follow llama.cpp b10605 (`conversion/*.py`, `gguf-py/gguf/tensor_mapping.py`) and transformers 4.57.6.
 
 use serde_json::{Value, json};
+
+use super::hparams::{self, WriteKeys};
+use crate::model::Architecture;
 
 /// Which dimensions a tensor has, in the order of safetensors (rows first).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,31 +86,50 @@ pub(super) enum VocabularyKind {
     /// Byte-level.
     ByteLevel,
     /// SentencePiece without the space before a text.
-    Gemma,
+    Gemma {
+        /// Ids of infill tokens, which no file names.
+        infill: &'static [(&'static str, u32)],
+    },
     /// Phi-3's: SentencePiece with its own rules of token types, or byte-level for Phi-4.
     Phi3,
 }
 
-/// One architecture.
+/// Settings of `config.json` that GGUF has no key for. What llama.cpp computes stands in the table of the forward pass;
+/// a model that was trained otherwise is converted with a warning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Setting {
+    /// `query_pre_attn_scalar`, which scales attention scores.
+    QueryScalar,
+    /// `use_sliding_window`.
+    SlidingWindow,
+    /// `norm_topk_prob`: the weights of the chosen experts are scaled to sum to one.
+    NormalizedExperts,
+}
+
+/// One architecture, or a class of it whose folders differ from the others'.
 #[derive(Debug)]
 pub(super) struct Row {
-    /// `general.architecture`.
-    pub name: &'static str,
+    /// What the forward pass knows of it; `general.architecture` above all.
+    pub arch: &'static Architecture,
     /// Class names in `architectures`.
     pub classes: &'static [&'static str],
     /// Tensors of a layer, besides experts.
     pub layer: &'static [&'static [Role]],
     /// Experts, if any.
     pub experts: Option<ExpertNames>,
-    /// `lm_head.weight` is never written.
-    pub always_tied: bool,
     /// Norms are stored minus one.
     pub shifted_norms: bool,
+    /// Embedding and output matrix may have rows behind the vocabulary, which the reference cuts off.
+    pub spare_rows: bool,
     pub vocabulary: VocabularyKind,
     /// transformers derives `head_dim` where it is missing.
     pub derives_head_dim: bool,
     /// What transformers fills in.
     pub defaults: fn() -> Vec<(&'static str, Value)>,
+    /// Writes the hyperparameters.
+    pub keys: WriteKeys,
+    /// Settings that its configurations have.
+    pub settings: &'static [Setting],
 }
 
 const fn role(source: &'static str, target: &'static str, shape: &'static [Dim]) -> Role {
@@ -180,26 +205,34 @@ const MIXTRAL_EXPERTS: ExpertNames = ExpertNames {
     width: "intermediate_size",
 };
 
-const PLAIN: Row = Row {
-    name: "",
-    classes: &[],
-    layer: &[NORMS, ATTENTION, DENSE],
-    experts: None,
-    always_tied: false,
-    shifted_norms: false,
-    vocabulary: VocabularyKind::SentencePieceOrByteLevel,
-    derives_head_dim: false,
-    defaults: Vec::new,
-};
+/// Infill tokens of CodeGemma; other models of the class have their vocabulary.
+const CODE_GEMMA_INFILL: &[(&str, u32)] = &[("prefix", 67), ("suffix", 69), ("middle", 68), ("fsep", 70), ("eot", 107)];
+
+/// The row of an architecture of the forward pass, as most are.
+const fn plain(name: &str) -> Row {
+    Row {
+        arch: Architecture::named(name),
+        classes: &[],
+        layer: &[NORMS, ATTENTION, DENSE],
+        experts: None,
+        shifted_norms: false,
+        spare_rows: false,
+        vocabulary: VocabularyKind::SentencePieceOrByteLevel,
+        derives_head_dim: false,
+        defaults: Vec::new,
+        keys: hparams::common,
+        settings: &[],
+    }
+}
 
 const LLAMA: Row = Row {
-    name: "llama",
     classes: &["LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel"],
     layer: &[NORMS, PERMUTED_ATTENTION, DENSE],
     vocabulary: VocabularyKind::Llama,
     derives_head_dim: true,
     defaults: llama_defaults,
-    ..PLAIN
+    keys: hparams::llama,
+    ..plain("llama")
 };
 
 /// Every architecture.
@@ -214,68 +247,74 @@ pub(super) const ROWS: &[Row] = &[
         defaults: mixtral_defaults,
         ..LLAMA
     },
-    Row { name: "qwen2", classes: &["Qwen2ForCausalLM", "Qwen2Model"], defaults: qwen2_defaults, ..PLAIN },
     Row {
-        name: "qwen2moe",
+        classes: &["Qwen2ForCausalLM", "Qwen2Model"],
+        defaults: qwen2_defaults,
+        settings: &[Setting::SlidingWindow],
+        ..plain("qwen2")
+    },
+    Row {
         classes: &["Qwen2MoeForCausalLM"],
         layer: &[NORMS, ATTENTION, ROUTER, SHARED_EXPERT],
         experts: Some(QWEN_EXPERTS),
         vocabulary: VocabularyKind::ByteLevel,
         defaults: qwen2_moe_defaults,
-        ..PLAIN
+        settings: &[Setting::SlidingWindow, Setting::NormalizedExperts],
+        ..plain("qwen2moe")
     },
     Row {
-        name: "qwen3",
         classes: &["Qwen3ForCausalLM", "Qwen3Model"],
         layer: &[NORMS, ATTENTION, HEAD_NORMS, DENSE],
         defaults: qwen3_defaults,
-        ..PLAIN
+        settings: &[Setting::SlidingWindow],
+        ..plain("qwen3")
     },
     Row {
-        name: "qwen3moe",
         classes: &["Qwen3MoeForCausalLM"],
         layer: &[NORMS, ATTENTION, HEAD_NORMS, ROUTER],
         experts: Some(QWEN_EXPERTS),
         vocabulary: VocabularyKind::ByteLevel,
         defaults: qwen3_moe_defaults,
-        ..PLAIN
+        settings: &[Setting::SlidingWindow, Setting::NormalizedExperts],
+        ..plain("qwen3moe")
     },
     Row {
-        name: "gemma",
         classes: &["GemmaForCausalLM"],
         layer: &[GEMMA1_NORMS, ATTENTION, DENSE],
-        always_tied: true,
         shifted_norms: true,
-        vocabulary: VocabularyKind::Gemma,
+        vocabulary: VocabularyKind::Gemma { infill: CODE_GEMMA_INFILL },
         defaults: gemma_defaults,
-        ..PLAIN
+        keys: hparams::gemma,
+        ..plain("gemma")
     },
     Row {
-        name: "gemma2",
         classes: &["Gemma2ForCausalLM"],
         layer: &[GEMMA_NORMS, ATTENTION, DENSE],
-        always_tied: true,
         shifted_norms: true,
-        vocabulary: VocabularyKind::Gemma,
+        vocabulary: VocabularyKind::Gemma { infill: &[] },
         defaults: gemma2_defaults,
-        ..PLAIN
+        keys: hparams::gemma,
+        settings: &[Setting::QueryScalar],
+        ..plain("gemma2")
     },
     Row {
-        name: "gemma3",
         classes: &["Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"],
         layer: &[GEMMA_NORMS, ATTENTION, GEMMA_HEAD_NORMS, DENSE],
         shifted_norms: true,
-        vocabulary: VocabularyKind::Gemma,
+        spare_rows: true,
+        vocabulary: VocabularyKind::Gemma { infill: &[] },
         defaults: gemma3_defaults,
-        ..PLAIN
+        keys: hparams::gemma3,
+        settings: &[Setting::QueryScalar],
+        ..plain("gemma3")
     },
     Row {
-        name: "phi3",
         classes: &["Phi3ForCausalLM"],
         layer: &[NORMS, FUSED_ATTENTION, FUSED_DENSE],
         vocabulary: VocabularyKind::Phi3,
         defaults: phi3_defaults,
-        ..PLAIN
+        keys: hparams::phi3,
+        ..plain("phi3")
     },
 ];
 
@@ -356,3 +395,47 @@ defaults!(phi3_defaults {
     "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32, "num_attention_heads": 32,
     "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "partial_rotary_factor": 1.0,
 });
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::FeedForward;
+
+    #[test]
+    fn a_class_has_one_row() {
+        let mut classes: Vec<&str> = ROWS.iter().flat_map(|row| row.classes).copied().collect();
+        let count = classes.len();
+        classes.sort_unstable();
+        classes.dedup();
+        assert_eq!(classes.len(), count);
+    }
+
+    /// Both tables say which tensors a layer has: this one where they come from, the other what they are for.
+    #[test]
+    fn tensors_are_those_of_the_forward_pass() {
+        for row in ROWS {
+            let Row { arch, classes, .. } = row;
+            let has = |target: &str| row.roles().any(|role| role.target == target);
+            for norm in ["attn_q_norm", "attn_k_norm"] {
+                assert_eq!(has(norm), arch.qk_norm, "{classes:?} {norm}");
+            }
+            for norm in ["post_attention_norm", "post_ffw_norm"] {
+                assert_eq!(has(norm), arch.post_norms, "{classes:?} {norm}");
+            }
+            assert!(has("attn_norm") && has(arch.ffn_norm), "{classes:?}");
+            let dense = row.experts.is_none();
+            assert_eq!(has("ffn_up"), dense, "{classes:?}");
+            assert_eq!(has("ffn_gate"), dense && !arch.fused_gate_up, "{classes:?}");
+            assert_eq!(has("ffn_gate_inp"), !dense, "{classes:?}");
+            assert_eq!(has("ffn_gate_inp_shexp"), arch.shared_expert, "{classes:?}");
+            match arch.feed_forward {
+                FeedForward::Dense => assert!(dense, "{classes:?}"),
+                FeedForward::Experts(_) => assert!(!dense, "{classes:?}"),
+                FeedForward::DenseOrExperts(_) => {}
+            }
+            if let Some(experts) = row.experts {
+                assert_eq!(experts.width != "intermediate_size", arch.own_expert_width, "{classes:?}");
+            }
+        }
+    }
+}

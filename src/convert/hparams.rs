@@ -5,9 +5,9 @@
 use std::f32::consts::TAU;
 
 use super::ConvertError;
-use super::architectures::{ExpertNames, Row, VocabularyKind};
 use super::config::{Config, Rope};
 use crate::gguf::Metadata;
+use crate::model::{Architecture, Sliding};
 
 /// Rope factors that become a tensor.
 #[derive(Debug)]
@@ -35,7 +35,8 @@ const EXPERT_COUNT: [&str; 3] = ["num_local_experts", "num_experts", "n_routed_e
 const EXPERTS_USED: [&str; 2] = ["num_experts_per_tok", "num_experts_per_token"];
 
 impl Sizes {
-    pub fn read(config: &Config, row: &Row) -> Result<Sizes, ConvertError> {
+    /// `expert_width` is the field that holds the width of an expert, for models that have experts.
+    pub fn read(config: &Config, expert_width: Option<&str>) -> Result<Sizes, ConvertError> {
         let (width, heads) = (config.count("hidden_size")?, config.count("num_attention_heads")?);
         let key_heads = config.count("num_key_value_heads")?;
         if key_heads > heads || !heads.is_multiple_of(key_heads) {
@@ -69,13 +70,13 @@ impl Sizes {
             expert_width: 0,
             shared_width: 0,
         };
-        if let Some(ExpertNames { width, .. }) = row.experts {
+        if let Some(expert_width) = expert_width {
             let key = EXPERT_COUNT.into_iter().find(|key| config.get(key).is_some()).unwrap_or(EXPERT_COUNT[0]);
             sizes.experts = config.count(key)?;
             if sizes.experts > 65_536 {
                 return Err(config.wrong(key, format!("is {}, expected at most 65536", sizes.experts)));
             }
-            sizes.expert_width = config.count(width)?;
+            sizes.expert_width = config.count(expert_width)?;
             sizes.shared_width = config.optional_count("shared_expert_intermediate_size")?.unwrap_or(0);
         }
         Ok(sizes)
@@ -91,9 +92,19 @@ impl Sizes {
     }
 }
 
-struct Keys<'a> {
+/// What the keys are made from.
+pub(super) struct Source<'a> {
+    pub arch: &'static Architecture,
+    pub config: &'a Config,
+    pub sizes: &'a Sizes,
+    pub rope: Rope,
+}
+
+/// Where the keys go.
+pub(super) struct Keys<'a> {
     metadata: &'a mut Metadata,
     prefix: &'static str,
+    warnings: &'a mut Vec<String>,
 }
 
 impl Keys<'_> {
@@ -111,53 +122,33 @@ impl Keys<'_> {
     }
 }
 
-/// Writes the keys of the architecture and gives the rope factors that become tensors.
+/// Writes the keys of an architecture, in the order of the reference, and gives the rope factors that become tensors.
+pub(super) type WriteKeys = fn(&Source, &mut Keys) -> Result<Vec<RopeFactors>, ConvertError>;
+
+/// Writes all hyperparameters and gives the rope factors that become tensors.
 pub(super) fn write(
-    config: &Config,
-    row: &Row,
-    sizes: &Sizes,
+    write_keys: WriteKeys,
+    source: &Source,
     file_type: u32,
     metadata: &mut Metadata,
     warnings: &mut Vec<String>,
 ) -> Result<Vec<RopeFactors>, ConvertError> {
-    let rope = config.rope()?;
-    let mut keys = Keys { metadata, prefix: row.name };
-    let mut factors = Vec::new();
-    match row.name {
-        "gemma" | "gemma2" => write_gemma(config, sizes, &mut keys)?,
-        "phi3" => factors = write_phi3(config, sizes, &rope, &mut keys)?,
-        _ => {
-            write_common(config, row, sizes, &rope, &mut keys, warnings)?;
-            match row.name {
-                "llama" => {
-                    keys.u32("vocab_size", sizes.vocab);
-                    keys.u32("rope.dimension_count", sizes.head);
-                    factors.extend(llama3_factors(config, sizes, &rope)?);
-                }
-                "gemma3" => write_gemma3(config, sizes, &rope, &mut keys)?,
-                _ => {}
-            }
-        }
-    }
+    let mut keys = Keys { metadata, prefix: source.arch.name, warnings };
+    let factors = write_keys(source, &mut keys)?;
     keys.metadata.set("general.file_type", file_type);
     Ok(factors)
 }
 
-fn write_common(
-    config: &Config,
-    row: &Row,
-    sizes: &Sizes,
-    rope: &Rope,
-    keys: &mut Keys,
-    warnings: &mut Vec<String>,
-) -> Result<(), ConvertError> {
+/// The keys that most architectures have and no others.
+pub(super) fn common(source: &Source, keys: &mut Keys) -> Result<Vec<RopeFactors>, ConvertError> {
+    let Source { arch, config, sizes, rope } = source;
     keys.u32("block_count", sizes.layers);
     keys.u32("context_length", config.count("max_position_embeddings")?);
     keys.u32("embedding_length", sizes.width);
     keys.u32("feed_forward_length", sizes.feed_forward);
     keys.u32("attention.head_count", sizes.heads);
     keys.u32("attention.head_count_kv", sizes.key_heads);
-    write_rope_scaling(config, rope, keys, warnings)?;
+    write_rope_scaling(config, rope, keys)?;
     if let Some(theta) = rope.number(config, "rope_theta")? {
         keys.f32("rope.freq_base", theta);
     }
@@ -176,21 +167,25 @@ fn write_common(
         keys.u32("attention.key_length", sizes.head);
         keys.u32("attention.value_length", sizes.head);
     }
-    if matches!(row.vocabulary, VocabularyKind::ByteLevel) && row.experts.is_some() {
+    if sizes.experts > 0 && arch.own_expert_width {
         keys.u32("expert_feed_forward_length", sizes.expert_width);
         if sizes.shared_width > 0 {
             keys.u32("expert_shared_feed_forward_length", sizes.shared_width);
         }
     }
-    Ok(())
+    Ok(Vec::new())
 }
 
-fn write_rope_scaling(
-    config: &Config,
-    rope: &Rope,
-    keys: &mut Keys,
-    warnings: &mut Vec<String>,
-) -> Result<(), ConvertError> {
+/// Llama, Mistral and Mixtral.
+pub(super) fn llama(source: &Source, keys: &mut Keys) -> Result<Vec<RopeFactors>, ConvertError> {
+    common(source, keys)?;
+    let Source { config, sizes, rope, .. } = source;
+    keys.u32("vocab_size", sizes.vocab);
+    keys.u32("rope.dimension_count", sizes.head);
+    Ok(llama3_factors(config, sizes, rope)?.into_iter().collect())
+}
+
+fn write_rope_scaling(config: &Config, rope: &Rope, keys: &mut Keys) -> Result<(), ConvertError> {
     let factor = rope.number(config, "factor")?;
     match (rope.kind().as_deref(), factor) {
         (None | Some("default" | "llama3"), _) | (Some("linear" | "yarn"), None) => {}
@@ -226,7 +221,7 @@ fn write_rope_scaling(
         (Some("su" | "longrope"), _) => keys.str("rope.scaling.type", "longrope"),
         (Some(other), _) => {
             let other: String = other.chars().filter(|c| !c.is_control()).take(40).collect();
-            warnings.push(format!(
+            keys.warnings.push(format!(
                 "{}.rope_type is {other}, which GGUF cannot express; texts longer than the training \
                  context will run worse",
                 rope.key
@@ -268,7 +263,9 @@ fn llama3_factors(config: &Config, sizes: &Sizes, rope: &Rope) -> Result<Option<
     Ok(Some(RopeFactors { tensor: "rope_freqs.weight", values: values.collect() }))
 }
 
-fn write_gemma(config: &Config, sizes: &Sizes, keys: &mut Keys) -> Result<(), ConvertError> {
+/// Gemma 1 and 2.
+pub(super) fn gemma(source: &Source, keys: &mut Keys) -> Result<Vec<RopeFactors>, ConvertError> {
+    let Source { arch, config, sizes, .. } = source;
     keys.u32("context_length", config.count("max_position_embeddings")?);
     keys.u32("embedding_length", sizes.width);
     keys.u32("block_count", sizes.layers);
@@ -278,15 +275,22 @@ fn write_gemma(config: &Config, sizes: &Sizes, keys: &mut Keys) -> Result<(), Co
     keys.f32("attention.layer_norm_rms_epsilon", config.f64("rms_norm_eps")?);
     keys.u32("attention.key_length", sizes.head);
     keys.u32("attention.value_length", sizes.head);
-    if keys.prefix == "gemma2" {
+    if arch.score_cap.is_some() {
         keys.f32("attn_logit_softcapping", config.f64("attn_logit_softcapping")?);
+    }
+    if arch.logit_cap.is_some() {
         keys.f32("final_logit_softcapping", config.f64("final_logit_softcapping")?);
+    }
+    if arch.sliding != Sliding::None {
         keys.u32("attention.sliding_window", config.count("sliding_window")?);
     }
-    Ok(())
+    Ok(Vec::new())
 }
 
-fn write_gemma3(config: &Config, sizes: &Sizes, rope: &Rope, keys: &mut Keys) -> Result<(), ConvertError> {
+/// Gemma 3.
+pub(super) fn gemma3(source: &Source, keys: &mut Keys) -> Result<Vec<RopeFactors>, ConvertError> {
+    common(source, keys)?;
+    let Source { config, sizes, rope, .. } = source;
     keys.u32("attention.key_length", sizes.head);
     keys.u32("attention.value_length", sizes.head);
     keys.f32("rope.freq_base", rope.number(config, "rope_theta")?.unwrap_or(1_000_000.0));
@@ -299,10 +303,12 @@ fn write_gemma3(config: &Config, sizes: &Sizes, rope: &Rope, keys: &mut Keys) ->
     if config.optional_u32("sliding_window_pattern")? != Some(1) {
         keys.u32("attention.sliding_window", config.count("sliding_window")?);
     }
-    Ok(())
+    Ok(Vec::new())
 }
 
-fn write_phi3(config: &Config, sizes: &Sizes, rope: &Rope, keys: &mut Keys) -> Result<Vec<RopeFactors>, ConvertError> {
+/// Phi-3 and Phi-4.
+pub(super) fn phi3(source: &Source, keys: &mut Keys) -> Result<Vec<RopeFactors>, ConvertError> {
+    let Source { config, sizes, rope, .. } = source;
     let context = config.count("max_position_embeddings")?;
     let original = rope.required(config, "original_max_position_embeddings")?;
     if !(1.0..=f64::from(u32::MAX)).contains(&original) || original.fract() != 0.0 {
@@ -347,38 +353,4 @@ fn write_phi3(config: &Config, sizes: &Sizes, rope: &Rope, keys: &mut Keys) -> R
     // 0 tells Phi-4, which has no window, from Phi-3.
     keys.u32("attention.sliding_window", config.optional_u32("sliding_window")?.unwrap_or(0).into());
     Ok(factors)
-}
-
-/// What the configuration asks for and llama.cpp computes otherwise, whatever the file says.
-pub(super) fn note_differences(config: &Config, row: &Row, sizes: &Sizes, warnings: &mut Vec<String>) {
-    let mut warn = |text: String| warnings.push(text);
-    let gemma = row.name.starts_with("gemma");
-    if let Some(activation) = config.str("hidden_act").filter(|_| !gemma)
-        && !matches!(activation, "silu" | "swish")
-    {
-        let activation: String = activation.chars().filter(|c| !c.is_control()).take(40).collect();
-        warn(format!("hidden_act is {activation}; llama.cpp computes {} with silu", row.name));
-    }
-    if matches!(row.name, "gemma2" | "gemma3")
-        && let Ok(Some(scalar)) = config.optional_f64("query_pre_attn_scalar")
-    {
-        let by_width = matches!((row.name, sizes.layers), ("gemma2", 46) | ("gemma3", 62));
-        let expected = if by_width { sizes.width / sizes.heads } else { sizes.head };
-        if scalar != expected as f64 {
-            warn(format!("query_pre_attn_scalar is {scalar}; llama.cpp computes with {expected} for this model"));
-        }
-    }
-    if row.name.starts_with("qwen") && config.bool("use_sliding_window") {
-        warn(format!("use_sliding_window is true; llama.cpp computes {} without a window", row.name));
-    }
-    let normalizes = match row.name {
-        "qwen3moe" => Some(true),
-        "qwen2moe" => Some(false),
-        _ => None,
-    };
-    if let (Some(normalizes), Some(wanted)) = (normalizes, config.get("norm_topk_prob").and_then(|v| v.as_bool()))
-        && normalizes != wanted
-    {
-        warn(format!("norm_topk_prob is {wanted}; llama.cpp computes {} with {normalizes}", row.name));
-    }
 }

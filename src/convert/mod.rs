@@ -9,6 +9,7 @@ mod architectures;
 mod checkpoint;
 mod config;
 mod description;
+mod differences;
 mod error;
 mod files;
 mod fp8;
@@ -27,7 +28,7 @@ use architectures::{ROWS, Row};
 use checkpoint::Checkpoint;
 use config::Config;
 use files::Folder;
-use hparams::Sizes;
+use hparams::{Sizes, Source};
 use plan::Plan;
 
 pub use error::ConvertError;
@@ -114,18 +115,19 @@ impl Conversion {
         if row.derives_head_dim {
             config.derive_head_dim()?;
         }
-        let sizes = Sizes::read(&config, row)?;
+        let sizes = Sizes::read(&config, row.experts.map(|names| names.width))?;
         let checkpoint = Checkpoint::open(&folder)?;
         let ty = options.ty.unwrap_or_else(|| plan::source_type(&checkpoint));
 
         let mut warnings = Vec::new();
         let mut metadata = Metadata::new(folder.path().display().to_string());
-        metadata.set("general.architecture", row.name);
+        metadata.set("general.architecture", row.arch.name);
         metadata.set("general.type", "model");
         description::write_sampling(&folder, &mut metadata)?;
         let mut keys = Metadata::new(folder.path().display().to_string());
-        let factors = hparams::write(&config, row, &sizes, ty.file_type(), &mut keys, &mut warnings)?;
-        hparams::note_differences(&config, row, &sizes, &mut warnings);
+        let source = Source { arch: row.arch, config: &config, sizes: &sizes, rope: config.rope()? };
+        let factors = hparams::write(row.keys, &source, ty.file_type(), &mut keys, &mut warnings)?;
+        differences::note(&config, row, &sizes, &mut warnings);
         let plan = plan::make(&config, row, &sizes, &checkpoint, path.to_path_buf(), ty, factors)?;
         description::write(&folder, options.name.as_deref(), &plan, &mut metadata)?;
         for (key, value) in keys.iter() {
@@ -134,7 +136,7 @@ impl Conversion {
         metadata.set("general.quantization_version", 2u32);
         vocabulary::write(&folder, row, sizes.vocab, options, &mut metadata, &mut warnings)?;
         let class = config.architecture().to_owned();
-        Ok(Conversion { architecture: row.name, class, ty, metadata, plan, checkpoint, warnings })
+        Ok(Conversion { architecture: row.arch.name, class, ty, metadata, plan, checkpoint, warnings })
     }
 
     /// `general.architecture`.

@@ -11,6 +11,7 @@ use super::hparams::{RopeFactors, Sizes};
 use super::scales::Scales;
 use super::{ConvertError, OutputType};
 use crate::gguf::{NewTensor, TensorType, shown};
+use crate::model::OutputMatrix;
 use crate::recipe::roles::{OUTPUT_WEIGHT, TOKEN_EMBD_WEIGHT};
 
 /// Rows of a source tensor, counted over all its leading dimensions.
@@ -246,11 +247,10 @@ impl Planner<'_> {
     /// Embedding, last norm, output matrix.
     fn ends(&mut self) -> Result<(), ConvertError> {
         let (vocabulary, width) = (self.sizes.vocab, self.sizes.width);
-        // Gemma 3's matrices may have rows behind the vocabulary, which the reference cuts off.
         let spare = |planner: &Self, name: &str| {
             let found = planner.names.get(name).map(|index| planner.checkpoint.tensors()[*index].shape.as_slice());
             match found {
-                Some([rows, _]) if planner.row.name == "gemma3" && *rows > vocabulary => *rows,
+                Some([rows, _]) if planner.row.spare_rows && *rows > vocabulary => *rows,
                 _ => vocabulary,
             }
         };
@@ -267,7 +267,7 @@ impl Planner<'_> {
         let rows = spare(self, "lm_head.weight");
         let output = self.find("lm_head.weight", &[rows, width])?;
         match output {
-            _ if self.row.always_tied => {}
+            _ if self.row.arch.output == OutputMatrix::Tied => {}
             Some(output) => {
                 let kept = vec![Part { tensor: output, rows: 0..vocabulary }];
                 self.push(OUTPUT_WEIGHT.into(), &[vocabulary, width], kept, Change::Keep);

@@ -62,6 +62,16 @@ pub enum FeedForward {
     Experts(Gating),
 }
 
+impl FeedForward {
+    /// How expert weights follow from the router's outputs; `None` without experts.
+    pub(crate) fn gating(self) -> Option<Gating> {
+        match self {
+            FeedForward::Dense => None,
+            FeedForward::DenseOrExperts(gating) | FeedForward::Experts(gating) => Some(gating),
+        }
+    }
+}
+
 /// Scale of the attention scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScoreScale {
@@ -69,6 +79,13 @@ pub enum ScoreScale {
     HeadSize,
     /// As `HeadSize`, but `1 / sqrt(n_embd / n_head)` for the model with this many layers.
     HeadSizeExceptAt(usize),
+}
+
+impl ScoreScale {
+    /// True if scores of a model with `n_layer` layers are scaled by `n_embd / n_head` instead of the head size.
+    pub(crate) fn is_by_embedding(self, n_layer: usize) -> bool {
+        self == ScoreScale::HeadSizeExceptAt(n_layer)
+    }
 }
 
 /// One architecture: `general.architecture` and everything in which it differs from the others.
@@ -86,6 +103,8 @@ pub struct Architecture {
     pub feed_forward: FeedForward,
     /// A shared expert with its own sigmoid gate runs beside the routed ones.
     pub shared_expert: bool,
+    /// Experts have a width of their own, `expert_feed_forward_length`; otherwise they are as wide as dense layers.
+    pub own_expert_width: bool,
     /// Queries and keys are normed per head before the rotary embedding.
     pub qk_norm: bool,
     /// Norms after attention and after the feed-forward network (`post_attention_norm`, `post_ffw_norm`).
@@ -130,6 +149,7 @@ const PLAIN: Architecture = Architecture {
     activation: Activation::Silu,
     feed_forward: FeedForward::Dense,
     shared_expert: false,
+    own_expert_width: true,
     qk_norm: false,
     post_norms: false,
     ffn_norm: "ffn_norm",
@@ -151,6 +171,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
         covers: "Llama 1-3, Mistral, Mixtral, SmolLM, TinyLlama, DeepSeek-R1-Distill-Llama",
         rope: RopePairs::Adjacent,
         feed_forward: FeedForward::DenseOrExperts(Gating::SoftmaxNormalized),
+        own_expert_width: false,
         rope_factors: true,
         ..PLAIN
     },
@@ -222,5 +243,41 @@ impl Architecture {
     /// The row of `name`.
     pub fn by_name(name: &str) -> Option<&'static Architecture> {
         ARCHITECTURES.iter().find(|row| row.name == name)
+    }
+
+    /// The row of `name`, for tables that are built on this one; a name that is not here does not compile there.
+    pub(crate) const fn named(name: &str) -> &'static Architecture {
+        let mut rows = ARCHITECTURES;
+        while let [row, rest @ ..] = rows {
+            if same(row.name.as_bytes(), name.as_bytes()) {
+                return row;
+            }
+            rows = rest;
+        }
+        panic!("no such architecture")
+    }
+}
+
+/// `==`, which constants cannot use.
+const fn same(mut a: &[u8], mut b: &[u8]) -> bool {
+    while let ([first, rest_a @ ..], [other, rest_b @ ..]) = (a, b) {
+        if *first != *other {
+            return false;
+        }
+        (a, b) = (rest_a, rest_b);
+    }
+    a.is_empty() && b.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ways_to_a_row_agree() {
+        for row in ARCHITECTURES {
+            assert_eq!(Architecture::named(row.name).name, row.name);
+            assert_eq!(Architecture::by_name(row.name).map(|found| found.name), Some(row.name));
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Hyperparameters: read from the metadata, checked once, trusted afterwards.
 
-use super::arch::{ARCHITECTURES, Architecture, FeedForward, Gating, ScoreScale, Sliding};
+use super::arch::{ARCHITECTURES, Architecture, FeedForward, Gating, Sliding};
 use super::error::ModelError;
 use crate::gguf::{Metadata, ValueType};
 
@@ -229,10 +229,7 @@ impl Hparams {
         }
         let (rope, rope_scaling) = rope(&keys)?;
         let (window, rope_windowed) = windows(&keys, arch, n_layer, rope)?;
-        let score_width = match arch.score_scale {
-            ScoreScale::HeadSizeExceptAt(layers) if layers == n_layer => n_embd / n_head[0],
-            _ => head_k,
-        };
+        let score_width = if arch.score_scale.is_by_embedding(n_layer) { n_embd / n_head[0] } else { head_k };
         let score_scale = 1.0 / (score_width as f32).sqrt();
         let cap = |default: Option<f32>, suffix: &str| -> Result<Option<f32>, ModelError> {
             let Some(default) = default else { return Ok(None) };
@@ -314,7 +311,7 @@ fn experts(keys: &Keys, arch: &'static Architecture) -> Result<Option<Experts>, 
     }
     let own_width = keys.optional_positive("expert_feed_forward_length", MAX_WIDTH)?;
     let shared_width = keys.optional_positive("expert_shared_feed_forward_length", MAX_WIDTH)?;
-    let n_ff = if arch.name == "llama" { None } else { own_width };
+    let n_ff = own_width.filter(|_| arch.own_expert_width);
     Ok(Some(Experts { count, used, n_ff, shared_n_ff: arch.shared_expert.then_some(shared_width), gating }))
 }
 

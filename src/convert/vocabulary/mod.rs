@@ -124,7 +124,7 @@ pub(super) fn write(
         let json = sources.require_json()?;
         let sentencepiece_like = merged::fits(json);
         match row.vocabulary {
-            VocabularyKind::Gemma | VocabularyKind::Phi3 if sentencepiece_like => {
+            VocabularyKind::Gemma { .. } | VocabularyKind::Phi3 if sentencepiece_like => {
                 (merged::read(&sources, json, size, merged::Scores::Ranks)?, Some(size))
             }
             VocabularyKind::Llama if sentencepiece_like => {
@@ -150,12 +150,11 @@ pub(super) fn write(
     vocabulary.write(metadata);
     Special::read(&sources, limit, warnings)?.write(metadata);
     match row.vocabulary {
-        VocabularyKind::Gemma if vocabulary.model == "llama" => {
+        VocabularyKind::Gemma { infill } if vocabulary.model == "llama" => {
             metadata.set("tokenizer.ggml.add_space_prefix", false);
-            if row.name == "gemma" {
-                write_infill(&[("prefix", 67), ("suffix", 69), ("middle", 68), ("fsep", 70), ("eot", 107)], metadata);
-            }
+            write_infill(infill, metadata);
         }
+        // Code Llama.
         VocabularyKind::Llama if size == 32016 => {
             write_infill(&[("prefix", 32007), ("suffix", 32008), ("middle", 32009), ("eot", 32010)], metadata);
         }
@@ -166,7 +165,7 @@ pub(super) fn write(
     Ok(())
 }
 
-/// Infill tokens of Code Llama and CodeGemma, which no file names.
+/// Infill tokens, which no file names.
 fn write_infill(ids: &[(&str, u32)], metadata: &mut Metadata) {
     for (name, id) in ids {
         metadata.set(&format!("tokenizer.ggml.{name}_token_id"), *id);

@@ -1,0 +1,42 @@
+//! What a configuration asks for and llama.cpp computes otherwise, whatever the file says.
+
+use super::architectures::{Row, Setting};
+use super::config::Config;
+use super::hparams::Sizes;
+use crate::model::{Activation, Gating};
+
+/// A line for each.
+pub(super) fn note(config: &Config, row: &Row, sizes: &Sizes, warnings: &mut Vec<String>) {
+    let arch = row.arch;
+    if arch.activation == Activation::Silu
+        && let Some(activation) = config.str("hidden_act")
+        && !matches!(activation, "silu" | "swish")
+    {
+        let activation: String = activation.chars().filter(|c| !c.is_control()).take(40).collect();
+        warnings.push(format!("hidden_act is {activation}; llama.cpp computes {} with silu", arch.name));
+    }
+    warnings.extend(row.settings.iter().filter_map(|setting| difference(*setting, config, row, sizes)));
+}
+
+fn difference(setting: Setting, config: &Config, row: &Row, sizes: &Sizes) -> Option<String> {
+    let arch = row.arch;
+    match setting {
+        Setting::QueryScalar => {
+            let scalar = config.optional_f64("query_pre_attn_scalar").ok()??;
+            let by_embedding = arch.score_scale.is_by_embedding(sizes.layers as usize);
+            let expected = if by_embedding { sizes.width / sizes.heads } else { sizes.head };
+            (scalar != expected as f64).then(|| {
+                format!("query_pre_attn_scalar is {scalar}; llama.cpp computes with {expected} for this model")
+            })
+        }
+        Setting::SlidingWindow => config
+            .bool("use_sliding_window")
+            .then(|| format!("use_sliding_window is true; llama.cpp computes {} without a window", arch.name)),
+        Setting::NormalizedExperts => {
+            let normalizes = arch.feed_forward.gating() == Some(Gating::SoftmaxNormalized);
+            let wanted = config.get("norm_topk_prob")?.as_bool()?;
+            (wanted != normalizes)
+                .then(|| format!("norm_topk_prob is {wanted}; llama.cpp computes {} with {normalizes}", arch.name))
+        }
+    }
+}
