@@ -320,12 +320,12 @@ pub(super) const ROWS: &[Row] = &[
 
 impl Row {
     /// The row of a class name.
-    pub fn by_class(class: &str) -> Option<&'static Row> {
+    pub(super) fn by_class(class: &str) -> Option<&'static Row> {
         ROWS.iter().find(|row| row.classes.contains(&class))
     }
 
     /// All tensors of a layer besides experts.
-    pub fn roles(&self) -> impl Iterator<Item = &'static Role> {
+    pub(super) fn roles(&self) -> impl Iterator<Item = &'static Role> {
         self.layer.iter().flat_map(|group| group.iter())
     }
 }

@@ -34,7 +34,7 @@ pub(super) enum Dense {
 }
 
 impl Dense {
-    pub fn bytes(self) -> u64 {
+    pub(super) fn bytes(self) -> u64 {
         match self {
             Dense::F32 => 4,
             Dense::F16 | Dense::BF16 => 2,
@@ -58,7 +58,7 @@ pub(super) struct SourceTensor {
 
 impl SourceTensor {
     /// Element type, if it is one that holds weights.
-    pub fn dense(&self) -> Option<Dense> {
+    pub(super) fn dense(&self) -> Option<Dense> {
         match self.dtype {
             Dtype::F32 => Some(Dense::F32),
             Dtype::F16 => Some(Dense::F16),
@@ -68,11 +68,11 @@ impl SourceTensor {
         }
     }
 
-    pub fn elements(&self) -> u64 {
+    pub(super) fn elements(&self) -> u64 {
         self.shape.iter().product()
     }
 
-    pub fn shape_text(&self) -> String {
+    pub(super) fn shape_text(&self) -> String {
         shape_text(&self.shape)
     }
 }
@@ -97,7 +97,7 @@ pub(super) struct Checkpoint {
 }
 
 impl Checkpoint {
-    pub fn open(folder: &Folder) -> Result<Checkpoint, ConvertError> {
+    pub(super) fn open(folder: &Folder) -> Result<Checkpoint, ConvertError> {
         let index = read_index(folder)?;
         let names = match &index {
             Some(index) => index.files(),
@@ -124,32 +124,32 @@ impl Checkpoint {
     }
 
     /// One file whose name does not matter; for tests of the header's checks.
-    pub fn open_file(path: &Path) -> Result<Checkpoint, ConvertError> {
+    pub(super) fn open_file(path: &Path) -> Result<Checkpoint, ConvertError> {
         let mut checkpoint = Checkpoint { shards: Vec::new(), tensors: Vec::new(), by_name: HashMap::new() };
         checkpoint.add_shard(path)?;
         Ok(checkpoint)
     }
 
-    pub fn tensors(&self) -> &[SourceTensor] {
+    pub(super) fn tensors(&self) -> &[SourceTensor] {
         &self.tensors
     }
 
-    pub fn find(&self, name: &str) -> Option<usize> {
+    pub(super) fn find(&self, name: &str) -> Option<usize> {
         self.by_name.get(name).copied()
     }
 
     /// The file that holds a tensor.
-    pub fn file_of(&self, tensor: usize) -> &Path {
+    pub(super) fn file_of(&self, tensor: usize) -> &Path {
         &self.shards[self.tensors[tensor].shard].path
     }
 
     /// True if `path` is one of the files.
-    pub fn reads(&self, path: &Path) -> bool {
+    pub(super) fn reads(&self, path: &Path) -> bool {
         self.shards.iter().any(|shard| crate::os::same_file(&shard.path, path))
     }
 
     /// Reads `buffer.len()` bytes of a tensor's data, from byte `at` of it.
-    pub fn read_at(&self, tensor: usize, at: u64, buffer: &mut [u8]) -> Result<(), ConvertError> {
+    pub(super) fn read_at(&self, tensor: usize, at: u64, buffer: &mut [u8]) -> Result<(), ConvertError> {
         let SourceTensor { shard, offset, bytes, .. } = &self.tensors[tensor];
         debug_assert!(at + buffer.len() as u64 <= *bytes);
         let shard = &self.shards[*shard];

@@ -27,7 +27,7 @@ pub(super) struct Config {
 }
 
 impl Config {
-    pub fn read(folder: &Folder) -> Result<Config, ConvertError> {
+    pub(super) fn read(folder: &Folder) -> Result<Config, ConvertError> {
         let Some(mut values) = folder.object(FILE)? else {
             let problem = match folder.has("params.json") {
                 true => "holds params.json but no config.json; use the Hugging Face form of the model",
@@ -63,16 +63,16 @@ impl Config {
     }
 
     /// The model's class, such as `LlamaForCausalLM`.
-    pub fn architecture(&self) -> &str {
+    pub(super) fn architecture(&self) -> &str {
         &self.architecture
     }
 
-    pub fn file(&self) -> PathBuf {
+    pub(super) fn file(&self) -> PathBuf {
         self.file.clone()
     }
 
     /// Fills in what transformers would.
-    pub fn apply_defaults(&mut self, defaults: &[(&str, Value)]) {
+    pub(super) fn apply_defaults(&mut self, defaults: &[(&str, Value)]) {
         for (key, value) in defaults {
             self.values.entry(*key).or_insert_with(|| value.clone());
         }
@@ -84,7 +84,7 @@ impl Config {
     }
 
     /// The head size that transformers derives, for the classes that do.
-    pub fn derive_head_dim(&mut self) -> Result<(), ConvertError> {
+    pub(super) fn derive_head_dim(&mut self) -> Result<(), ConvertError> {
         if self.get("head_dim").is_none() {
             let (width, heads) = (self.count("hidden_size")?, self.count("num_attention_heads")?);
             self.values.insert("head_dim".into(), json!(width / heads));
@@ -93,21 +93,21 @@ impl Config {
     }
 
     /// The first of these fields that is there and not null.
-    pub fn get(&self, key: &str) -> Option<&Value> {
+    pub(super) fn get(&self, key: &str) -> Option<&Value> {
         self.values.get(key).filter(|value| !value.is_null())
     }
 
-    pub fn wrong(&self, field: &str, problem: impl Into<String>) -> ConvertError {
+    pub(super) fn wrong(&self, field: &str, problem: impl Into<String>) -> ConvertError {
         ConvertError::Field { file: self.file.clone(), field: field.to_owned(), problem: problem.into() }
     }
 
     /// A count that must be there and at least 1.
-    pub fn count(&self, key: &str) -> Result<u64, ConvertError> {
+    pub(super) fn count(&self, key: &str) -> Result<u64, ConvertError> {
         self.optional_count(key)?.ok_or_else(|| self.wrong(key, "is missing; this is no complete model configuration"))
     }
 
     /// A count, at least 1 where it is there.
-    pub fn optional_count(&self, key: &str) -> Result<Option<u64>, ConvertError> {
+    pub(super) fn optional_count(&self, key: &str) -> Result<Option<u64>, ConvertError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match integer(value) {
             Some(count) if (1..=MAX_COUNT).contains(&count) => Ok(Some(count)),
@@ -116,7 +116,7 @@ impl Config {
     }
 
     /// An integer that may be 0.
-    pub fn optional_u32(&self, key: &str) -> Result<Option<u32>, ConvertError> {
+    pub(super) fn optional_u32(&self, key: &str) -> Result<Option<u32>, ConvertError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match integer(value).and_then(|value| u32::try_from(value).ok()) {
             Some(value) => Ok(Some(value)),
@@ -124,33 +124,33 @@ impl Config {
         }
     }
 
-    pub fn optional_f64(&self, key: &str) -> Result<Option<f64>, ConvertError> {
+    pub(super) fn optional_f64(&self, key: &str) -> Result<Option<f64>, ConvertError> {
         self.get(key).map(|value| self.number(key, value)).transpose()
     }
 
-    pub fn f64(&self, key: &str) -> Result<f64, ConvertError> {
+    pub(super) fn f64(&self, key: &str) -> Result<f64, ConvertError> {
         self.optional_f64(key)?.ok_or_else(|| self.wrong(key, "is missing; this is no complete model configuration"))
     }
 
-    pub fn number(&self, key: &str, value: &Value) -> Result<f64, ConvertError> {
+    pub(super) fn number(&self, key: &str, value: &Value) -> Result<f64, ConvertError> {
         value
             .as_f64()
             .filter(|value| value.is_finite() && (*value as f32).is_finite())
             .ok_or_else(|| self.wrong(key, format!("is {}, expected a number", kind(value))))
     }
 
-    pub fn bool(&self, key: &str) -> bool {
+    pub(super) fn bool(&self, key: &str) -> bool {
         self.get(key).and_then(Value::as_bool).unwrap_or(false)
     }
 
     /// A field as text, if it is text.
-    pub fn str(&self, key: &str) -> Option<&str> {
+    pub(super) fn str(&self, key: &str) -> Option<&str> {
         self.get(key).and_then(Value::as_str)
     }
 
     /// Rotary parameters: `rope_parameters` or the older `rope_scaling`, with the fields that used to stand beside
     /// them mirrored in.
-    pub fn rope(&self) -> Result<Rope, ConvertError> {
+    pub(super) fn rope(&self) -> Result<Rope, ConvertError> {
         let key = if self.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
         let mut values = match self.get(key) {
             None => Map::new(),
@@ -200,25 +200,25 @@ pub(super) struct Rope {
 }
 
 impl Rope {
-    pub fn number(&self, config: &Config, name: &str) -> Result<Option<f64>, ConvertError> {
+    pub(super) fn number(&self, config: &Config, name: &str) -> Result<Option<f64>, ConvertError> {
         let field = format!("{}.{name}", self.key);
         let value = self.full.get(name).filter(|value| !value.is_null());
         value.map(|value| config.number(&field, value)).transpose()
     }
 
-    pub fn required(&self, config: &Config, name: &str) -> Result<f64, ConvertError> {
+    pub(super) fn required(&self, config: &Config, name: &str) -> Result<f64, ConvertError> {
         let missing =
             || config.wrong(&format!("{}.{name}", self.key), "is missing; this kind of rope scaling needs it");
         self.number(config, name)?.ok_or_else(missing)
     }
 
     /// `rope_type` in lower case.
-    pub fn kind(&self) -> Option<String> {
+    pub(super) fn kind(&self) -> Option<String> {
         self.full.get("rope_type").and_then(Value::as_str).map(str::to_lowercase)
     }
 
     /// A list of numbers, empty where there is none.
-    pub fn numbers(&self, config: &Config, name: &str) -> Result<Vec<f32>, ConvertError> {
+    pub(super) fn numbers(&self, config: &Config, name: &str) -> Result<Vec<f32>, ConvertError> {
         let field = format!("{}.{name}", self.key);
         match self.full.get(name) {
             None | Some(Value::Null) => Ok(Vec::new()),

@@ -20,7 +20,7 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    pub fn open(path: &Path) -> Result<Folder, ConvertError> {
+    pub(super) fn open(path: &Path) -> Result<Folder, ConvertError> {
         let wrong = |problem: &str| ConvertError::Folder { path: path.to_path_buf(), problem: problem.to_owned() };
         match std::fs::metadata(path) {
             Ok(found) if found.is_dir() => Ok(Folder { path: path.to_path_buf() }),
@@ -30,20 +30,20 @@ impl Folder {
         }
     }
 
-    pub fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    pub fn file(&self, name: &str) -> PathBuf {
+    pub(super) fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
-    pub fn has(&self, name: &str) -> bool {
+    pub(super) fn has(&self, name: &str) -> bool {
         self.file(name).is_file()
     }
 
     /// Names of the plain files, sorted.
-    pub fn names(&self) -> Result<Vec<String>, ConvertError> {
+    pub(super) fn names(&self) -> Result<Vec<String>, ConvertError> {
         let failed = |source| ConvertError::Read { file: self.path.clone(), source };
         let mut names = Vec::new();
         for entry in std::fs::read_dir(&self.path).map_err(failed)? {
@@ -56,7 +56,7 @@ impl Folder {
     }
 
     /// The bytes of a file, `None` if there is no such file.
-    pub fn bytes(&self, name: &str) -> Result<Option<Vec<u8>>, ConvertError> {
+    pub(super) fn bytes(&self, name: &str) -> Result<Option<Vec<u8>>, ConvertError> {
         let path = self.file(name);
         if !path.is_file() {
             return Ok(None);
@@ -72,7 +72,7 @@ impl Folder {
         Ok(Some(bytes))
     }
 
-    pub fn text(&self, name: &str) -> Result<Option<String>, ConvertError> {
+    pub(super) fn text(&self, name: &str) -> Result<Option<String>, ConvertError> {
         let Some(bytes) = self.bytes(name)? else { return Ok(None) };
         let text = String::from_utf8(bytes).map_err(|e| ConvertError::Json {
             file: self.file(name),
@@ -82,7 +82,7 @@ impl Folder {
     }
 
     /// A JSON file, `None` if there is no such file.
-    pub fn json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, ConvertError> {
+    pub(super) fn json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, ConvertError> {
         let Some(bytes) = self.bytes(name)? else { return Ok(None) };
         serde_json::from_slice(&bytes).map(Some).map_err(|e| {
             // serde quotes what it found, which may be anything.
@@ -97,7 +97,7 @@ impl Folder {
     }
 
     /// A JSON file that must be an object.
-    pub fn object(&self, name: &str) -> Result<Option<serde_json::Map<String, Value>>, ConvertError> {
+    pub(super) fn object(&self, name: &str) -> Result<Option<serde_json::Map<String, Value>>, ConvertError> {
         match self.json::<Value>(name)? {
             None => Ok(None),
             Some(Value::Object(map)) => Ok(Some(map)),

@@ -36,7 +36,7 @@ const EXPERTS_USED: [&str; 2] = ["num_experts_per_tok", "num_experts_per_token"]
 
 impl Sizes {
     /// `expert_width` is the field that holds the width of an expert, for models that have experts.
-    pub fn read(config: &Config, expert_width: Option<&str>) -> Result<Sizes, ConvertError> {
+    pub(super) fn read(config: &Config, expert_width: Option<&str>) -> Result<Sizes, ConvertError> {
         let (width, heads) = (config.count("hidden_size")?, config.count("num_attention_heads")?);
         let key_heads = config.count("num_key_value_heads")?;
         if key_heads > heads || !heads.is_multiple_of(key_heads) {
@@ -83,7 +83,7 @@ impl Sizes {
     }
 
     /// Values of a head that are rotated, where only a part is.
-    pub fn rotated(&self, config: &Config, rope: &Rope) -> Result<u64, ConvertError> {
+    pub(super) fn rotated(&self, config: &Config, rope: &Rope) -> Result<u64, ConvertError> {
         let part = rope.number(config, "partial_rotary_factor")?.unwrap_or(1.0);
         if !(0.0..=1.0).contains(&part) {
             return Err(config.wrong("partial_rotary_factor", format!("is {part}, expected 0 to 1")));

@@ -61,7 +61,7 @@ impl OutputType {
     }
 
     /// `general.file_type` (`llama_ftype`).
-    pub fn file_type(self) -> u32 {
+    fn file_type(self) -> u32 {
         match self {
             OutputType::F32 => 0,
             OutputType::F16 => 1,

@@ -43,7 +43,7 @@ pub(super) struct Found {
 }
 
 impl Scales {
-    pub fn collect(config: &Config, checkpoint: &Checkpoint) -> Result<Found, ConvertError> {
+    pub(super) fn collect(config: &Config, checkpoint: &Checkpoint) -> Result<Found, ConvertError> {
         let block = block_size(config)?;
         let mut found = Found { by_tensor: HashMap::new(), consumed: Vec::new() };
         for (index, tensor) in checkpoint.tensors().iter().enumerate() {
@@ -118,7 +118,7 @@ impl Scales {
     }
 
     /// Multiplies the values of row `row`, counted over all matrices, of which `values` are all columns.
-    pub fn apply(&self, row: u64, values: &mut [f32]) {
+    pub(super) fn apply(&self, row: u64, values: &mut [f32]) {
         let (matrix, row) = (row / self.rows_per_matrix, row % self.rows_per_matrix);
         let first = ((matrix * self.row_blocks + row / self.block[0]) * self.column_blocks) as usize;
         let scales = &self.values[first..first + self.column_blocks as usize];

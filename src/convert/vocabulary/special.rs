@@ -58,7 +58,11 @@ fn slot(name: &str) -> usize {
 
 impl Special {
     /// Reads everything; ids at or above `limit`, where there is one, are left out with a warning.
-    pub fn read(sources: &Sources, limit: Option<u64>, warnings: &mut Vec<String>) -> Result<Special, ConvertError> {
+    pub(super) fn read(
+        sources: &Sources,
+        limit: Option<u64>,
+        warnings: &mut Vec<String>,
+    ) -> Result<Special, ConvertError> {
         let mut special = Special::default();
         let mut config = sources.config.clone();
         let mut kinds = USUAL;
@@ -268,7 +272,7 @@ impl Special {
     }
 
     /// Adds the keys.
-    pub fn write(&self, metadata: &mut Metadata) {
+    pub(super) fn write(&self, metadata: &mut Metadata) {
         for (kind, id) in KINDS.iter().zip(self.ids) {
             if let (Some(key), Some(id)) = (kind.id_key, id) {
                 metadata.set(key, id);

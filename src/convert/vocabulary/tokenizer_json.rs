@@ -46,7 +46,7 @@ pub(super) struct AddedToken {
 
 impl AddedToken {
     /// Whether texts are normalized before the token is looked for; special tokens are not, unless they say so.
-    pub fn is_normalized(&self) -> bool {
+    pub(super) fn is_normalized(&self) -> bool {
         self.normalized.unwrap_or(!self.special)
     }
 }
@@ -96,7 +96,7 @@ pub(super) enum Merge {
 
 impl Merge {
     /// The two parts.
-    pub fn parts(&self) -> Option<(&str, &str)> {
+    pub(super) fn parts(&self) -> Option<(&str, &str)> {
         match self {
             Merge::Joined(text) => text.split_once(' '),
             Merge::Pair([left, right]) => Some((left, right)),
@@ -104,7 +104,7 @@ impl Merge {
     }
 
     /// GGUF's form: parts separated by a space. Spaces inside parts become `Ġ`, as the reference converter does.
-    pub fn joined(&self) -> String {
+    pub(super) fn joined(&self) -> String {
         match self {
             Merge::Joined(text) => text.clone(),
             Merge::Pair([left, right]) => format!("{} {}", left.replace(' ', "Ġ"), right.replace(' ', "Ġ")),
@@ -120,21 +120,21 @@ pub(super) struct Sources<'a> {
 }
 
 impl<'a> Sources<'a> {
-    pub fn read(folder: &'a Folder) -> Result<Sources<'a>, ConvertError> {
+    pub(super) fn read(folder: &'a Folder) -> Result<Sources<'a>, ConvertError> {
         Ok(Sources { folder, json: folder.json(TOKENIZER)?, config: folder.object(CONFIG)? })
     }
 
-    pub fn wrong(&self, file: &str, field: impl Into<String>, problem: impl Into<String>) -> ConvertError {
+    pub(super) fn wrong(&self, file: &str, field: impl Into<String>, problem: impl Into<String>) -> ConvertError {
         ConvertError::Field { file: self.folder.file(file), field: field.into(), problem: problem.into() }
     }
 
     /// A field of `tokenizer_config.json`.
-    pub fn setting(&self, key: &str) -> Option<&Value> {
+    pub(super) fn setting(&self, key: &str) -> Option<&Value> {
         self.config.as_ref()?.get(key).filter(|value| !value.is_null())
     }
 
     /// `tokenizer.json`, where there is no way without it.
-    pub fn require_json(&self) -> Result<&TokenizerJson, ConvertError> {
+    pub(super) fn require_json(&self) -> Result<&TokenizerJson, ConvertError> {
         self.json.as_ref().ok_or_else(|| {
             let problem = if self.folder.has("tekken.json") {
                 "holds tekken.json but neither tokenizer.json nor tokenizer.model; use the Hugging Face form of the model"
@@ -146,7 +146,7 @@ impl<'a> Sources<'a> {
     }
 
     /// `added_tokens_decoder` of `tokenizer_config.json`, by id.
-    pub fn configured_tokens(&self) -> Result<Vec<AddedToken>, ConvertError> {
+    pub(super) fn configured_tokens(&self) -> Result<Vec<AddedToken>, ConvertError> {
         const FIELD: &str = "added_tokens_decoder";
         let map = match self.setting(FIELD) {
             None => return Ok(Vec::new()),
@@ -167,7 +167,7 @@ impl<'a> Sources<'a> {
     }
 
     /// `added_tokens.json`: tokens and ids, in the order of the ids.
-    pub fn added_file(&self) -> Result<Vec<(String, u64)>, ConvertError> {
+    pub(super) fn added_file(&self) -> Result<Vec<(String, u64)>, ConvertError> {
         let Some(map) = self.folder.object(ADDED)? else { return Ok(Vec::new()) };
         let mut tokens = Vec::with_capacity(map.len());
         for (token, id) in map {
@@ -181,7 +181,7 @@ impl<'a> Sources<'a> {
     }
 
     /// Texts of the tokens that have a name in the configuration (`bos_token` and so on).
-    pub fn named_tokens(&self) -> Vec<String> {
+    pub(super) fn named_tokens(&self) -> Vec<String> {
         const NAMES: [&str; 7] =
             ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
         let mut texts: Vec<String> = NAMES.iter().filter_map(|name| token_text(self.setting(name)?)).collect();
