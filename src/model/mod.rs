@@ -25,6 +25,7 @@
 //! # }
 //! ```
 
+mod activation_rounding;
 mod arch;
 mod attention;
 mod error;
@@ -35,7 +36,6 @@ mod hparams;
 pub mod math;
 mod pass;
 mod rope;
-mod rounding;
 mod taps;
 mod weights;
 

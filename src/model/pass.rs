@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rayon::prelude::*;
 
 use super::Model;
+use super::activation_rounding::ActivationRounding;
 use super::attention::{AttentionParams, attend};
 use super::error::ModelError;
 use super::group::{HiddenStates, Tile, TokenGroup};
 use super::math;
 use super::rope::RopeTable;
-use super::rounding::Rounding;
 use super::taps::{Expert, Rows, TapInput, Taps};
 use super::weights::{Layer, Linear, Overrides, Projections, Weight};
 use crate::compute::{
@@ -73,12 +73,12 @@ pub(super) struct ProductInput<'x> {
     x: &'x [f32],
     width: usize,
     packed: PackedActivations,
-    packed_as: Option<Rounding>,
+    packed_as: Option<ActivationRounding>,
     integers: Option<IntegerActivations>,
 }
 
 impl<'x> ProductInput<'x> {
-    pub fn new(x: &'x [f32], width: usize, precision: Precision) -> Self {
+    pub(super) fn new(x: &'x [f32], width: usize, precision: Precision) -> Self {
         ProductInput { x, width, packed: PackedActivations::new(precision), packed_as: None, integers: None }
     }
 
@@ -87,10 +87,10 @@ impl<'x> ProductInput<'x> {
         self.integers.insert(known.unwrap_or_else(|| IntegerActivations::round(self.x, self.width, steps)))
     }
 
-    fn packed(&mut self, rounding: Rounding) -> &PackedActivations {
+    fn packed(&mut self, rounding: ActivationRounding) -> &PackedActivations {
         if self.packed_as != Some(rounding) {
             let rows = self.x.len() / self.width;
-            if rounding == Rounding::None {
+            if rounding == ActivationRounding::None {
                 self.packed.pack(self.x, rows, self.width, self.width);
             } else {
                 let mut rounded = self.x.to_vec();
@@ -268,7 +268,7 @@ impl<'m, 'g, 'o> Pass<'m, 'g, 'o> {
         finish(&mut k, n_kv, k_norm.as_deref());
         if self.options.activations == Activations::Ggml {
             for values in [&mut k, &mut v] {
-                values.par_chunks_mut(4096).for_each(|part| Rounding::F16.apply(part));
+                values.par_chunks_mut(4096).for_each(|part| ActivationRounding::F16.apply(part));
             }
         }
         let sinks = self.decode_optional(layer.sinks.as_ref())?;
@@ -361,8 +361,8 @@ impl<'m, 'g, 'o> Pass<'m, 'g, 'o> {
         let matrix = self.matrix(&linear.weight, mat)?;
         let n_out = matrix.rows();
         let rounding = match self.options.activations {
-            Activations::Unrounded => Rounding::None,
-            Activations::Ggml => Rounding::of_weight(matrix.ty()),
+            Activations::Unrounded => ActivationRounding::None,
+            Activations::Ggml => ActivationRounding::of_weight(matrix.ty()),
         };
         match rounding.steps() {
             Some(steps) if multiplies_as_integers(matrix.ty()) => {

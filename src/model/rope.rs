@@ -22,7 +22,7 @@ pub(super) struct RopeTable {
 
 impl RopeTable {
     /// The table of a kind of layer; `factors` divide the frequencies, one per pair.
-    pub fn new(hparams: &Hparams, params: RopeParams, factors: Option<&[f32]>, n_positions: usize) -> Self {
+    pub(super) fn new(hparams: &Hparams, params: RopeParams, factors: Option<&[f32]>, n_positions: usize) -> Self {
         let n_rot = hparams.n_rot;
         let half = n_rot / 2;
         let yarn = hparams.rope_scaling == RopeScaling::Yarn;
@@ -49,7 +49,7 @@ impl RopeTable {
     }
 
     /// Turns every head of one row in place.
-    pub fn apply(&self, pairs: RopePairs, position: usize, row: &mut [f32], head: usize) {
+    pub(super) fn apply(&self, pairs: RopePairs, position: usize, row: &mut [f32], head: usize) {
         let cos = &self.cos[position * self.half..(position + 1) * self.half];
         let sin = &self.sin[position * self.half..(position + 1) * self.half];
         for values in row.chunks_exact_mut(head) {

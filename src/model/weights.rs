@@ -67,7 +67,7 @@ impl<'a> Overrides<'a> {
 
 impl<'g> Weight<'g> {
     /// Rows of matrix `mat`, replaced or the model's own.
-    pub fn rows<'a>(&self, overrides: &'a Overrides<'_>, mat: usize) -> EncodedRows<'a>
+    pub(super) fn rows<'a>(&self, overrides: &'a Overrides<'_>, mat: usize) -> EncodedRows<'a>
     where
         'g: 'a,
     {
@@ -80,21 +80,21 @@ impl<'g> Weight<'g> {
     }
 
     /// Decoded values of matrix `mat`.
-    pub fn decode(&self, overrides: &Overrides<'_>, mat: usize) -> Result<Vec<f32>, ModelError> {
+    pub(super) fn decode(&self, overrides: &Overrides<'_>, mat: usize) -> Result<Vec<f32>, ModelError> {
         let rows = self.rows(overrides, mat);
         let mut values = vec![0.0; rows.n_in * rows.n_out];
         rows.decode(0..rows.n_out, &mut values).map_err(|_| self.undecodable(rows.ty))?;
         Ok(values)
     }
 
-    pub fn undecodable(&self, ty: TensorType) -> ModelError {
+    pub(super) fn undecodable(&self, ty: TensorType) -> ModelError {
         ModelError::UndecodableType { name: self.name.to_owned(), ty: ty.to_string() }
     }
 }
 
 impl EncodedRows<'_> {
     /// Decodes rows `range` into `out`.
-    pub fn decode(&self, range: std::ops::Range<usize>, out: &mut [f32]) -> Result<(), quant::QuantError> {
+    pub(super) fn decode(&self, range: std::ops::Range<usize>, out: &mut [f32]) -> Result<(), quant::QuantError> {
         let row_bytes = self.data.len() / self.n_out;
         quant::dequantize(self.ty, &self.data[range.start * row_bytes..range.end * row_bytes], out)
     }
@@ -136,7 +136,7 @@ pub(super) enum GateUp<'g> {
 
 impl<'g> GateUp<'g> {
     /// Names of the matrices.
-    pub fn names(&self) -> Vec<&'g str> {
+    pub(super) fn names(&self) -> Vec<&'g str> {
         match self {
             GateUp::Separate { gate, up } => vec![gate.weight.name, up.weight.name],
             GateUp::Fused(both) => vec![both.weight.name],
@@ -360,7 +360,7 @@ impl<'g> Loader<'g, '_> {
 
 impl<'g> Weights<'g> {
     /// Finds every tensor of the model and checks shapes and types.
-    pub fn load(gguf: &'g Gguf, hparams: &Hparams) -> Result<Self, ModelError> {
+    pub(super) fn load(gguf: &'g Gguf, hparams: &Hparams) -> Result<Self, ModelError> {
         let mut loader = Loader { gguf, hparams, used: HashSet::new() };
         let arch = hparams.arch;
         let n_vocab = vocabulary_size(gguf, hparams)?;

@@ -12,7 +12,7 @@ use crate::vectorized::vectorized;
 
 /// What happens to the input rows of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Rounding {
+pub(super) enum ActivationRounding {
     /// Nothing: f32 as it is.
     None,
     /// Rounded to binary16.
@@ -26,35 +26,35 @@ pub(super) enum Rounding {
     Q8K,
 }
 
-impl Rounding {
+impl ActivationRounding {
     /// The rounding that belongs to weights of type `ty`.
-    pub fn of_weight(ty: TensorType) -> Self {
+    pub(super) fn of_weight(ty: TensorType) -> Self {
         match ty {
-            TensorType::F32 => Rounding::None,
-            TensorType::F16 => Rounding::F16,
-            TensorType::BF16 => Rounding::Bf16,
-            _ if ty.info().is_some_and(|info| info.block_len == 256) => Rounding::Q8K,
-            _ => Rounding::Q8,
+            TensorType::F32 => ActivationRounding::None,
+            TensorType::F16 => ActivationRounding::F16,
+            TensorType::BF16 => ActivationRounding::Bf16,
+            _ if ty.info().is_some_and(|info| info.block_len == 256) => ActivationRounding::Q8K,
+            _ => ActivationRounding::Q8,
         }
     }
 
     /// The steps of roundings to integers.
-    pub fn steps(self) -> Option<Steps> {
+    pub(super) fn steps(self) -> Option<Steps> {
         match self {
-            Rounding::Q8 => Some(Steps::Of32),
-            Rounding::Q8K => Some(Steps::Of256),
-            Rounding::None | Rounding::F16 | Rounding::Bf16 => None,
+            ActivationRounding::Q8 => Some(Steps::Of32),
+            ActivationRounding::Q8K => Some(Steps::Of256),
+            ActivationRounding::None | ActivationRounding::F16 | ActivationRounding::Bf16 => None,
         }
     }
 
     /// Rounds one row in place.
-    pub fn apply(self, row: &mut [f32]) {
+    pub(super) fn apply(self, row: &mut [f32]) {
         match self {
-            Rounding::None => {}
-            Rounding::F16 => round_row_f16(row),
-            Rounding::Bf16 => row.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32()),
-            Rounding::Q8 => round_to_steps(row, Steps::Of32),
-            Rounding::Q8K => round_to_steps(row, Steps::Of256),
+            ActivationRounding::None => {}
+            ActivationRounding::F16 => round_row_f16(row),
+            ActivationRounding::Bf16 => row.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32()),
+            ActivationRounding::Q8 => round_to_steps(row, Steps::Of32),
+            ActivationRounding::Q8K => round_to_steps(row, Steps::Of256),
         }
     }
 }
@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn block_roundings_keep_the_largest_value_and_err_by_half_a_step() {
         let row: Vec<f32> = (0..256).map(|i| ((i * 37) % 101) as f32 - 50.0).collect();
-        for (rounding, step) in [(Rounding::Q8, 50.0 / 127.0), (Rounding::Q8K, 50.0 / 127.0)] {
+        for (rounding, step) in [(ActivationRounding::Q8, 50.0 / 127.0), (ActivationRounding::Q8K, 50.0 / 127.0)] {
             let mut rounded = row.clone();
             rounding.apply(&mut rounded);
             for (a, b) in row.iter().zip(&rounded) {
@@ -82,17 +82,17 @@ mod tests {
             }
         }
         let mut zeros = vec![0.0; 256];
-        Rounding::Q8K.apply(&mut zeros);
-        Rounding::Q8.apply(&mut zeros);
+        ActivationRounding::Q8K.apply(&mut zeros);
+        ActivationRounding::Q8.apply(&mut zeros);
         assert!(zeros.iter().all(|v| *v == 0.0));
     }
 
     #[test]
     fn types_map_to_the_dot_product_type_of_ggml() {
-        assert_eq!(Rounding::of_weight(TensorType::Q4_0), Rounding::Q8);
-        assert_eq!(Rounding::of_weight(TensorType::MXFP4), Rounding::Q8);
-        assert_eq!(Rounding::of_weight(TensorType::IQ2_XXS), Rounding::Q8K);
-        assert_eq!(Rounding::of_weight(TensorType::BF16), Rounding::Bf16);
-        assert_eq!(Rounding::of_weight(TensorType::F32), Rounding::None);
+        assert_eq!(ActivationRounding::of_weight(TensorType::Q4_0), ActivationRounding::Q8);
+        assert_eq!(ActivationRounding::of_weight(TensorType::MXFP4), ActivationRounding::Q8);
+        assert_eq!(ActivationRounding::of_weight(TensorType::IQ2_XXS), ActivationRounding::Q8K);
+        assert_eq!(ActivationRounding::of_weight(TensorType::BF16), ActivationRounding::Bf16);
+        assert_eq!(ActivationRounding::of_weight(TensorType::F32), ActivationRounding::None);
     }
 }
