@@ -6,7 +6,7 @@
 
 /// Which pairs of head values a rotary embedding turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RopePairs {
+pub(crate) enum RopePairs {
     /// Values `2i` and `2i + 1` (`LLAMA_ROPE_TYPE_NORM`).
     Adjacent,
     /// Values `i` and `i + n_rot / 2` (`LLAMA_ROPE_TYPE_NEOX`).
@@ -15,7 +15,7 @@ pub enum RopePairs {
 
 /// How the gate enters the product of the feed-forward network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
+pub(crate) enum Activation {
     /// `silu(gate) * up`.
     Silu,
     /// `gelu(gate) * up`, tanh form.
@@ -26,7 +26,7 @@ pub enum Activation {
 
 /// Which layers see only a window of the last tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Sliding {
+pub(crate) enum Sliding {
     /// All layers see everything; the metadata's window is ignored.
     None,
     /// Of every `period` layers all but the last have a window.
@@ -42,7 +42,7 @@ pub enum Sliding {
 
 /// How expert weights follow from the router's outputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gating {
+pub(crate) enum Gating {
     /// Softmax over all experts, the chosen ones taken as they are.
     Softmax,
     /// Softmax over all experts, the chosen ones scaled to sum to one.
@@ -53,7 +53,7 @@ pub enum Gating {
 
 /// Whether the model has dense feed-forward layers, experts, or may have either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FeedForward {
+pub(crate) enum FeedForward {
     /// Dense layers only.
     Dense,
     /// Experts when `expert_count` is above zero.
@@ -74,7 +74,7 @@ impl FeedForward {
 
 /// Scale of the attention scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ScoreScale {
+pub(crate) enum ScoreScale {
     /// `1 / sqrt(head size)`.
     HeadSize,
     /// As `HeadSize`, but `1 / sqrt(n_embd / n_head)` for the model with this many layers.
@@ -90,11 +90,9 @@ impl ScoreScale {
 
 /// One architecture: `general.architecture` and everything in which it differs from the others.
 #[derive(Debug)]
-pub struct Architecture {
+pub(crate) struct Architecture {
     /// Value of `general.architecture`; also the prefix of its metadata keys.
     pub name: &'static str,
-    /// Models it covers, for messages.
-    pub covers: &'static str,
     /// Pairs of the rotary embedding.
     pub rope: RopePairs,
     /// Gate function.
@@ -133,7 +131,7 @@ pub struct Architecture {
 
 /// Where the output matrix comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OutputMatrix {
+pub(crate) enum OutputMatrix {
     /// `output.weight`, or the embedding when absent.
     OwnOrTied,
     /// Always `output.weight`.
@@ -144,7 +142,6 @@ pub enum OutputMatrix {
 
 const PLAIN: Architecture = Architecture {
     name: "",
-    covers: "",
     rope: RopePairs::Halves,
     activation: Activation::Silu,
     feed_forward: FeedForward::Dense,
@@ -165,36 +162,36 @@ const PLAIN: Architecture = Architecture {
 };
 
 /// Every supported architecture.
-pub const ARCHITECTURES: &[Architecture] = &[
+pub(super) const ARCHITECTURES: &[Architecture] = &[
+    // Llama 1-3, Mistral, Mixtral, SmolLM, TinyLlama, DeepSeek-R1-Distill-Llama.
     Architecture {
         name: "llama",
-        covers: "Llama 1-3, Mistral, Mixtral, SmolLM, TinyLlama, DeepSeek-R1-Distill-Llama",
         rope: RopePairs::Adjacent,
         feed_forward: FeedForward::DenseOrExperts(Gating::SoftmaxNormalized),
         own_expert_width: false,
         rope_factors: true,
         ..PLAIN
     },
-    Architecture { name: "qwen2", covers: "Qwen2, Qwen2.5, DeepSeek-R1-Distill-Qwen", ..PLAIN },
+    // Qwen2, Qwen2.5, DeepSeek-R1-Distill-Qwen.
+    Architecture { name: "qwen2", ..PLAIN },
+    // Qwen1.5-MoE, Qwen2-MoE.
     Architecture {
         name: "qwen2moe",
-        covers: "Qwen1.5-MoE, Qwen2-MoE",
         feed_forward: FeedForward::Experts(Gating::Softmax),
         shared_expert: true,
         output: OutputMatrix::Own,
         ..PLAIN
     },
-    Architecture { name: "qwen3", covers: "Qwen3", qk_norm: true, ..PLAIN },
+    Architecture { name: "qwen3", qk_norm: true, ..PLAIN },
     Architecture {
         name: "qwen3moe",
-        covers: "Qwen3-MoE",
         feed_forward: FeedForward::Experts(Gating::SoftmaxNormalized),
         qk_norm: true,
         ..PLAIN
     },
+    // Gemma 1.
     Architecture {
         name: "gemma",
-        covers: "Gemma 1",
         activation: Activation::Gelu,
         scaled_embeddings: true,
         output: OutputMatrix::Tied,
@@ -202,7 +199,6 @@ pub const ARCHITECTURES: &[Architecture] = &[
     },
     Architecture {
         name: "gemma2",
-        covers: "Gemma 2",
         activation: Activation::Gelu,
         post_norms: true,
         scaled_embeddings: true,
@@ -215,7 +211,6 @@ pub const ARCHITECTURES: &[Architecture] = &[
     },
     Architecture {
         name: "gemma3",
-        covers: "Gemma 3",
         activation: Activation::Gelu,
         qk_norm: true,
         post_norms: true,
@@ -225,10 +220,10 @@ pub const ARCHITECTURES: &[Architecture] = &[
         logit_cap: Some(0.0),
         ..PLAIN
     },
-    Architecture { name: "phi3", covers: "Phi-3, Phi-4", fused_gate_up: true, rope_factors: true, ..PLAIN },
+    // Phi-3, Phi-4.
+    Architecture { name: "phi3", fused_gate_up: true, rope_factors: true, ..PLAIN },
     Architecture {
         name: "gpt-oss",
-        covers: "gpt-oss",
         activation: Activation::SwigluOai,
         feed_forward: FeedForward::Experts(Gating::SoftmaxOfChosen),
         ffn_norm: "post_attention_norm",
@@ -241,7 +236,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
 
 impl Architecture {
     /// The row of `name`.
-    pub fn by_name(name: &str) -> Option<&'static Architecture> {
+    pub(super) fn by_name(name: &str) -> Option<&'static Architecture> {
         ARCHITECTURES.iter().find(|row| row.name == name)
     }
 

@@ -78,7 +78,7 @@ impl TokenGroup {
     }
 
     /// All tokens, one row each.
-    pub fn tokens(&self) -> &[u32] {
+    pub(crate) fn tokens(&self) -> &[u32] {
         &self.tokens
     }
 
@@ -96,17 +96,17 @@ impl TokenGroup {
     ///
     /// # Panics
     /// When there is no such segment.
-    pub fn rows(&self, index: usize) -> Range<usize> {
+    pub(crate) fn rows(&self, index: usize) -> Range<usize> {
         self.segments[index].rows.clone()
     }
 
     /// Positions after the last one of the longest sequence.
-    pub fn longest(&self) -> usize {
+    pub(crate) fn longest(&self) -> usize {
         self.segments.iter().map(|s| s.first_position + s.rows.len()).max().unwrap_or(0)
     }
 
     /// The context length given, or that of the longest sequence.
-    pub fn context(&self) -> usize {
+    pub(crate) fn context(&self) -> usize {
         self.context.unwrap_or(0).max(self.longest())
     }
 
@@ -227,7 +227,7 @@ impl HiddenStates {
     ///
     /// # Panics
     /// When `row` is not below the group's length.
-    pub fn row(&self, row: usize) -> &[f32] {
+    pub(crate) fn row(&self, row: usize) -> &[f32] {
         &self.data[row * self.n_embd..(row + 1) * self.n_embd]
     }
 }

@@ -13,7 +13,7 @@ const MAX_WIDTH: u64 = 1 << 28;
 
 /// How rotary frequencies are stretched beyond the training context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RopeScaling {
+pub(super) enum RopeScaling {
     /// Not at all.
     None,
     /// All frequencies divided by the factor.
@@ -26,7 +26,7 @@ pub enum RopeScaling {
 
 /// Rotary embedding of a kind of layer.
 #[derive(Clone, Copy, Debug)]
-pub struct RopeParams {
+pub(super) struct RopeParams {
     /// Base of the geometric series of frequencies.
     pub base: f32,
     /// Multiplier of positions, 1 / scaling factor.
@@ -37,50 +37,50 @@ pub struct RopeParams {
 #[derive(Clone, Debug)]
 pub struct Hparams {
     /// Row of the architecture table.
-    pub arch: &'static Architecture,
+    pub(super) arch: &'static Architecture,
     /// Number of transformer blocks.
-    pub n_layer: usize,
+    pub(super) n_layer: usize,
     /// Width of the residual stream.
     pub n_embd: usize,
     /// Context length of the training.
     pub n_ctx_train: usize,
     /// Query heads per layer.
-    pub n_head: Vec<usize>,
+    pub(super) n_head: Vec<usize>,
     /// Key/value heads per layer.
-    pub n_head_kv: Vec<usize>,
+    pub(super) n_head_kv: Vec<usize>,
     /// Feed-forward width per layer (dense layers).
-    pub n_ff: Vec<usize>,
-    /// Values per query, key and value head.
-    pub head_k: usize,
+    pub(super) n_ff: Vec<usize>,
+    /// Values per head, of queries and keys as of values.
+    pub(super) head_k: usize,
     /// Leading values of a head that are rotated.
-    pub n_rot: usize,
+    pub(super) n_rot: usize,
     /// Epsilon of all norms.
-    pub norm_epsilon: f32,
+    pub(super) norm_epsilon: f32,
     /// Rotary embedding of layers that see everything.
-    pub rope: RopeParams,
+    pub(super) rope: RopeParams,
     /// Rotary embedding of windowed layers.
-    pub rope_windowed: RopeParams,
+    pub(super) rope_windowed: RopeParams,
     /// Kind of rope scaling.
-    pub rope_scaling: RopeScaling,
+    pub(super) rope_scaling: RopeScaling,
     /// Context length before scaling.
-    pub n_ctx_original: usize,
+    pub(super) n_ctx_original: usize,
     /// `rope.scaling.attn_factor`.
-    pub rope_attn_factor: f32,
+    pub(super) rope_attn_factor: f32,
     /// Scale of attention scores.
-    pub score_scale: f32,
+    pub(super) score_scale: f32,
     /// Cap of attention scores.
-    pub score_cap: Option<f32>,
+    pub(super) score_cap: Option<f32>,
     /// Cap of logits.
-    pub logit_cap: Option<f32>,
+    pub(super) logit_cap: Option<f32>,
     /// Window per layer; `None` sees everything.
-    pub window: Vec<Option<usize>>,
+    pub(super) window: Vec<Option<usize>>,
     /// Experts, when the model has any.
-    pub experts: Option<Experts>,
+    pub(super) experts: Option<Experts>,
 }
 
 /// Mixture-of-experts dimensions.
 #[derive(Clone, Copy, Debug)]
-pub struct Experts {
+pub(super) struct Experts {
     /// Experts per layer.
     pub count: usize,
     /// Experts chosen per token.
@@ -172,7 +172,7 @@ impl Keys<'_> {
 
 impl Hparams {
     /// Reads and checks all hyperparameters of the model that `metadata` describe.
-    pub fn from_metadata(metadata: &Metadata) -> Result<Self, ModelError> {
+    pub(super) fn from_metadata(metadata: &Metadata) -> Result<Self, ModelError> {
         let name = metadata
             .str("general.architecture")?
             .ok_or_else(|| ModelError::MissingKey { key: "general.architecture".into() })?;
@@ -262,12 +262,12 @@ impl Hparams {
     }
 
     /// Query values per token in layer `il`.
-    pub fn n_embd_q(&self, il: usize) -> usize {
+    pub(super) fn n_embd_q(&self, il: usize) -> usize {
         self.n_head[il] * self.head_k
     }
 
     /// Key (and value) values per token in layer `il`.
-    pub fn n_embd_kv(&self, il: usize) -> usize {
+    pub(super) fn n_embd_kv(&self, il: usize) -> usize {
         self.n_head_kv[il] * self.head_k
     }
 }

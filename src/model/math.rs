@@ -9,7 +9,7 @@ const LANES: usize = 16;
 
 /// `e^x`, relative error below 2e-7 for -87.3 <= x <= 88.0; arguments outside are clamped to that range, NaN stays.
 #[inline(always)]
-pub fn exp(x: f32) -> f32 {
+pub(super) fn exp(x: f32) -> f32 {
     const SHIFT: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer held in the low mantissa bits
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
@@ -31,7 +31,7 @@ pub fn exp(x: f32) -> f32 {
 
 /// Hyperbolic tangent, relative error below 3e-7.
 #[inline(always)]
-pub fn tanh(x: f32) -> f32 {
+fn tanh(x: f32) -> f32 {
     let a = x.abs();
     let large = 1.0 - 2.0 / (exp(2.0 * a) + 1.0);
     let z = x * x;
@@ -47,13 +47,13 @@ pub fn tanh(x: f32) -> f32 {
 
 /// Logistic function.
 #[inline(always)]
-pub fn sigmoid(x: f32) -> f32 {
+pub(super) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
 vectorized! {
     /// `up[i] = silu(gate[i]) * up[i]`.
-    pub fn silu_mul(gate: &[f32], up: &mut [f32]) {
+    pub(super) fn silu_mul(gate: &[f32], up: &mut [f32]) {
         for (u, &g) in up.iter_mut().zip(gate) {
             *u *= g / (1.0 + exp(-g));
         }
@@ -62,7 +62,7 @@ vectorized! {
 
 vectorized! {
     /// `up[i] = gelu(gate[i]) * up[i]` with the tanh form of GELU.
-    pub fn gelu_mul(gate: &[f32], up: &mut [f32]) {
+    pub(super) fn gelu_mul(gate: &[f32], up: &mut [f32]) {
         const SQRT_2_OVER_PI: f32 = 0.797_884_6;
         for (u, &g) in up.iter_mut().zip(gate) {
             *u *= 0.5 * g * (1.0 + tanh(SQRT_2_OVER_PI * g * (1.0 + 0.044_715 * g * g)));
@@ -72,7 +72,7 @@ vectorized! {
 
 vectorized! {
     /// The clamped SwiGLU of gpt-oss: `up[i] = g * sigmoid(1.702 g) * (u + 1)`, g at most 7, u within 7 of 0.
-    pub fn swiglu_oai_mul(gate: &[f32], up: &mut [f32]) {
+    pub(super) fn swiglu_oai_mul(gate: &[f32], up: &mut [f32]) {
         const ALPHA: f32 = 1.702;
         const LIMIT: f32 = 7.0;
         for (u, &g) in up.iter_mut().zip(gate) {
@@ -86,7 +86,7 @@ vectorized! {
 
 vectorized! {
     /// `x[i] = cap * tanh(x[i] / cap)`.
-    pub fn soft_cap(x: &mut [f32], cap: f32) {
+    pub(super) fn soft_cap(x: &mut [f32], cap: f32) {
         let inverse = 1.0 / cap;
         for v in x {
             *v = cap * tanh(*v * inverse);
@@ -96,7 +96,7 @@ vectorized! {
 
 vectorized! {
     /// Root-mean-square norm of one row: `out = x / sqrt(mean(x^2) + epsilon) * weight`, the mean in f64.
-    pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+    pub(super) fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
         let scale = rms_scale(x, epsilon);
         for ((o, &v), &w) in out.iter_mut().zip(x).zip(weight) {
             *o = v * scale * w;
@@ -106,7 +106,7 @@ vectorized! {
 
 vectorized! {
     /// [`rms_norm`] of a row onto itself.
-    pub fn rms_norm_in_place(x: &mut [f32], weight: &[f32], epsilon: f32) {
+    pub(super) fn rms_norm_in_place(x: &mut [f32], weight: &[f32], epsilon: f32) {
         let scale = rms_scale(x, epsilon);
         for (v, &w) in x.iter_mut().zip(weight) {
             *v = *v * scale * w;
@@ -133,7 +133,7 @@ fn rms_scale(x: &[f32], epsilon: f32) -> f32 {
 
 vectorized! {
     /// `x[i] += y[i]`.
-    pub fn add(x: &mut [f32], y: &[f32]) {
+    pub(super) fn add(x: &mut [f32], y: &[f32]) {
         for (a, &b) in x.iter_mut().zip(y) {
             *a += b;
         }
@@ -142,7 +142,7 @@ vectorized! {
 
 vectorized! {
     /// `x[i] += scale * y[i]`.
-    pub fn add_scaled(x: &mut [f32], y: &[f32], scale: f32) {
+    pub(super) fn add_scaled(x: &mut [f32], y: &[f32], scale: f32) {
         for (a, &b) in x.iter_mut().zip(y) {
             *a += scale * b;
         }
@@ -151,7 +151,7 @@ vectorized! {
 
 vectorized! {
     /// `x[i] *= scale`.
-    pub fn scale(x: &mut [f32], scale: f32) {
+    pub(super) fn scale(x: &mut [f32], scale: f32) {
         for v in x {
             *v *= scale;
         }
@@ -160,7 +160,7 @@ vectorized! {
 
 vectorized! {
     /// Largest value of `x`, negative infinity when empty. NaN is ignored.
-    pub fn max(x: &[f32]) -> f32 {
+    pub(crate) fn max(x: &[f32]) -> f32 {
         let mut lanes = [f32::NEG_INFINITY; LANES];
         let chunks = x.chunks_exact(LANES);
         let rest = chunks.remainder();
@@ -178,7 +178,7 @@ vectorized! {
 
 vectorized! {
     /// Replaces `x[i]` by `exp(x[i] - shift)` and returns the sum.
-    pub fn exp_sum_in_place(x: &mut [f32], shift: f32) -> f32 {
+    fn exp_sum_in_place(x: &mut [f32], shift: f32) -> f32 {
         let mut lanes = [0.0f32; LANES];
         let mut chunks = x.chunks_exact_mut(LANES);
         for chunk in chunks.by_ref() {
@@ -197,7 +197,7 @@ vectorized! {
 
 vectorized! {
     /// `sum(exp(x[i] - shift))`, accumulated in f64.
-    pub fn exp_sum(x: &[f32], shift: f32) -> f64 {
+    pub(crate) fn exp_sum(x: &[f32], shift: f32) -> f64 {
         let mut lanes = [0.0f64; LANES];
         let chunks = x.chunks_exact(LANES);
         let rest = chunks.remainder();
@@ -218,7 +218,7 @@ vectorized! {
     /// logarithm `base[i] - base_lse` is above `cut`; accumulated in f64.
     ///
     /// With `offset = base_lse - other_lse` this is the KL divergence of two rows of logits, in nats.
-    pub fn divergence_sum(base: &[f32], base_lse: f32, other: &[f32], offset: f32, cut: f32) -> f64 {
+    pub(crate) fn divergence_sum(base: &[f32], base_lse: f32, other: &[f32], offset: f32, cut: f32) -> f64 {
         let mut lanes = [0.0f64; LANES];
         let term = |b: f32, o: f32| {
             let log_p = b - base_lse;
@@ -241,7 +241,7 @@ vectorized! {
 
 vectorized! {
     /// True when no value is NaN or infinite.
-    pub fn all_finite(x: &[f32]) -> bool {
+    pub(super) fn all_finite(x: &[f32]) -> bool {
         const EXPONENT: u32 = 0x7f80_0000;
         let mut bad = 0u32;
         for v in x {
@@ -252,7 +252,7 @@ vectorized! {
 }
 
 /// Softmax of `x` in place. `sink` takes part in the maximum and the sum but has no place in the output.
-pub fn soft_max(x: &mut [f32], sink: Option<f32>) {
+pub(super) fn soft_max(x: &mut [f32], sink: Option<f32>) {
     let mut shift = max(x);
     if let Some(sink) = sink {
         shift = shift.max(sink);
@@ -265,7 +265,7 @@ pub fn soft_max(x: &mut [f32], sink: Option<f32>) {
 }
 
 /// `log(sum(exp(logits)))`: subtract it from a logit to get its log-probability.
-pub fn log_sum_exp(logits: &[f32]) -> f64 {
+pub(crate) fn log_sum_exp(logits: &[f32]) -> f64 {
     let shift = max(logits);
     f64::from(shift) + exp_sum(logits, shift).ln()
 }

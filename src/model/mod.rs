@@ -33,19 +33,17 @@ mod feed_forward;
 mod group;
 mod head;
 mod hparams;
-pub mod math;
+pub(crate) mod math;
 mod pass;
 mod rope;
 mod taps;
 mod weights;
 
-pub use arch::{
-    ARCHITECTURES, Activation, Architecture, FeedForward, Gating, OutputMatrix, RopePairs, ScoreScale, Sliding,
-};
+pub(crate) use arch::{Activation, Architecture, Gating, OutputMatrix, Sliding};
 pub use error::ModelError;
 pub use group::{HiddenStates, TokenGroup};
 pub use head::LogitsTile;
-pub use hparams::{Experts, Hparams, RopeParams, RopeScaling};
+pub use hparams::Hparams;
 pub use pass::{Activations, ForwardOptions, Pass};
 pub use taps::{Expert, NoTaps, Rows, TapInput, Taps};
 pub use weights::Overrides;

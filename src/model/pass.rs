@@ -109,11 +109,6 @@ impl<'m, 'g, 'o> Pass<'m, 'g, 'o> {
         self.model
     }
 
-    /// The options.
-    pub fn options(&self) -> &ForwardOptions {
-        &self.options
-    }
-
     /// Looks up the embeddings of all tokens: the input of layer 0.
     ///
     /// # Errors
