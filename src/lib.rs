@@ -72,3 +72,4 @@ pub mod text;
 pub mod tokenizer;
 pub mod unfinished;
 mod vectorized;
+mod workers;

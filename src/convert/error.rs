@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::gguf::GgufError;
 use crate::quant::QuantError;
+use crate::workers;
 
 /// Why a folder cannot be converted. Every message is one line: the file, the field or tensor, what was found, what
 /// to do.
@@ -99,6 +100,12 @@ pub enum ConvertError {
     #[error(transparent)]
     Gguf(#[from] GgufError),
     /// A worker thread panicked; a bug of this program.
-    #[error("a worker thread failed; this is a bug, please report it")]
+    #[error("{}", workers::PANICKED)]
     Panicked,
+}
+
+impl From<workers::Panicked> for ConvertError {
+    fn from(_: workers::Panicked) -> ConvertError {
+        ConvertError::Panicked
+    }
 }

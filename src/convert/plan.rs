@@ -148,12 +148,13 @@ impl Planner<'_> {
         }
     }
 
-    fn missing(&self, name: &str, shape: &[u64]) -> ConvertError {
+    /// `hint` says what else may help.
+    fn missing(&self, name: &str, shape: &[u64], hint: &str) -> ConvertError {
         ConvertError::Tensor {
             file: self.folder.clone(),
             tensor: shown(name.as_bytes()),
             problem: format!(
-                "is missing; {} needs it with shape {}, download the weights again",
+                "is missing; {} needs it with shape {}, download the weights again{hint}",
                 self.config.architecture(),
                 shape_text(shape)
             ),
@@ -203,7 +204,7 @@ impl Planner<'_> {
     }
 
     fn require(&mut self, name: &str, shape: &[u64]) -> Result<usize, ConvertError> {
-        self.find(name, shape)?.ok_or_else(|| self.missing(name, shape))
+        self.find(name, shape)?.ok_or_else(|| self.missing(name, shape, ""))
     }
 
     /// Type of an output tensor, by the rules of the reference converter.
@@ -275,13 +276,8 @@ impl Planner<'_> {
             None if self.config.bool("tie_word_embeddings") => {}
             None if self.config.architecture().ends_with("Model") => {}
             None => {
-                let ConvertError::Tensor { file, tensor, problem } = self.missing("lm_head.weight", &[rows, width])
-                else {
-                    return Err(ConvertError::Panicked);
-                };
-                let problem =
-                    format!("{problem} (or set tie_word_embeddings in config.json if it shares the embedding)");
-                return Err(ConvertError::Tensor { file, tensor, problem });
+                let hint = " (or set tie_word_embeddings in config.json if it shares the embedding)";
+                return Err(self.missing("lm_head.weight", &[rows, width], hint));
             }
         }
         Ok(())

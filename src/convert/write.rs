@@ -1,12 +1,11 @@
 //! The run: rows of source tensors through widening, changes and encoding into their places in the output.
 //!
 //! All outputs are cut into pieces of whole rows that stand in one queue. Worker threads read, convert and write
-//! a piece each; where source and output have one type, bytes are copied without a detour through floats; a piece's bytes depend on nothing but its rows, so the file is the same for any number of threads.
+//! a piece each; where source and output have one type, bytes are copied without a detour through floats. A piece's
+//! bytes depend on nothing but its rows, so the file is the same for any number of threads.
 //! Memory is a few buffers of [`PIECE_WEIGHTS`] per thread.
 
 use std::fs::File;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use super::ConvertError;
 use super::checkpoint::{Checkpoint, Dense};
@@ -15,6 +14,7 @@ use super::plan::{Content, Output, Part, Plan};
 use crate::gguf::{GgufLayout, TensorType, shown};
 use crate::quant::float16::{bf16_to_f32, f16_to_f32, f32_to_f16};
 use crate::quant::{self, QuantError};
+use crate::workers;
 
 /// Weights per piece: 4 MB of F32, large enough for whole reads of the disk.
 const PIECE_WEIGHTS: u64 = 1 << 20;
@@ -53,38 +53,12 @@ pub(super) fn run(
     on_written: OnWritten<'_>,
 ) -> Result<(), ConvertError> {
     let pieces = cut(plan);
-    let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let failure: Mutex<Option<(usize, ConvertError)>> = Mutex::new(None);
-    let panicked = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads.max(1))
-            .map(|_| {
-                scope.spawn(|| {
-                    let mut buffers = Buffers::default();
-                    while !stop.load(Ordering::Relaxed) {
-                        let index = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(piece) = pieces.get(index) else { break };
-                        match convert(plan, checkpoint, layout, file, piece, &mut buffers) {
-                            Ok(bytes) => on_written(piece.output, bytes),
-                            Err(error) => {
-                                stop.store(true, Ordering::SeqCst);
-                                let mut slot = failure.lock().unwrap_or_else(PoisonError::into_inner);
-                                // Pieces are handed out in order: the smallest failing index is the same in every run.
-                                if slot.as_ref().is_none_or(|(earlier, _)| index < *earlier) {
-                                    *slot = Some((index, error));
-                                }
-                            }
-                        }
-                    }
-                })
-            })
-            .collect();
-        workers.into_iter().map(|worker| worker.join()).filter(Result::is_err).count() > 0
-    });
-    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        Some((_, error)) => Err(error),
-        None if panicked => Err(ConvertError::Panicked),
-        None => Ok(()),
-    }
+    workers::work_off(&pieces, threads, Buffers::default, |buffers, _, piece| {
+        let bytes = convert(plan, checkpoint, layout, file, piece, buffers)?;
+        on_written(piece.output, bytes);
+        Ok::<_, ConvertError>(())
+    })?;
+    Ok(())
 }
 
 fn cut(plan: &Plan) -> Vec<Piece> {
@@ -97,10 +71,13 @@ fn cut(plan: &Plan) -> Vec<Piece> {
                 let mut at = 0;
                 for (part, Part { rows, .. }) in parts.iter().enumerate() {
                     let count = rows.end - rows.start;
-                    for first in (0..count).step_by(limit as usize) {
-                        let rows = limit.min(count - first);
-                        pieces.push(Piece { output, part, first, rows, at: at + first });
-                    }
+                    pieces.extend(workers::cut(count, limit).map(|rows| Piece {
+                        output,
+                        part,
+                        first: rows.start,
+                        rows: rows.end - rows.start,
+                        at: at + rows.start,
+                    }));
                     at += count;
                 }
             }

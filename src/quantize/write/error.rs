@@ -8,6 +8,7 @@ use thiserror::Error;
 use crate::gguf::{GgufError, TensorType};
 use crate::progress::Interrupted;
 use crate::quant::QuantError;
+use crate::workers;
 
 /// Why a run stopped.
 #[derive(Debug, Error)]
@@ -68,6 +69,12 @@ pub enum PipelineError {
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
     /// A worker thread panicked; a bug of this program.
-    #[error("a worker thread failed; this is a bug, please report it")]
+    #[error("{}", workers::PANICKED)]
     Panicked,
+}
+
+impl From<workers::Panicked> for PipelineError {
+    fn from(_: workers::Panicked) -> PipelineError {
+        PipelineError::Panicked
+    }
 }

@@ -19,10 +19,11 @@ use serde::Serialize;
 
 use crate::atomic_file::AtomicFile;
 use crate::gguf::{Gguf, TensorInfo, TensorType};
-use crate::progress::{Interrupted, Stop, Watch};
+use crate::progress::{Interrupted, Watch};
+use crate::workers::work_off;
 
 pub use error::PipelineError;
-use pieces::Queue;
+use pieces::cut;
 use worker::Worker;
 
 /// Pieces whose source is read ahead of the one that is handed out, per thread.
@@ -94,18 +95,11 @@ struct Written {
 
 /// What the workers share.
 struct Run<'a> {
-    gguf: &'a Gguf,
     work: &'a [TensorWork<'a>],
     files: &'a [AtomicFile],
-    queue: Queue,
-    /// Pieces between the one that is handed out and the one that is read ahead.
-    ahead: usize,
     watch: &'a dyn Watch,
-    stop: Stop,
     /// Bytes written to each file since the system was last asked to bring them to the disk.
     waiting: Vec<AtomicU64>,
-    /// The earliest failure in the order of the queue.
-    failure: Mutex<Option<(usize, PipelineError)>>,
 }
 
 /// Converts all tensors of `work` into `files`, with `threads` workers. `watch` gets the source bytes of every written piece.
@@ -119,30 +113,30 @@ pub fn run(
     threads: usize,
     watch: &dyn Watch,
 ) -> Result<Stages, PipelineError> {
-    let threads = threads.max(1);
     let run = Run {
-        gguf,
         work,
         files,
-        queue: Queue::new(work),
-        ahead: threads * PREFETCHED_PIECES_PER_THREAD,
         watch,
-        stop: watch.abandon(),
         waiting: files.iter().map(|_| AtomicU64::new(0)).collect(),
-        failure: Mutex::new(None),
     };
-    let finished: Vec<_> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| run.work_off())).collect();
-        workers.into_iter().map(|worker| worker.join()).collect()
+    let pieces = cut(work);
+    let ahead = threads.max(1) * PREFETCHED_PIECES_PER_THREAD;
+    let start = || Worker::new(gguf, files);
+    let stop = watch.abandon();
+    let workers = work_off(&pieces, threads, start, |worker, index, piece| {
+        stop.check()?;
+        if let Some(later) = pieces.get(index + ahead) {
+            gguf.prefetch_rows(work[later.work].source, later.first_row, later.rows);
+        }
+        let written = worker.convert(&work[piece.work], piece)?;
+        run.report(&written);
+        Ok::<_, PipelineError>(())
     });
-    let stopped = run.stop.end();
-    if let Some((_, error)) = run.failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        return Err(error);
-    }
+    let (workers, stopped) = (workers?, stop.end());
     if stopped {
         return Err(Interrupted.into());
     }
-    let finished = finished.into_iter().collect::<Result<Vec<_>, _>>().map_err(|_| PipelineError::Panicked)?;
+    let finished: Vec<(Stages, Instant)> = workers.into_iter().map(Worker::finish).collect();
     let mut stages = Stages::default();
     let last = finished.iter().map(|(_, end)| *end).max();
     for (times, end) in &finished {
@@ -153,34 +147,6 @@ pub fn run(
 }
 
 impl Run<'_> {
-    /// Takes pieces until none is left or one failed. Returns what the time went into, and when it ended.
-    fn work_off(&self) -> (Stages, Instant) {
-        let mut worker = Worker::new(self.gguf, self.files);
-        while let Some((index, piece)) = self.queue.take() {
-            if let Some(later) = self.queue.at(index + self.ahead) {
-                self.gguf.prefetch_rows(self.work[later.work].source, later.first_row, later.rows);
-            }
-            let converted = match self.stop.check() {
-                Ok(()) => worker.convert(&self.work[piece.work], piece),
-                Err(interrupted) => Err(interrupted.into()),
-            };
-            match converted {
-                Ok(written) => self.report(&written),
-                Err(error) => self.fail(index, error),
-            }
-        }
-        worker.finish()
-    }
-
-    fn fail(&self, index: usize, error: PipelineError) {
-        self.queue.stop();
-        let mut slot = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        // Pieces are handed out in order, so the smallest failing index is the same in every run.
-        if slot.as_ref().is_none_or(|(earlier, _)| index < *earlier) {
-            *slot = Some((index, error));
-        }
-    }
-
     /// Reports a written piece, and lets the disk write while the threads compute.
     fn report(&self, written: &Written) {
         let file = self.work[written.work].file;

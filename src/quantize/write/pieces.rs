@@ -1,8 +1,7 @@
 //! How tensors are cut into pieces of work.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-
 use super::TensorWork;
+use crate::workers;
 
 /// Weights per piece: large enough that a piece's overhead vanishes, small enough that the threads finish together.
 pub(super) const PIECE_WEIGHTS: u64 = 1 << 18;
@@ -36,41 +35,8 @@ fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// The pieces of all tensors, handed out in order.
-#[derive(Debug)]
-pub(super) struct Queue {
-    pieces: Vec<Piece>,
-    next: AtomicUsize,
-    stopped: AtomicBool,
-}
-
-impl Queue {
-    pub fn new(work: &[TensorWork<'_>]) -> Self {
-        Self { pieces: cut(work), next: AtomicUsize::new(0), stopped: AtomicBool::new(false) }
-    }
-
-    /// The next piece and its place in the order; `None` if there is none or the queue was stopped.
-    pub fn take(&self) -> Option<(usize, &Piece)> {
-        if self.stopped.load(Ordering::Relaxed) {
-            return None;
-        }
-        let index = self.next.fetch_add(1, Ordering::Relaxed);
-        self.pieces.get(index).map(|piece| (index, piece))
-    }
-
-    /// The piece at this place.
-    pub fn at(&self, index: usize) -> Option<&Piece> {
-        self.pieces.get(index)
-    }
-
-    /// Hands out no further piece.
-    pub fn stop(&self) {
-        self.stopped.store(true, Ordering::SeqCst);
-    }
-}
-
 /// The pieces of all tensors, in the order of the work list.
-fn cut(work: &[TensorWork<'_>]) -> Vec<Piece> {
+pub(super) fn cut(work: &[TensorWork<'_>]) -> Vec<Piece> {
     let mut pieces = Vec::new();
     for (index, item) in work.iter().enumerate() {
         let row_len = item.source.row_len();
@@ -80,12 +46,12 @@ fn cut(work: &[TensorWork<'_>]) -> Vec<Piece> {
         }
         let rows_per_piece = rows_within(PIECE_WEIGHTS, row_len);
         for matrix in 0..item.source.matrices() {
-            let mut row = 0;
-            while row < rows_per_matrix {
-                let rows = rows_per_piece.min(rows_per_matrix - row);
-                pieces.push(Piece { work: index, first_row: matrix * rows_per_matrix + row, rows, matrix });
-                row += rows;
-            }
+            pieces.extend(workers::cut(rows_per_matrix, rows_per_piece).map(|rows| Piece {
+                work: index,
+                first_row: matrix * rows_per_matrix + rows.start,
+                rows: rows.end - rows.start,
+                matrix,
+            }));
         }
     }
     pieces
@@ -93,8 +59,6 @@ fn cut(work: &[TensorWork<'_>]) -> Vec<Piece> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Barrier, Mutex};
-
     use super::super::RowRounding;
     use super::*;
     use crate::gguf::{TensorInfo, TensorType};
@@ -146,41 +110,12 @@ mod tests {
         }
     }
 
-    /// All threads hold a piece at the same moment, again and again until the queue is empty: nobody would pass the
-    /// barrier otherwise. True of the experts of one tensor and of tensors that are a piece each.
+    /// The experts of one tensor as well as tensors that are a piece each keep many threads busy.
     #[test]
-    fn all_threads_always_find_work() {
-        const THREADS: usize = 8;
+    fn pieces_are_many() {
         let experts = tensor(&[2048, 512, 512]);
+        assert_eq!(cut(&[work(&experts)]).len() as u64, 512 * 2048 * 512 / PIECE_WEIGHTS);
         let small: Vec<TensorInfo> = (0..512).map(|_| tensor(&[512, 64])).collect();
-        for (work, pieces) in
-            [(vec![work(&experts)], 512 * 2048 * 512 / PIECE_WEIGHTS), (small.iter().map(work).collect(), 512)]
-        {
-            let queue = Queue::new(&work);
-            let (barrier, taken) = (Barrier::new(THREADS), Mutex::new(Vec::new()));
-            std::thread::scope(|scope| {
-                for _ in 0..THREADS {
-                    scope.spawn(|| {
-                        while let Some((index, _)) = queue.take() {
-                            barrier.wait();
-                            taken.lock().unwrap().push(index);
-                            barrier.wait();
-                        }
-                    });
-                }
-            });
-            let mut taken = taken.into_inner().unwrap();
-            taken.sort_unstable();
-            assert_eq!(taken, (0..pieces as usize).collect::<Vec<_>>());
-        }
-    }
-
-    #[test]
-    fn a_stopped_queue_hands_out_nothing() {
-        let source = tensor(&[4096, 1024]);
-        let queue = Queue::new(&[work(&source)]);
-        assert!(queue.take().is_some());
-        queue.stop();
-        assert!(queue.take().is_none());
+        assert_eq!(cut(&small.iter().map(work).collect::<Vec<_>>()).len(), 512);
     }
 }
