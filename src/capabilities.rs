@@ -1,18 +1,23 @@
-//! What this program can do with each tensor type, gathered from the tables that decide it.
+//! What this program can do with each tensor type and architecture, gathered from the tables that decide it.
 //!
 //! Block lengths are [`gguf`](crate::gguf)'s, encoders and decoders [`quant`]'s, searches and feedback
 //! [`rounding`](crate::rounding)'s, the types that a plan tries [`recipe`](crate::recipe)'s. Nothing here is a fact of
 //! its own.
 
+use serde::Serialize;
+
+use crate::convert;
 use crate::gguf::{TENSOR_TYPES, TensorType};
+use crate::model::ARCHITECTURES;
 use crate::quant;
 use crate::recipe::candidates::tried_types;
 use crate::rounding::gptq::{supports_feedback, supports_search};
 
 /// What this program can do with one tensor type.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct TypeCapabilities {
     /// The type.
+    #[serde(skip)]
     pub ty: TensorType,
     /// ggml's name, such as `q4_K`.
     pub name: &'static str,
@@ -62,6 +67,49 @@ impl TypeCapabilities {
     /// Those of every known type, in the order of the ids.
     pub fn all() -> impl Iterator<Item = TypeCapabilities> {
         TENSOR_TYPES.iter().filter_map(|info| Self::of(info.ty))
+    }
+}
+
+/// What this program can do with models of one architecture.
+///
+/// A model of any other architecture can be quantized, and planned for by rounding errors alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ArchitectureCapabilities {
+    /// `general.architecture`.
+    pub name: &'static str,
+    /// Models that it covers.
+    pub covers: &'static str,
+    /// Class names in `config.json` that are converted to it; without any there is no conversion.
+    pub converts: Vec<&'static str>,
+    /// Whether its files can be quantized by a target or a plan.
+    pub quantize: bool,
+    /// Whether types can be planned by rounding errors (`--method error`).
+    pub plan_by_error: bool,
+    /// Whether the forward pass runs it: for an importance matrix,
+    pub imatrix: bool,
+    /// perplexity, KL divergence and tasks,
+    pub eval: bool,
+    /// measured plans,
+    pub plan: bool,
+    /// and rounding with feedback.
+    pub feedback: bool,
+}
+
+impl ArchitectureCapabilities {
+    /// Those of every architecture that the forward pass or the conversion knows.
+    pub fn all() -> impl Iterator<Item = ArchitectureCapabilities> {
+        ARCHITECTURES.iter().map(|row| ArchitectureCapabilities {
+            name: row.name,
+            covers: row.covers,
+            converts: convert::classes(row.name),
+            // Recipes and plans by error need no forward pass; all else does, and has one for each row of the table.
+            quantize: true,
+            plan_by_error: true,
+            imatrix: true,
+            eval: true,
+            plan: true,
+            feedback: true,
+        })
     }
 }
 

@@ -71,6 +71,11 @@ impl OutputType {
     }
 }
 
+/// Class names in `config.json` that are converted to the architecture `name`.
+pub(crate) fn classes(name: &str) -> Vec<&'static str> {
+    ROWS.iter().filter(|row| row.arch.name == name).flat_map(|row| row.classes).copied().collect()
+}
+
 /// What a user may choose.
 #[derive(Debug, Clone, Default)]
 pub struct Options {

@@ -93,6 +93,8 @@ impl ScoreScale {
 pub(crate) struct Architecture {
     /// Value of `general.architecture`; also the prefix of its metadata keys.
     pub name: &'static str,
+    /// Models it covers, for people.
+    pub covers: &'static str,
     /// Pairs of the rotary embedding.
     pub rope: RopePairs,
     /// Gate function.
@@ -142,6 +144,7 @@ pub(crate) enum OutputMatrix {
 
 const PLAIN: Architecture = Architecture {
     name: "",
+    covers: "",
     rope: RopePairs::Halves,
     activation: Activation::Silu,
     feed_forward: FeedForward::Dense,
@@ -162,10 +165,10 @@ const PLAIN: Architecture = Architecture {
 };
 
 /// Every supported architecture.
-pub(super) const ARCHITECTURES: &[Architecture] = &[
+pub(crate) const ARCHITECTURES: &[Architecture] = &[
     // Llama 1-3, Mistral, Mixtral, SmolLM, TinyLlama, DeepSeek-R1-Distill-Llama.
     Architecture {
-        name: "llama",
+        name: "llama", covers: "Llama 1-3, Mistral, Mixtral, SmolLM, TinyLlama, DeepSeek-R1-Distill-Llama",
         rope: RopePairs::Adjacent,
         feed_forward: FeedForward::DenseOrExperts(Gating::SoftmaxNormalized),
         own_expert_width: false,
@@ -173,32 +176,32 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
         ..PLAIN
     },
     // Qwen2, Qwen2.5, DeepSeek-R1-Distill-Qwen.
-    Architecture { name: "qwen2", ..PLAIN },
+    Architecture { name: "qwen2", covers: "Qwen2, Qwen2.5, DeepSeek-R1-Distill-Qwen", ..PLAIN },
     // Qwen1.5-MoE, Qwen2-MoE.
     Architecture {
-        name: "qwen2moe",
+        name: "qwen2moe", covers: "Qwen1.5-MoE, Qwen2-MoE",
         feed_forward: FeedForward::Experts(Gating::Softmax),
         shared_expert: true,
         output: OutputMatrix::Own,
         ..PLAIN
     },
-    Architecture { name: "qwen3", qk_norm: true, ..PLAIN },
+    Architecture { name: "qwen3", covers: "Qwen3", qk_norm: true, ..PLAIN },
     Architecture {
-        name: "qwen3moe",
+        name: "qwen3moe", covers: "Qwen3-MoE",
         feed_forward: FeedForward::Experts(Gating::SoftmaxNormalized),
         qk_norm: true,
         ..PLAIN
     },
     // Gemma 1.
     Architecture {
-        name: "gemma",
+        name: "gemma", covers: "Gemma 1",
         activation: Activation::Gelu,
         scaled_embeddings: true,
         output: OutputMatrix::Tied,
         ..PLAIN
     },
     Architecture {
-        name: "gemma2",
+        name: "gemma2", covers: "Gemma 2",
         activation: Activation::Gelu,
         post_norms: true,
         scaled_embeddings: true,
@@ -210,7 +213,7 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
         ..PLAIN
     },
     Architecture {
-        name: "gemma3",
+        name: "gemma3", covers: "Gemma 3",
         activation: Activation::Gelu,
         qk_norm: true,
         post_norms: true,
@@ -221,9 +224,9 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
         ..PLAIN
     },
     // Phi-3, Phi-4.
-    Architecture { name: "phi3", fused_gate_up: true, rope_factors: true, ..PLAIN },
+    Architecture { name: "phi3", covers: "Phi-3, Phi-4", fused_gate_up: true, rope_factors: true, ..PLAIN },
     Architecture {
-        name: "gpt-oss",
+        name: "gpt-oss", covers: "gpt-oss",
         activation: Activation::SwigluOai,
         feed_forward: FeedForward::Experts(Gating::SoftmaxOfChosen),
         ffn_norm: "post_attention_norm",

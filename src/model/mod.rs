@@ -39,7 +39,7 @@ mod rope;
 mod taps;
 mod weights;
 
-pub(crate) use arch::{Activation, Architecture, Gating, OutputMatrix, Sliding};
+pub(crate) use arch::{ARCHITECTURES, Activation, Architecture, Gating, OutputMatrix, Sliding};
 pub use error::ModelError;
 pub use group::{HiddenStates, TokenGroup};
 pub use head::LogitsTile;
