@@ -142,11 +142,13 @@ mod tests {
 
     #[test]
     fn the_output_is_an_ordinary_entry_only_when_wanted() {
-        for (name, wanted) in [(OUTPUT, false), (OUTPUT, true), (TIED_OUTPUT, false), (TIED_OUTPUT, true)] {
+        for (name, wanted) in
+            [(OUTPUT_WEIGHT, false), (OUTPUT_WEIGHT, true), (TOKEN_EMBD_WEIGHT, false), (TOKEN_EMBD_WEIGHT, true)]
+        {
             let mut collector = Collector::new(wanted);
             collector.input(&tap(&[name], &[1.0], 1, None)).unwrap();
             let imatrix = collector.to_imatrix(Vec::new(), 1, 8);
-            let ordinary = wanted && name == OUTPUT;
+            let ordinary = wanted && name == OUTPUT_WEIGHT;
             assert_eq!((imatrix.entries.len(), imatrix.planning.len()), (ordinary.into(), (!ordinary).into()));
             assert_eq!(imatrix.with_planning().entries.len(), 1);
         }

@@ -81,7 +81,7 @@ impl FeedbackErrors {
 }
 
 /// A tensor to be measured: the types, and the importance by which the probes rounded it, `[matrices, row_len]`.
-pub struct FeedbackSubject<'a> {
+pub(super) struct FeedbackSubject<'a> {
     /// Types to round to.
     pub types: Vec<TensorType>,
     /// Importance.
@@ -89,7 +89,7 @@ pub struct FeedbackSubject<'a> {
 }
 
 /// Measures what a pass shows.
-pub struct FeedbackMeter<'a> {
+pub(super) struct FeedbackMeter<'a> {
     /// The model's file.
     pub gguf: &'a Gguf,
     /// What to measure, by tensor.

@@ -54,7 +54,7 @@ impl<'a> Inventory<'a> {
     ///
     /// # Errors
     /// When the imatrix does not fit the model, a tensor is left without a type, or there is nothing to choose.
-    pub fn new(
+    pub(crate) fn new(
         gguf: &'a Gguf,
         rules: &Rules,
         imatrix: Option<&Imatrix>,
@@ -87,7 +87,7 @@ impl<'a> Inventory<'a> {
     }
 
     /// Tensors whose type can be chosen, with their types.
-    pub fn choosable(&self) -> impl Iterator<Item = (&'a TensorInfo, &[TensorType])> {
+    pub(crate) fn choosable(&self) -> impl Iterator<Item = (&'a TensorInfo, &[TensorType])> {
         self.tensors.iter().zip(&self.legal).filter_map(|(tensor, legal)| match legal {
             Legal::Types(types) => Some((*tensor, types.as_slice())),
             Legal::Kept(_) => None,
@@ -95,7 +95,7 @@ impl<'a> Inventory<'a> {
     }
 
     /// The same as a measurement sees them, in the same order.
-    pub fn measured(&self) -> Vec<MeasuredTensor<'_>> {
+    pub(crate) fn measured(&self) -> Vec<MeasuredTensor<'_>> {
         let measured = |(tensor, _): (&'a TensorInfo, _)| {
             let importance = self.importance.get(&tensor.name).map(|found| found.values.as_slice());
             MeasuredTensor::new(tensor, importance, self.row_factors(tensor))
@@ -105,7 +105,7 @@ impl<'a> Inventory<'a> {
 
     /// How much the errors of each row count, relative to the others: the share of the tokens that the matrix of each row
     /// sees, for experts; how often a token is to be expected, for an embedding.
-    pub fn row_factors(&self, tensor: &TensorInfo) -> Option<Vec<f64>> {
+    pub(crate) fn row_factors(&self, tensor: &TensorInfo) -> Option<Vec<f64>> {
         if tensor.name == roles::TOKEN_EMBD_WEIGHT {
             return self.token_frequencies.clone().filter(|found| found.len() as u64 == tensor.rows());
         }

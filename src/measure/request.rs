@@ -200,7 +200,7 @@ impl Job<'_> {
     ///
     /// # Errors
     /// When the file is damaged or belongs to another model or imatrix.
-    pub fn finished(&self) -> Result<Option<Sensitivity>, MeasureError> {
+    pub(crate) fn finished(&self) -> Result<Option<Sensitivity>, MeasureError> {
         if !self.path.exists() {
             return Ok(None);
         }
@@ -250,7 +250,7 @@ impl Job<'_> {
     ///
     /// # Errors
     /// When a tensor or the text is not usable, the part belongs to another run, or the run is interrupted.
-    pub fn measure(&self, watch: &dyn Watch) -> Result<Sensitivity, MeasureError> {
+    pub(crate) fn measure(&self, watch: &dyn Watch) -> Result<Sensitivity, MeasureError> {
         self.with_model(watch, |ready, provenance, seconds_per_pass| {
             let partial = partial_path(self.path);
             let mut state = match partial.exists().then(|| Sensitivity::open(&partial)).transpose()? {
@@ -276,7 +276,7 @@ impl Job<'_> {
     ///
     /// # Errors
     /// Those of [`Self::measure`].
-    pub fn measure_around(
+    pub(crate) fn measure_around(
         &self,
         state: &mut Sensitivity,
         types: &HashMap<String, TensorType>,
@@ -298,7 +298,7 @@ impl Job<'_> {
     ///
     /// # Errors
     /// When a tensor cannot be rounded or a file written, or the run is interrupted.
-    pub fn measure_feedback(
+    pub(crate) fn measure_feedback(
         &self,
         state: &mut Sensitivity,
         calibration: &Calibration<'_>,

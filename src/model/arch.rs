@@ -168,7 +168,8 @@ const PLAIN: Architecture = Architecture {
 pub(crate) const ARCHITECTURES: &[Architecture] = &[
     // Llama 1-3, Mistral, Mixtral, SmolLM, TinyLlama, DeepSeek-R1-Distill-Llama.
     Architecture {
-        name: "llama", covers: "Llama 1-3, Mistral, Mixtral, SmolLM, TinyLlama, DeepSeek-R1-Distill-Llama",
+        name: "llama",
+        covers: "Llama 1-3, Mistral, Mixtral, SmolLM, TinyLlama, DeepSeek-R1-Distill-Llama",
         rope: RopePairs::Adjacent,
         feed_forward: FeedForward::DenseOrExperts(Gating::SoftmaxNormalized),
         own_expert_width: false,
@@ -179,7 +180,8 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
     Architecture { name: "qwen2", covers: "Qwen2, Qwen2.5, DeepSeek-R1-Distill-Qwen", ..PLAIN },
     // Qwen1.5-MoE, Qwen2-MoE.
     Architecture {
-        name: "qwen2moe", covers: "Qwen1.5-MoE, Qwen2-MoE",
+        name: "qwen2moe",
+        covers: "Qwen1.5-MoE, Qwen2-MoE",
         feed_forward: FeedForward::Experts(Gating::Softmax),
         shared_expert: true,
         output: OutputMatrix::Own,
@@ -187,21 +189,24 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
     },
     Architecture { name: "qwen3", covers: "Qwen3", qk_norm: true, ..PLAIN },
     Architecture {
-        name: "qwen3moe", covers: "Qwen3-MoE",
+        name: "qwen3moe",
+        covers: "Qwen3-MoE",
         feed_forward: FeedForward::Experts(Gating::SoftmaxNormalized),
         qk_norm: true,
         ..PLAIN
     },
     // Gemma 1.
     Architecture {
-        name: "gemma", covers: "Gemma 1",
+        name: "gemma",
+        covers: "Gemma 1",
         activation: Activation::Gelu,
         scaled_embeddings: true,
         output: OutputMatrix::Tied,
         ..PLAIN
     },
     Architecture {
-        name: "gemma2", covers: "Gemma 2",
+        name: "gemma2",
+        covers: "Gemma 2",
         activation: Activation::Gelu,
         post_norms: true,
         scaled_embeddings: true,
@@ -213,7 +218,8 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         ..PLAIN
     },
     Architecture {
-        name: "gemma3", covers: "Gemma 3",
+        name: "gemma3",
+        covers: "Gemma 3",
         activation: Activation::Gelu,
         qk_norm: true,
         post_norms: true,
@@ -226,7 +232,8 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
     // Phi-3, Phi-4.
     Architecture { name: "phi3", covers: "Phi-3, Phi-4", fused_gate_up: true, rope_factors: true, ..PLAIN },
     Architecture {
-        name: "gpt-oss", covers: "gpt-oss",
+        name: "gpt-oss",
+        covers: "gpt-oss",
         activation: Activation::SwigluOai,
         feed_forward: FeedForward::Experts(Gating::SoftmaxOfChosen),
         ffn_norm: "post_attention_norm",

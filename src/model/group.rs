@@ -96,7 +96,7 @@ impl TokenGroup {
     ///
     /// # Panics
     /// When there is no such segment.
-    pub(crate) fn rows(&self, index: usize) -> Range<usize> {
+    pub fn rows(&self, index: usize) -> Range<usize> {
         self.segments[index].rows.clone()
     }
 

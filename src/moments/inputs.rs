@@ -49,7 +49,7 @@ pub(super) struct Discovery<'w> {
 }
 
 impl<'w> Discovery<'w> {
-    pub fn new(wants: &'w dyn Fn(&str) -> bool) -> Discovery<'w> {
+    pub(super) fn new(wants: &'w dyn Fn(&str) -> bool) -> Discovery<'w> {
         Discovery { wants, shapes: Vec::new() }
     }
 }
@@ -171,18 +171,22 @@ pub(super) struct MomentCollector {
 
 impl MomentCollector {
     /// No inputs yet. `precision` is that of the moments' products.
-    pub fn new(shapes: &[Shape], precision: Precision, purpose: Purpose) -> Result<MomentCollector, MomentsError> {
+    pub(super) fn new(
+        shapes: &[Shape],
+        precision: Precision,
+        purpose: Purpose,
+    ) -> Result<MomentCollector, MomentsError> {
         let sums = shapes.iter().map(|shape| Sums::new(shape, precision, purpose)).collect::<Result<_, _>>()?;
         Ok(MomentCollector { sums, purpose })
     }
 
     /// The finished moments of each input.
-    pub fn finish(self) -> impl Iterator<Item = (Shape, Vec<Finished>)> {
+    pub(super) fn finish(self) -> impl Iterator<Item = (Shape, Vec<Finished>)> {
         self.sums.into_iter().map(|sums| (sums.shape.clone(), sums.finish()))
     }
 
     /// What each input is judged by, one for each matrix.
-    pub fn finish_judging(self) -> impl Iterator<Item = (Shape, Vec<JudgedInputs>)> {
+    pub(super) fn finish_judging(self) -> impl Iterator<Item = (Shape, Vec<JudgedInputs>)> {
         self.sums.into_iter().map(|mut sums| {
             let shape = sums.shape.clone();
             let judged = match sums.rows.take() {
@@ -274,7 +278,7 @@ pub(super) struct Calibrated {
 impl Calibrated {
     /// Factors a moment, which is gone afterwards, with all tokens in. `sample` are rows `[.., n]` of a matrix that has
     /// the input, to choose the damping with.
-    pub fn new(found: Finished, damping: Damping, sample: &[f32]) -> Calibrated {
+    pub(super) fn new(found: Finished, damping: Damping, sample: &[f32]) -> Calibrated {
         let Finished { mut moment, mut held_out, own_tokens, tokens } = found;
         let damping = match damping {
             Damping::Given(damping) => Ok(damping),

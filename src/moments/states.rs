@@ -34,12 +34,12 @@ pub(super) struct StatesWriter {
 }
 
 impl StatesWriter {
-    pub fn create(folder: &Path, layer: usize) -> Result<StatesWriter, MomentsError> {
+    pub(super) fn create(folder: &Path, layer: usize) -> Result<StatesWriter, MomentsError> {
         let path = path_of(folder, layer);
         Ok(StatesWriter { file: AtomicFile::create(&path, true)?, path, bytes: Vec::new() })
     }
 
-    pub fn write(&mut self, states: &HiddenStates) -> Result<(), MomentsError> {
+    pub(super) fn write(&mut self, states: &HiddenStates) -> Result<(), MomentsError> {
         for piece in states.data().chunks(PIECE) {
             self.bytes.clear();
             self.bytes.extend(piece.iter().flat_map(|value| value.to_le_bytes()));
@@ -52,7 +52,7 @@ impl StatesWriter {
         Ok(())
     }
 
-    pub fn commit(self) -> Result<(), MomentsError> {
+    pub(super) fn commit(self) -> Result<(), MomentsError> {
         Ok(self.file.commit()?)
     }
 }
@@ -69,7 +69,12 @@ impl StatesReader {
     ///
     /// # Errors
     /// When the file is not there or does not hold `tokens` rows.
-    pub fn open(folder: &Path, layer: usize, tokens: usize, n_embd: usize) -> Result<StatesReader, MomentsError> {
+    pub(super) fn open(
+        folder: &Path,
+        layer: usize,
+        tokens: usize,
+        n_embd: usize,
+    ) -> Result<StatesReader, MomentsError> {
         let path = path_of(folder, layer);
         let failed = |source| MomentsError::Io { path: path.clone(), action: "cannot read hidden states", source };
         let file = File::open(&path).map_err(failed)?;
@@ -84,7 +89,12 @@ impl StatesReader {
     }
 
     /// States of the tokens of `group`, the first of which is token `first` of the file, for layer `layer`.
-    pub fn read(&mut self, first: usize, group: Arc<TokenGroup>, layer: usize) -> Result<HiddenStates, MomentsError> {
+    pub(super) fn read(
+        &mut self,
+        first: usize,
+        group: Arc<TokenGroup>,
+        layer: usize,
+    ) -> Result<HiddenStates, MomentsError> {
         let failed = |source| MomentsError::Io { path: self.path.clone(), action: "cannot read hidden states", source };
         self.file.seek(SeekFrom::Start(4 * first as u64 * self.n_embd as u64)).map_err(failed)?;
         let mut data = vec![0.0f32; group.len() * self.n_embd];

@@ -32,29 +32,29 @@ struct Measured {
 
 impl Estimate {
     /// Damage of a type in a tensor; infinite for types that were not looked at.
-    pub fn damage(&self, tensor: &str, ty: TensorType) -> f64 {
+    pub(super) fn damage(&self, tensor: &str, ty: TensorType) -> f64 {
         let known = self.damage.get(tensor).and_then(|types| types.iter().find(|(known, _)| *known == ty));
         known.map_or(f64::INFINITY, |(_, damage)| *damage)
     }
 
     /// Divergence of the whole model that a sum of damages comes to.
-    pub fn predict(&self, sum: f64) -> f64 {
+    pub(super) fn predict(&self, sum: f64) -> f64 {
         self.measured.as_ref().map_or(sum, |m| m.model().predict(sum))
     }
 
     /// The sum of damages that comes to the divergence `kld`.
-    pub fn damage_for(&self, kld: f64) -> f64 {
+    pub(super) fn damage_for(&self, kld: f64) -> f64 {
         self.measured.as_ref().map_or(kld, |m| m.model().sum_for(kld))
     }
 
     /// Standard error of a prediction, as a part of it; `None` where nobody knows.
-    pub fn relative_error<'t>(&self, damages: impl Iterator<Item = (&'t str, f64)>) -> Option<f64> {
+    pub(super) fn relative_error<'t>(&self, damages: impl Iterator<Item = (&'t str, f64)>) -> Option<f64> {
         let measured = self.measured.as_ref()?;
         Some(measured.model().relative_error(damages))
     }
 
     /// The text of the probes.
-    pub fn text(&self) -> Option<ProbeText> {
+    pub(super) fn text(&self) -> Option<ProbeText> {
         let provenance = &self.measured.as_ref()?.sensitivity.provenance;
         Some(ProbeText {
             name: provenance.text.clone(),
@@ -68,7 +68,7 @@ impl Estimate {
     ///
     /// # Errors
     /// Those of the measurement.
-    pub fn refine(
+    pub(super) fn refine(
         &mut self,
         job: &Job<'_>,
         types: &HashMap<String, TensorType>,

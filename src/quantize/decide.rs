@@ -55,17 +55,17 @@ pub(super) struct DraftTensor<'a> {
 
 impl DraftTensor<'_> {
     /// Output file and offset in it.
-    pub fn place(&self) -> (usize, u64) {
+    pub(super) fn place(&self) -> (usize, u64) {
         (self.file, self.offset)
     }
 
     /// True if its weights are rounded at all.
-    pub fn is_rounded(&self) -> bool {
+    pub(super) fn is_rounded(&self) -> bool {
         self.choice.ty.is_quantized() && self.choice.ty != self.source.ty
     }
 
     /// True if importance data weigh its rounding.
-    pub fn is_weighted(&self) -> bool {
+    pub(super) fn is_weighted(&self) -> bool {
         self.importance.is_some()
     }
 }

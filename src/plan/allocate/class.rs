@@ -15,7 +15,7 @@ pub(super) struct Class {
 
 impl Class {
     /// From points with the numbers by which the caller knows them. Of equal points the first stays.
-    pub fn new(points: impl Iterator<Item = (usize, Point)>) -> Class {
+    pub(super) fn new(points: impl Iterator<Item = (usize, Point)>) -> Class {
         let mut points: Vec<(usize, Point)> = points.collect();
         points.sort_by(|(_, a), (_, b)| a.weight.total_cmp(&b.weight).then(a.cost.total_cmp(&b.cost)));
         let mut least = f64::INFINITY;
@@ -27,20 +27,20 @@ impl Class {
         Class { points }
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.points.is_empty()
     }
 
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.points.len()
     }
 
-    pub fn point(&self, at: usize) -> Point {
+    pub(super) fn point(&self, at: usize) -> Point {
         self.points[at].1
     }
 
     /// The caller's number of a point.
-    pub fn number(&self, at: usize) -> usize {
+    pub(super) fn number(&self, at: usize) -> usize {
         self.points[at].0
     }
 }

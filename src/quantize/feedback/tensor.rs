@@ -36,7 +36,7 @@ impl TensorJob<'_> {
     ///
     /// # Errors
     /// When it cannot be read, holds values that are not finite or too large for the type, or the run is cancelled.
-    pub fn round(&self, input: &Input) -> Result<(Vec<u8>, Outcome), RoundingError> {
+    pub(super) fn round(&self, input: &Input) -> Result<(Vec<u8>, Outcome), RoundingError> {
         let n = self.source.row_len();
         let per_matrix = self.source.rows_per_matrix();
         let row_bytes = self.ty.info().and_then(|info| info.row_bytes(n));

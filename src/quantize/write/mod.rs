@@ -12,7 +12,6 @@ mod tests;
 mod worker;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use serde::Serialize;
@@ -113,12 +112,7 @@ pub fn run(
     threads: usize,
     watch: &dyn Watch,
 ) -> Result<Stages, PipelineError> {
-    let run = Run {
-        work,
-        files,
-        watch,
-        waiting: files.iter().map(|_| AtomicU64::new(0)).collect(),
-    };
+    let run = Run { work, files, watch, waiting: files.iter().map(|_| AtomicU64::new(0)).collect() };
     let pieces = cut(work);
     let ahead = threads.max(1) * PREFETCHED_PIECES_PER_THREAD;
     let start = || Worker::new(gguf, files);

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Mutex;
 
 use super::*;
 use crate::gguf::testing::RawGguf;
+use crate::progress::Stop;
 use crate::quant::{self, float16::f32_to_f16};
 use crate::testing::Random;
 

@@ -36,18 +36,18 @@ impl Clock {
 }
 
 impl<'a> Worker<'a> {
-    pub fn new(gguf: &'a Gguf, files: &'a [AtomicFile]) -> Self {
+    pub(super) fn new(gguf: &'a Gguf, files: &'a [AtomicFile]) -> Self {
         let clock = Clock { stages: Stages::default(), last: Instant::now() };
         Self { gguf, files, source: Vec::new(), floats: Vec::new(), encoded: Vec::new(), clock }
     }
 
     /// What the time went into, and the moment that ended the last stage.
-    pub fn finish(self) -> (Stages, Instant) {
+    pub(super) fn finish(self) -> (Stages, Instant) {
         (self.clock.stages, self.clock.last)
     }
 
     /// Makes the rows of the piece and writes them to their place in the output.
-    pub fn convert(&mut self, work: &TensorWork<'_>, piece: &Piece) -> Result<Written, PipelineError> {
+    pub(super) fn convert(&mut self, work: &TensorWork<'_>, piece: &Piece) -> Result<Written, PipelineError> {
         let Self { gguf, source, floats, encoded, clock, .. } = self;
         let tensor = work.source;
         let source = gguf.load_rows(tensor, piece.first_row, piece.rows, source)?;
