@@ -20,6 +20,11 @@ fn scaled(bytes: u64, step: f64, units: [&str; 6]) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.2} {}", units[unit]) }
 }
 
+/// The end of a line of closing facts: `, peak memory 1.23 GB`, or nothing where the system does not tell.
+pub fn peak_memory(bytes: Option<u64>) -> String {
+    bytes.map_or_else(String::new, |bytes| format!(", peak memory {}", decimal_size(bytes)))
+}
+
 /// A count with thousands separators, such as `1,543,714,304`.
 pub fn count(n: u64) -> String {
     let digits = n.to_string();

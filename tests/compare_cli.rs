@@ -123,3 +123,13 @@ fn what_cannot_be_compared_is_one_line() {
     assert!(line.contains("empty.txt") && line.contains("--force"), "{line}");
     assert_eq!(compare(&[&model], &["--json", "--markdown"]).status.code(), Some(2));
 }
+
+#[test]
+fn without_a_text_the_built_in_one_is_scored_and_named() {
+    let output = run(["compare".as_ref(), doclet().as_os_str(), doclet().as_os_str()]
+        .into_iter()
+        .chain(["-c", "64", "--chunks", "2", "--json"].map(std::ffi::OsStr::new)));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("text: lwq built-in evaluation text"));
+    let report: Value = serde_json::from_str(&stdout_of(output)).unwrap();
+    assert_eq!(report["text"]["files"], serde_json::json!(["lwq built-in evaluation text"]));
+}

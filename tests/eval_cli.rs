@@ -246,7 +246,24 @@ fn unusable_input_is_refused_in_one_line() {
     let line = error_line(&run(args!["eval", "kld", &damaged, "--base", doclet(), "-f", text()]));
     assert!(line.contains("damaged.gguf"), "{line}");
     assert_eq!(run(args!["eval", "kld", doclet(), "-f", text()]).status.code(), Some(2), "no base");
-    assert_eq!(run(args!["eval", "ppl", doclet()]).status.code(), Some(2), "no text");
+}
+
+#[test]
+fn without_a_text_the_built_in_one_is_scored() {
+    let small = ["-c", "64", "--chunks", "3", "--json"].map(Into::into);
+    let of_built_in = data("../../calibration/eval.txt");
+    for command in [args!["eval", "ppl", doclet()], args!["eval", "kld", doclet(), "--base", doclet()]] {
+        let without = run([command.clone(), small.to_vec()].concat());
+        let note = String::from_utf8_lossy(&without.stderr).into_owned();
+        assert!(note.contains("text: lwq built-in evaluation text"), "{note}");
+        let with = run([command, small.to_vec(), args!["-f", &of_built_in]].concat());
+        assert!(!String::from_utf8_lossy(&with.stderr).contains("text: "));
+        let [without, with]: [Value; 2] =
+            [without, with].map(|output| serde_json::from_str(&stdout_of(output)).unwrap());
+        for key in ["ppl", "windows", "tokens"] {
+            assert_eq!(without[key], with[key], "{key}");
+        }
+    }
 }
 
 #[test]

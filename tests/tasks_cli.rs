@@ -5,15 +5,15 @@
 
 mod common;
 
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{data, doclet, error_line, json_of, run, stdout_of};
 use lwq::eval::tasks::{PreparedTasks, ReadOptions, TaskKind, TaskOptions, TaskSet, score_tasks};
 use lwq::gguf::Gguf;
 use lwq::model::{ForwardOptions, Model, Overrides};
+use lwq::progress::Watch;
 use lwq::tokenizer::Tokenizer;
 use serde_json::Value;
 
@@ -179,6 +179,17 @@ fn damaged_files_and_tasks_that_are_too_long_are_one_line() {
     }
 }
 
+/// Cancels a pass when five tasks are done.
+struct StopAfterFiveTasks(Arc<AtomicBool>);
+
+impl Watch for StopAfterFiveTasks {
+    fn advance(&self, _: u64, so_far: &str) {
+        if so_far.starts_with("task 5 ") {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
 #[test]
 fn a_stopped_run_gives_the_tasks_that_were_finished() {
     let gguf = Gguf::open(doclet()).unwrap();
@@ -189,19 +200,19 @@ fn a_stopped_run_gives_the_tasks_that_were_finished() {
     // Next to no memory: groups of a single sequence.
     let options = TaskOptions { memory: Some(1), ..TaskOptions::default() };
     let pass = model.pass(ForwardOptions::default(), Overrides::new()).unwrap();
-    let whole = score_tasks(&pass, &prepared, &options, |_, _| ControlFlow::Continue(())).unwrap();
-    let stopped = score_tasks(&pass, &prepared, &options, |_, so_far| match so_far.results().len() {
-        0..5 => ControlFlow::Continue(()),
-        _ => ControlFlow::Break(()),
-    });
-    let stopped = stopped.unwrap();
+    let whole = score_tasks(&pass, &prepared, &options, &()).unwrap();
+    let flag = Arc::new(AtomicBool::new(false));
+    let stoppable = ForwardOptions { cancel: Some(flag.clone()), ..ForwardOptions::default() };
+    let stoppable = model.pass(stoppable, Overrides::new()).unwrap();
+    let stopped = score_tasks(&stoppable, &prepared, &options, &StopAfterFiveTasks(flag)).unwrap();
     assert!(whole.is_complete() && !stopped.is_complete());
-    assert_eq!(stopped.results(), &whole.results()[..stopped.results().len()]);
-    assert_eq!((stopped.summary().tasks, stopped.summary().tasks_selected), (stopped.results().len(), 12));
+    assert_eq!(stopped.results(), &whole.results()[..5]);
+    assert_eq!((stopped.summary().tasks, stopped.summary().tasks_selected), (5, 12));
+    assert!(0 < stopped.tokens_run() && stopped.tokens_run() < whole.tokens_run());
 
     let cancelled = ForwardOptions { cancel: Some(Arc::new(AtomicBool::new(true))), ..ForwardOptions::default() };
     let pass = model.pass(cancelled, Overrides::new()).unwrap();
-    let none = score_tasks(&pass, &prepared, &options, |_, _| ControlFlow::Continue(())).unwrap();
+    let none = score_tasks(&pass, &prepared, &options, &()).unwrap();
     assert!(none.results().is_empty() && none.summary().accuracy.is_none());
 }
 

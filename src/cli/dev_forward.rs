@@ -6,13 +6,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use super::Common;
+use super::args::ActivationsArg;
 use lwq::compute::Precision;
 use lwq::eval::{Reference, Windows, evaluate};
 use lwq::gguf::Gguf;
-use lwq::model::{Activations, ForwardOptions, Model, NoTaps, Overrides, TokenGroup};
+use lwq::model::{ForwardOptions, Model, NoTaps, Overrides, TokenGroup};
 
 /// What both commands take.
 #[derive(Args, Debug)]
@@ -59,12 +60,6 @@ pub struct PerplexityArgs {
     memory: Option<u64>,
 }
 
-#[derive(ValueEnum, Clone, Copy, Debug)]
-enum ActivationsArg {
-    F32,
-    Ggml,
-}
-
 impl RunArgs {
     fn tokens(&self) -> anyhow::Result<Vec<u32>> {
         let path = &self.tokens_file;
@@ -77,10 +72,7 @@ impl RunArgs {
     fn options(&self) -> ForwardOptions {
         ForwardOptions {
             precision: if self.fast { Precision::Fast } else { Precision::Accurate },
-            activations: match self.activations {
-                ActivationsArg::F32 => Activations::Unrounded,
-                ActivationsArg::Ggml => Activations::Ggml,
-            },
+            activations: self.activations.into(),
             ..ForwardOptions::default()
         }
     }
@@ -118,7 +110,7 @@ impl PerplexityArgs {
         let pass = model.pass(self.run.options(), Overrides::new())?;
         let windows = Windows::chunks(tokens, self.ctx, self.chunks, self.bos)?;
         let memory = self.memory.map(|mb| mb.saturating_mul(1_000_000));
-        let scores = evaluate(Reference::None, &[&pass], &windows, memory, None, &[], &mut ())?;
+        let scores = evaluate(Reference::None, &[&pass], &windows, memory, &())?;
         let total = scores.models[0].perplexity;
         common.result(format!("{:.6} {:.6} {}\n", total.ppl(), total.error(), total.tokens))
     }

@@ -5,11 +5,10 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
 
 use super::{Common, binary_size, count, decimal_size, printable};
-use lwq::gguf::{Array, Gguf, TENSOR_TYPES, TensorInfo, TensorType, Value};
+use lwq::gguf::{Array, Gguf, TensorInfo, TypeRow, Value, rows_by_type};
 
 /// Array elements shown of each array.
 const SHOWN_ELEMENTS: usize = 6;
@@ -24,40 +23,6 @@ pub struct InspectArgs {
     /// List every tensor
     #[arg(long)]
     tensors: bool,
-}
-
-/// Tensors of one type, summed up.
-#[derive(Debug, Serialize)]
-pub(super) struct TypeRow {
-    /// ggml's name of the type.
-    #[serde(rename = "type")]
-    pub name: String,
-    /// Tensors of the type.
-    pub tensors: u64,
-    /// Weights in them.
-    pub parameters: u64,
-    /// Their bytes, without padding.
-    pub bytes: u64,
-}
-
-/// Sums up (type, parameters, bytes) by type, in the order of the type ids.
-pub(super) fn rows_by_type(items: impl Iterator<Item = (TensorType, u64, u64)>) -> Vec<TypeRow> {
-    let mut sums: Vec<(TensorType, TypeRow)> = Vec::new();
-    for (ty, parameters, bytes) in items {
-        let at = match sums.iter().position(|(known, _)| *known == ty) {
-            Some(at) => at,
-            None => {
-                sums.push((ty, TypeRow { name: ty.to_string(), tensors: 0, parameters: 0, bytes: 0 }));
-                sums.len() - 1
-            }
-        };
-        let row = &mut sums[at].1;
-        row.tensors += 1;
-        row.parameters = row.parameters.saturating_add(parameters);
-        row.bytes = row.bytes.saturating_add(bytes);
-    }
-    sums.sort_by_key(|(ty, _)| TENSOR_TYPES.iter().position(|row| row.ty == *ty).unwrap_or(usize::MAX));
-    sums.into_iter().map(|(_, row)| row).collect()
 }
 
 /// A table of the rows with shares of the total size.
@@ -90,7 +55,7 @@ impl InspectArgs {
     }
 
     fn as_json(&self, gguf: &Gguf) -> Json {
-        let totals = Totals::of(gguf);
+        let totals = gguf.totals();
         let metadata: Map<String, Json> =
             gguf.metadata().iter().map(|(key, value)| (key.to_string(), value_json(value))).collect();
         let mut object = json!({
@@ -100,10 +65,10 @@ impl InspectArgs {
             "metadata": metadata,
             "tensor_count": gguf.tensors().len(),
             "parameters": totals.parameters,
-            "size_bytes": totals.file_bytes,
-            "tensor_bytes": totals.tensor_bytes,
+            "size_bytes": gguf.file_bytes(),
+            "tensor_bytes": totals.bytes,
             "bits_per_weight": totals.bits_per_weight(),
-            "types": totals.by_type,
+            "types": types(gguf),
         });
         if self.tensors {
             object["tensors"] = gguf.tensors().iter().map(|tensor| tensor_json(gguf, tensor)).collect();
@@ -112,7 +77,7 @@ impl InspectArgs {
     }
 
     fn as_text(&self, gguf: &Gguf) -> String {
-        let totals = Totals::of(gguf);
+        let totals = gguf.totals();
         let mut text = String::new();
         for shard in gguf.shards() {
             let order = if shard.is_big_endian() { "big-endian" } else { "little-endian" };
@@ -129,14 +94,14 @@ impl InspectArgs {
             "{} tensors, {} parameters, {} ({}), {:.2} bits per weight\n",
             gguf.tensors().len(),
             count(totals.parameters),
-            decimal_size(totals.file_bytes),
-            binary_size(totals.file_bytes),
+            decimal_size(gguf.file_bytes()),
+            binary_size(gguf.file_bytes()),
             totals.bits_per_weight()
         );
         for (key, value) in gguf.metadata().iter() {
             let _ = writeln!(text, "{} = {}", printable(key), value_text(value));
         }
-        let _ = write!(text, "\n{}", type_table(&totals.by_type));
+        let _ = write!(text, "\n{}", type_table(&types(gguf)));
         if self.tensors {
             text.push('\n');
             let width = gguf.tensors().iter().map(|tensor| tensor.name.chars().count()).max().unwrap_or(0);
@@ -155,28 +120,8 @@ impl InspectArgs {
     }
 }
 
-struct Totals {
-    parameters: u64,
-    tensor_bytes: u64,
-    file_bytes: u64,
-    by_type: Vec<TypeRow>,
-}
-
-impl Totals {
-    fn of(gguf: &Gguf) -> Totals {
-        let tensors = gguf.tensors();
-        let bytes = |tensor: &TensorInfo| tensor.bytes.unwrap_or(0);
-        Totals {
-            parameters: tensors.iter().fold(0, |sum, tensor| sum.saturating_add(tensor.elements())),
-            tensor_bytes: tensors.iter().fold(0, |sum, tensor| sum.saturating_add(bytes(tensor))),
-            file_bytes: gguf.shards().iter().map(|shard| shard.file_bytes()).sum(),
-            by_type: rows_by_type(tensors.iter().map(|tensor| (tensor.ty, tensor.elements(), bytes(tensor)))),
-        }
-    }
-
-    fn bits_per_weight(&self) -> f64 {
-        8.0 * self.tensor_bytes as f64 / self.parameters.max(1) as f64
-    }
+fn types(gguf: &Gguf) -> Vec<TypeRow> {
+    rows_by_type(gguf.tensors().iter().map(|tensor| (tensor.ty, tensor.elements(), tensor.bytes.unwrap_or(0))))
 }
 
 fn tensor_json(gguf: &Gguf, tensor: &TensorInfo) -> Json {

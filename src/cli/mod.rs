@@ -25,7 +25,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use lwq::display::{binary_size, count, decimal_size, printable};
+use lwq::display::{binary_size, count, decimal_size, peak_memory, printable};
 use lwq::progress::Interrupted;
 
 /// Layer-wise quantization of language models in GGUF.

@@ -4,14 +4,15 @@
 //! the logits of all are then compared a few rows at a time and dropped, so that a large vocabulary costs a tile of
 //! logits a model and not a file.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::follow::Follow;
 use super::{Divergence, EvalError, LOGITS_CUT, LogitsReader, LogitsWriter, Perplexity, ScoredToken, Windows};
 use crate::model::math::log_sum_exp;
 use crate::model::{HiddenStates, ModelError, NoTaps, Pass, TokenGroup};
+use crate::progress::Watch;
 
 /// Tokens of a group: enough to decode the weights seldom, few enough for results at short intervals.
 const GROUP_TOKENS: usize = 4096;
@@ -67,50 +68,72 @@ pub struct Evaluation {
     pub complete: bool,
     /// True when it was cancelled from outside.
     pub interrupted: bool,
+    /// True when a sequential test has found the best model to differ from every other.
+    pub decided: bool,
     /// Tokens that passed through a model, summed over models.
     pub tokens_run: usize,
 }
 
-/// Follows a run.
-pub trait Observer {
-    /// `tokens` more have passed through all layers of one model.
-    fn advanced(&mut self, tokens: usize) {
-        let _ = tokens;
-    }
-
-    /// A group of windows has been scored; the run may be stopped here.
-    fn scored(&mut self, so_far: &Evaluation) -> ControlFlow<()> {
-        let _ = so_far;
-        ControlFlow::Continue(())
+impl Evaluation {
+    /// Mean divergence of every window of every model.
+    pub(super) fn window_means(&self) -> Vec<Vec<f64>> {
+        self.models.iter().map(|model| model.window_means(self.scored_per_window)).collect()
     }
 }
 
-impl Observer for () {}
-
 /// Scores `models` on `windows`, against `reference` if there is one. `memory` bounds the activations in bytes
-/// (default: half of what is free). `save` receives the reference's distributions, or those of the first model
-/// when there is no reference model.
-///
-/// `earlier` holds what a run before has found about the first windows, one entry a model, or nothing; these windows are
-/// not run again. A run that reads or saves logits passes over the whole text and leaves it aside.
+/// (default: half of what is free).
 ///
 /// A cancelled pass ends the run: what was scored before is returned.
 ///
 /// # Errors
 /// Those of the forward passes, which name the model by its number from 1, the reference not at all; vocabularies of
-/// different sizes; a damaged logits file; a full disk.
+/// different sizes; a damaged logits file.
 pub fn evaluate(
+    reference: Reference<'_, '_, '_, '_>,
+    models: &[&Pass<'_, '_, '_>],
+    windows: &Windows,
+    memory: Option<u64>,
+    watch: &dyn Watch,
+) -> Result<Evaluation, EvalError> {
+    let n_models = models.len() + usize::from(matches!(reference, Reference::Model(_)));
+    let follow = Follow::new(watch, windows, n_models, None, None);
+    evaluate_with(reference, models, windows, memory, None, follow)
+}
+
+/// As [`evaluate`]. `save` receives the reference's distributions, or those of the first model when there is no
+/// reference model. `follow` may know what a run before has found about the first windows, which are not run again. A run
+/// that reads or saves logits passes over the whole text and leaves that aside.
+///
+/// # Errors
+/// As [`evaluate`], and a full disk.
+pub(crate) fn evaluate_with(
+    reference: Reference<'_, '_, '_, '_>,
+    models: &[&Pass<'_, '_, '_>],
+    windows: &Windows,
+    memory: Option<u64>,
+    save: Option<&mut LogitsWriter>,
+    mut follow: Follow<'_>,
+) -> Result<Evaluation, EvalError> {
+    let result = score_windows(reference, models, windows, memory, save, &mut follow);
+    follow.end();
+    let result = result?;
+    follow.finish(&result)?;
+    Ok(result)
+}
+
+fn score_windows(
     mut reference: Reference<'_, '_, '_, '_>,
     models: &[&Pass<'_, '_, '_>],
     windows: &Windows,
     memory: Option<u64>,
     mut save: Option<&mut LogitsWriter>,
-    earlier: &[ModelScores],
-    observer: &mut dyn Observer,
+    follow: &mut Follow<'_>,
 ) -> Result<Evaluation, EvalError> {
     let n_vocab = check_vocabularies(&reference, models)?;
     let n_ctx = windows.n_ctx();
-    let earlier = if save.is_some() || matches!(reference, Reference::File(_)) { &[] } else { earlier };
+    let whole = save.is_some() || matches!(reference, Reference::File(_));
+    let earlier = if whole { Vec::new() } else { follow.earlier() };
     let mut result = Evaluation {
         scored_per_window: windows.scored_per_window(),
         reference: (!matches!(reference, Reference::None)).then(Perplexity::default),
@@ -135,10 +158,9 @@ pub fn evaluate(
             models.iter().copied().enumerate().filter(|(index, _)| known[*index].is_none()).collect();
         let mut found = Vec::new();
         if !to_run.is_empty() {
-            match score_group(&mut reference, &to_run, windows, first..end, n_vocab, save.as_deref_mut(), observer) {
+            match score_group(&mut reference, &to_run, windows, first..end, n_vocab, save.as_deref_mut(), follow) {
                 Ok(scores) => found = scores,
-                Err(EvalError::Model(ModelError::Interrupted))
-                | Err(EvalError::OneModel { source: ModelError::Interrupted, .. }) => {
+                Err(error) if error.is_cancelled() => {
                     result.interrupted = true;
                     return Ok(result);
                 }
@@ -158,7 +180,7 @@ pub fn evaluate(
         result.windows = end;
         first = end;
         result.complete = end == windows.len();
-        if observer.scored(&result).is_break() {
+        if follow.scored(&mut result).is_break() {
             break;
         }
     }
@@ -216,24 +238,24 @@ fn score_group(
     range: std::ops::Range<usize>,
     n_vocab: usize,
     mut save: Option<&mut LogitsWriter>,
-    observer: &mut dyn Observer,
+    follow: &Follow<'_>,
 ) -> Result<Vec<GroupScores>, EvalError> {
     let n_ctx = windows.n_ctx();
     let sequences = range.clone().map(|index| windows.sequence(index));
     let group = Arc::new(TokenGroup::from_sequences(sequences).with_context(n_ctx));
-    let mut run = |pass: &Pass<'_, '_, '_>| -> Result<HiddenStates, ModelError> {
+    let run = |pass: &Pass<'_, '_, '_>| -> Result<HiddenStates, ModelError> {
         let mut hidden = pass.embed(group.clone())?;
         let layers = pass.model().n_layer();
         let mut reported = 0;
         while hidden.next_layer() < layers {
             pass.run_layer(&mut hidden, &mut NoTaps)?;
             let done = group.len() * hidden.next_layer() / layers;
-            observer.advanced(done - reported);
+            follow.advanced(done - reported);
             reported = done;
         }
         Ok(hidden)
     };
-    let of_model = |index: usize| move |source| EvalError::OneModel { model: name(index), source };
+    let of_model = |index: usize| move |source: ModelError| EvalError::OneModel { model: name(index), source: source.into() };
     let base_hidden = match reference {
         Reference::Model(pass) => Some(run(pass)?),
         _ => None,

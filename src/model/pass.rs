@@ -36,6 +36,24 @@ pub enum Activations {
     Ggml,
 }
 
+impl Activations {
+    /// The name that flags and reports have for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Activations::Unrounded => "f32",
+            Activations::Ggml => "ggml",
+        }
+    }
+
+    /// A sentence for people.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Activations::Unrounded => "activations unrounded (f32): the damage of the weights alone",
+            Activations::Ggml => "activations rounded as ggml's CPU backend does: the damage as the file runs",
+        }
+    }
+}
+
 /// How to run.
 #[derive(Clone, Debug)]
 pub struct ForwardOptions {

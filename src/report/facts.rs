@@ -3,48 +3,17 @@
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::gguf::{Gguf, GgufError, TensorInfo, TensorType};
-use crate::quant::{self, QuantError};
+use super::ReportError;
+use crate::gguf::{Gguf, TensorInfo, TensorType};
+use crate::progress::{Stop, Unit, Watch};
+use crate::quant;
 use crate::recipe::roles::split_block;
 
 /// Weights of one tensor that are decoded at once, per thread.
 const CHUNK_WEIGHTS: u64 = 1 << 18;
 
-/// Why two files could not be compared tensor by tensor.
-#[derive(Debug, thiserror::Error)]
-pub enum ReportError {
-    /// Data could not be read.
-    #[error(transparent)]
-    Gguf(#[from] GgufError),
-    /// The same tensor has different shapes: the files are of different models.
-    #[error("{file}: tensor {tensor} has shape {found}, the base's {expected}; the files are of different models")]
-    Shape {
-        /// The file.
-        file: String,
-        /// Tensor name, quoted.
-        tensor: String,
-        /// Shape found.
-        found: String,
-        /// Shape in the base.
-        expected: String,
-    },
-    /// A tensor's type has no decoder.
-    #[error("{file}: tensor {tensor}: {source}")]
-    Decode {
-        /// The file.
-        file: String,
-        /// Tensor name, quoted.
-        tensor: String,
-        /// Why.
-        source: QuantError,
-    },
-    /// The run was cancelled.
-    #[error("interrupted")]
-    Interrupted,
-    /// A plot could not be drawn.
-    #[error("a plot cannot be drawn: {0}")]
-    Plot(String),
-}
+/// Bytes of a decoded weight, as progress counts them.
+const COMPARED_BYTES: u64 = 4;
 
 /// A file and its tensors.
 #[derive(Clone, Debug, Serialize)]
@@ -161,17 +130,33 @@ fn place(name: &str) -> Option<(usize, &str)> {
     Some((layer, role.strip_suffix(".weight").unwrap_or(role)))
 }
 
-/// Errors of all tensors of two and more dimensions that both files have, in the order of `file`. Rows are decoded a
-/// few at a time; nothing of either file stays in memory. `advance` learns the weights that were compared, and ends
-/// the run by returning false.
+/// Errors of each file's tensors against the base: of all tensors of two and more dimensions that both have, in the order of
+/// the file. Rows are decoded a few at a time; nothing of any file stays in memory.
 ///
 /// # Errors
-/// When a shape differs, a type cannot be decoded, or the run was ended.
-pub fn tensor_errors(
+/// When a shape differs, a type cannot be decoded, or `watch` stopped it.
+pub fn tensor_errors(base: &Gguf, files: &[&Gguf], watch: &dyn Watch) -> Result<Vec<Vec<TensorError>>, ReportError> {
+    let stop = watch.stop();
+    let errors = tensor_errors_until(base, files, watch, &stop);
+    stop.end();
+    errors
+}
+
+/// As [`tensor_errors`], until `stop` is requested.
+pub(super) fn tensor_errors_until(
     base: &Gguf,
-    file: &Gguf,
-    mut advance: impl FnMut(u64, &str) -> bool,
-) -> Result<Vec<TensorError>, ReportError> {
+    files: &[&Gguf],
+    watch: &dyn Watch,
+    stop: &Stop,
+) -> Result<Vec<Vec<TensorError>>, ReportError> {
+    let weights = files.iter().map(|file| file.totals().parameters).fold(0, u64::saturating_add);
+    watch.begin("comparing tensors", weights.saturating_mul(COMPARED_BYTES), Unit::Bytes);
+    let errors = files.iter().map(|file| errors_of(base, file, watch, stop)).collect();
+    watch.end();
+    errors
+}
+
+fn errors_of(base: &Gguf, file: &Gguf, watch: &dyn Watch, stop: &Stop) -> Result<Vec<TensorError>, ReportError> {
     let mut errors = Vec::new();
     for tensor in file.tensors().iter().filter(|tensor| tensor.rows() > 1) {
         let Some(original) = base.tensor(&tensor.name) else { continue };
@@ -187,9 +172,8 @@ pub fn tensor_errors(
         errors.push(TensorError { name: tensor.name.clone(), ty: type_name(tensor.ty), relative_error });
         base.release(original);
         file.release(tensor);
-        if !advance(tensor.elements(), &tensor.name) {
-            return Err(ReportError::Interrupted);
-        }
+        watch.advance(tensor.elements().saturating_mul(COMPARED_BYTES), &tensor.name);
+        stop.check()?;
     }
     Ok(errors)
 }
@@ -238,6 +222,9 @@ fn decoded(gguf: &Gguf, tensor: &TensorInfo, first: u64, count: u64) -> Result<V
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+
     use super::*;
     use crate::gguf::testing::RawGguf;
 
@@ -249,12 +236,21 @@ mod tests {
         Gguf::from_bytes(raw.tensor("blk.0.attn_q.weight", &[row_len, rows], ty, &data).build()).unwrap()
     }
 
+    /// Asks at once.
+    struct Stopped;
+
+    impl Watch for Stopped {
+        fn stop(&self) -> Stop {
+            Stop::when(Arc::new(AtomicBool::new(true)))
+        }
+    }
+
     #[test]
     fn relative_error_follows_its_definition() {
         let values: Vec<f32> = (0..64 * 32).map(|i| ((i * 37 % 101) as f32 - 50.0) / 17.0).collect();
         let base = file(TensorType::F32, &values, 32);
         let rounded = file(TensorType::Q4_0, &values, 32);
-        let errors = tensor_errors(&base, &rounded, |_, _| true).unwrap();
+        let errors = &tensor_errors(&base, &[&rounded], &()).unwrap()[0];
         let mut decoded = vec![0.0; values.len()];
         quant::dequantize(TensorType::Q4_0, rounded.data(&rounded.tensors()[0]).unwrap(), &mut decoded).unwrap();
         let sum = |f: &dyn Fn(usize) -> f64| (0..values.len()).map(f).sum::<f64>();
@@ -262,17 +258,17 @@ mod tests {
             (sum(&|i| f64::from(decoded[i] - values[i]).powi(2)) / sum(&|i| f64::from(values[i]).powi(2))).sqrt();
         assert_eq!((errors.len(), errors[0].ty.as_str()), (1, "Q4_0"));
         assert!((errors[0].relative_error.unwrap() / expected - 1.0).abs() < 1e-4);
-        assert_eq!(tensor_errors(&base, &base, |_, _| true).unwrap()[0].relative_error, Some(0.0));
-        assert!(matches!(tensor_errors(&base, &rounded, |_, _| false), Err(ReportError::Interrupted)));
+        assert_eq!(tensor_errors(&base, &[&base], &()).unwrap()[0][0].relative_error, Some(0.0));
+        assert!(matches!(tensor_errors(&base, &[&rounded], &Stopped), Err(ReportError::Interrupted(_))));
     }
 
     #[test]
     fn other_shapes_are_refused_and_zeros_have_no_ratio() {
         let zeros = file(TensorType::F32, &[0.0; 64], 2);
         let ones = file(TensorType::F32, &[1.0; 64], 2);
-        assert_eq!(tensor_errors(&zeros, &ones, |_, _| true).unwrap()[0].relative_error, None);
+        assert_eq!(tensor_errors(&zeros, &[&ones], &()).unwrap()[0][0].relative_error, None);
         let other = file(TensorType::F32, &[1.0; 96], 3);
-        let error = tensor_errors(&zeros, &other, |_, _| true).unwrap_err().to_string();
+        let error = tensor_errors(&zeros, &[&other], &()).unwrap_err().to_string();
         assert!(error.contains("\"blk.0.attn_q.weight\" has shape 32 x 3, the base's 32 x 2"), "{error}");
     }
 

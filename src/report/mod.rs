@@ -1,8 +1,10 @@
 //! A base model and its quantized files side by side: as text, Markdown, JSON and a web page.
 //!
-//! [`Comparison`] holds the figures; [`FileFacts`] and [`tensor_errors`] find what the files alone tell;
-//! [`text_tables`], [`markdown`] and [`html_page`] show it all. Nothing here runs a model.
+//! [`ComparisonRequest`] finds the figures, [`Comparison`] holds them; [`FileFacts`] and [`tensor_errors`] find what the
+//! files alone tell; [`text_tables`], [`markdown`] and [`html_page`] show it all.
 
+mod compare;
+mod error;
 mod facts;
 mod html;
 mod plots;
@@ -11,7 +13,9 @@ mod table;
 
 use serde::Serialize;
 
-pub use facts::{FileFacts, LayerGrid, ReportError, TensorError, TensorFacts, tensor_errors};
+pub use compare::{ComparisonRequest, TaskFolder};
+pub use error::ReportError;
+pub use facts::{FileFacts, LayerGrid, TensorError, TensorFacts, tensor_errors};
 pub use html::html_page;
 pub use size_plot::size_plot;
 pub use table::{markdown, text_tables};

@@ -3,15 +3,19 @@
 mod budget;
 mod choice;
 mod importance;
+mod model;
 mod override_kv;
 mod probes;
 mod rounding;
+mod text;
 mod types;
 
 pub use budget::BudgetArgs;
 pub use choice::{ChoiceArgs, measurement_path};
 pub use importance::ImportanceArgs;
+pub use model::{ActivationsArg, ModelArgs};
 pub use override_kv::parse_override;
 pub use probes::ProbeArgs;
 pub use rounding::{RoundingFlags, rounding};
+pub use text::TextArgs;
 pub use types::{TypeArgs, parse_target, parse_type};

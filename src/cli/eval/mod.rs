@@ -1,9 +1,8 @@
 //! `lwq eval`: scores of models.
 
 mod kld;
-pub(super) mod loaded;
 mod ppl;
-pub(super) mod tasks;
+mod tasks;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};

@@ -3,7 +3,6 @@
 use serde::Serialize;
 
 use super::TaskKind;
-use super::score::AnswerScore;
 
 /// 97.5% quantile of the normal distribution, as llama-perplexity has it.
 const Z: f64 = 1.959_963_984_54;
@@ -31,6 +30,15 @@ pub struct TaskResult {
     /// Share of the answers that are right: what guessing would give.
     #[serde(skip)]
     chance: f64,
+}
+
+/// What was found for an answer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct AnswerScore {
+    /// Mean log-probability by the rule of the kind.
+    pub mean: f64,
+    /// Sum of the log-probabilities after the context by the bytes of the answer, where the kind has it.
+    pub normalised: Option<f64>,
 }
 
 impl TaskResult {
@@ -78,6 +86,7 @@ pub struct TaskScores {
     selected: usize,
     llama_compat: bool,
     results: Vec<TaskResult>,
+    tokens_run: usize,
 }
 
 /// The figures of a run. Shares are from 0 to 1; `None` where too few tasks were scored to tell.
@@ -135,11 +144,21 @@ pub struct TaskComparison {
 
 impl TaskScores {
     pub(super) fn new(kind: TaskKind, selected: usize, llama_compat: bool) -> TaskScores {
-        TaskScores { kind, selected, llama_compat, results: Vec::with_capacity(selected) }
+        TaskScores { kind, selected, llama_compat, results: Vec::with_capacity(selected), tokens_run: 0 }
     }
 
     pub(super) fn push(&mut self, result: TaskResult) {
         self.results.push(result);
+    }
+
+    /// `tokens` more have passed through the model.
+    pub(super) fn ran(&mut self, tokens: usize) {
+        self.tokens_run += tokens;
+    }
+
+    /// Tokens that passed through the model.
+    pub fn tokens_run(&self) -> usize {
+        self.tokens_run
     }
 
     /// The results.

@@ -1,15 +1,16 @@
 //! Log-probabilities of the answers, many tasks at a time.
 
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::results::{TaskResult, TaskScores};
+use super::results::{AnswerScore, TaskResult, TaskScores};
 use super::sequences::{Answer, Divisor, PreparedTask, PreparedTasks};
 use super::{TaskError, TaskKind};
 use crate::model::math::log_sum_exp;
 use crate::model::{ModelError, NoTaps, Pass, TokenGroup};
+use crate::progress::{Unit, Watch};
 
 /// Tokens per group of a model that stays in memory: enough for its full speed, few enough that progress shows.
 const COMFORTABLE_GROUP: usize = 2048;
@@ -26,8 +27,7 @@ pub struct TaskOptions {
     pub memory: Option<u64>,
 }
 
-/// Scores prepared tasks. `progress` sees the tokens that each group took and the results so far, and may stop the
-/// run; a run stopped by it or by the pass's cancel flag gives the results of the tasks that were finished.
+/// Scores prepared tasks. A run that is ended by the pass's cancel flag gives the results of the tasks that were finished.
 ///
 /// # Errors
 /// When a sequence is longer than the context, before anything is computed; otherwise those of the forward pass.
@@ -35,7 +35,7 @@ pub fn score_tasks(
     pass: &Pass<'_, '_, '_>,
     tasks: &PreparedTasks,
     options: &TaskOptions,
-    mut progress: impl FnMut(usize, &TaskScores) -> ControlFlow<()>,
+    watch: &dyn Watch,
 ) -> Result<TaskScores, TaskError> {
     let model = pass.model();
     let n_ctx = options.n_ctx.unwrap_or(model.hparams().n_ctx_train);
@@ -49,6 +49,7 @@ pub fn score_tasks(
     let budget = if affordable > RESIDENT_GROUP { affordable } else { affordable.min(COMFORTABLE_GROUP) };
     let mut scores = TaskScores::new(tasks.kind, tasks.len(), tasks.llama_compat);
     let mut unfinished = Vec::new();
+    watch.begin("answering", tasks.total_tokens() as u64, Unit::Tokens);
     for pieces in plan(tasks, budget) {
         let tokens = pieces.iter().map(|piece| piece.tokens(tasks)).sum();
         match score_pieces(pass, tasks, &pieces, longest) {
@@ -63,12 +64,17 @@ pub fn score_tasks(
                 }
             }
             Err(ModelError::Interrupted) => break,
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                watch.end();
+                return Err(error.into());
+            }
         }
-        if progress(tokens, &scores).is_break() {
-            break;
-        }
+        scores.ran(tokens);
+        let right = scores.results().iter().filter(|result| result.correct).count();
+        let so_far = format!("task {} of {}, {right} right", scores.results().len(), tasks.len());
+        watch.advance(tokens as u64, &so_far);
     }
+    watch.end();
     Ok(scores)
 }
 
@@ -150,7 +156,7 @@ fn score_pieces(
         let scores = answers.iter().map(|answer| {
             let (own, others) = rest.split_at(answer.judged().len());
             rest = others;
-            AnswerScore::new(answer, own, tasks)
+            answer_score(answer, own, tasks)
         });
         scores.collect()
     });
@@ -227,34 +233,23 @@ fn log_probs(
     Ok(out)
 }
 
-/// What was found for an answer.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct AnswerScore {
-    /// Mean log-probability by the rule of the kind.
-    pub mean: f64,
-    /// Sum of the log-probabilities after the context by the bytes of the answer, where the kind has it.
-    pub normalised: Option<f64>,
-}
-
-impl AnswerScore {
-    /// `log_probs` are those of the positions [`Answer::judged`].
-    fn new(answer: &Answer, log_probs: &[f64], tasks: &PreparedTasks) -> AnswerScore {
-        let first = answer.judged().start;
-        let part = |range: &Range<usize>| &log_probs[range.start - first..range.end - first];
-        let mean = match answer.divisor {
-            Divisor::Zero => f64::NAN,
-            Divisor::Wrapped => 0.0,
-            // HellaSwag's sums are in double precision there, too.
-            Divisor::Tokens if tasks.llama_compat && tasks.kind != TaskKind::HellaSwag => {
-                let sum = part(&answer.scored).iter().fold(0f32, |sum, &value| sum + value as f32);
-                f64::from(sum / answer.scored.len() as f32)
-            }
-            Divisor::Tokens => part(&answer.scored).iter().sum::<f64>() / answer.scored.len() as f64,
-        };
-        let normalised = (!answer.normalised.is_empty())
-            .then(|| part(&answer.normalised).iter().sum::<f64>() / answer.bytes.max(1) as f64);
-        AnswerScore { mean, normalised }
-    }
+/// Scores an answer; `log_probs` are those of the positions [`Answer::judged`].
+fn answer_score(answer: &Answer, log_probs: &[f64], tasks: &PreparedTasks) -> AnswerScore {
+    let first = answer.judged().start;
+    let part = |range: &Range<usize>| &log_probs[range.start - first..range.end - first];
+    let mean = match answer.divisor {
+        Divisor::Zero => f64::NAN,
+        Divisor::Wrapped => 0.0,
+        // HellaSwag's sums are in double precision there, too.
+        Divisor::Tokens if tasks.llama_compat && tasks.kind != TaskKind::HellaSwag => {
+            let sum = part(&answer.scored).iter().fold(0f32, |sum, &value| sum + value as f32);
+            f64::from(sum / answer.scored.len() as f32)
+        }
+        Divisor::Tokens => part(&answer.scored).iter().sum::<f64>() / answer.scored.len() as f64,
+    };
+    let normalised = (!answer.normalised.is_empty())
+        .then(|| part(&answer.normalised).iter().sum::<f64>() / answer.bytes.max(1) as f64);
+    AnswerScore { mean, normalised }
 }
 
 impl Answer {
