@@ -101,7 +101,7 @@ fn merged_shards_equal_the_single_run() {
 /// a signal that comes before the run knows what to do with it says nothing.
 #[cfg(unix)]
 fn start_and_wait_for_state(output: &Path) -> std::process::Child {
-    let state = lwq::imatrix::checkpoint::path_of(output);
+    let state = lwq::unfinished::partial_path(output);
     let time = || state.metadata().and_then(|metadata| metadata.modified()).ok();
     let found = time();
     let mut child = lwq()
@@ -162,6 +162,22 @@ fn the_built_in_text_needs_no_file() {
 }
 
 #[test]
+fn without_a_name_the_file_lies_beside_the_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("small.gguf");
+    std::fs::copy(doclet(), &model).unwrap();
+    let common = ["--chunks", "2", "-c", "64", "--json"].map(Into::into);
+    for (format, expected) in [("gguf", "small.imatrix.gguf"), ("dat", "small.imatrix.dat")] {
+        let arguments = [args!["imatrix", &model, "--format", format], common.to_vec()].concat();
+        let report: serde_json::Value = serde_json::from_str(&stdout_of(run(arguments))).unwrap();
+        assert_eq!(Path::new(report["output"].as_str().unwrap()), dir.path().join(expected));
+    }
+    assert_eq!(files_in(dir.path()), ["small.gguf", "small.imatrix.dat", "small.imatrix.gguf"]);
+    let again = error_line(&run([args!["imatrix", &model], common.to_vec()].concat()));
+    assert!(again.contains("small.imatrix.gguf: exists already"), "{again}");
+}
+
+#[test]
 fn texts_and_models_that_do_not_serve_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let output = dir.path().join("imx.gguf");
@@ -180,6 +196,6 @@ fn texts_and_models_that_do_not_serve_are_refused() {
         let line = error_line(&run(&arguments));
         assert!(line.contains(expected), "{expected:?} not in {line}");
     }
-    assert_eq!(run(args!["imatrix", doclet()]).status.code(), Some(2));
+    assert_eq!(run(args!["imatrix"]).status.code(), Some(2));
     assert_eq!(files_in(dir.path()), ["empty.txt", "short.txt"]);
 }

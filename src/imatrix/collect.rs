@@ -14,7 +14,7 @@ const COLUMNS_PER_TASK: usize = 256;
 
 /// Sums of one input, shared by all weights that it feeds.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct InputSums {
+pub(super) struct InputSums {
     /// The weights that have this input, such as q, k and v of a layer.
     pub weights: Vec<String>,
     /// Σ x² per column, `[matrices, row_len]` row-major.
@@ -26,27 +26,27 @@ pub(crate) struct InputSums {
 /// A tap that adds up the squares of all inputs of block weights (llama-imatrix's `collect_imatrix`), in double
 /// precision: a run that was stopped and continued ends with the same sums.
 #[derive(Debug, Clone, Default)]
-pub struct Collector {
+pub struct ImportanceCollector {
     /// Sums by the first weight that the input feeds.
     inputs: BTreeMap<String, InputSums>,
     process_output: bool,
 }
 
-impl Collector {
+impl ImportanceCollector {
     /// A collector of block weights and, for plans, of the output matrix. With `process_output` the entry of
     /// `output.weight` is an ordinary one, as llama-imatrix makes it.
-    pub fn new(process_output: bool) -> Collector {
-        Collector { inputs: BTreeMap::new(), process_output }
+    pub fn new(process_output: bool) -> ImportanceCollector {
+        ImportanceCollector { inputs: BTreeMap::new(), process_output }
     }
 
     /// Goes on from sums that were saved.
-    pub(crate) fn resume(inputs: Vec<InputSums>, process_output: bool) -> Collector {
+    pub(super) fn resume(inputs: Vec<InputSums>, process_output: bool) -> ImportanceCollector {
         let keyed = inputs.into_iter().filter_map(|input| Some((input.weights.first()?.clone(), input)));
-        Collector { inputs: keyed.collect(), process_output }
+        ImportanceCollector { inputs: keyed.collect(), process_output }
     }
 
     /// The sums so far.
-    pub(crate) fn inputs(&self) -> impl ExactSizeIterator<Item = &InputSums> {
+    pub(super) fn inputs(&self) -> impl ExactSizeIterator<Item = &InputSums> {
         self.inputs.values()
     }
 
@@ -72,7 +72,7 @@ impl Collector {
     }
 }
 
-impl Taps for Collector {
+impl Taps for ImportanceCollector {
     fn wants(&self, tensor: &str) -> bool {
         roles::is_in_block(tensor) || tensor == OUTPUT_WEIGHT || tensor == TOKEN_EMBD_WEIGHT
     }
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn shared_inputs_are_summed_once_and_listed_for_each_weight() {
-        let mut collector = Collector::new(false);
+        let mut collector = ImportanceCollector::new(false);
         let names = ["blk.0.attn_q.weight", "blk.0.attn_k.weight"];
         collector.input(&tap(&names, &[1.0, 2.0, 3.0, -4.0], 2, None)).unwrap();
         collector.input(&tap(&names, &[0.5, 0.0], 2, None)).unwrap();
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn experts_count_their_own_rows() {
-        let mut collector = Collector::new(false);
+        let mut collector = ImportanceCollector::new(false);
         let names = ["blk.0.ffn_up_exps.weight"];
         let expert = |index| Some(Expert { index, count: 3 });
         collector.input(&tap(&names, &[1.0, 1.0, 2.0, 2.0], 2, expert(2))).unwrap();
@@ -145,7 +145,7 @@ mod tests {
         for (name, wanted) in
             [(OUTPUT_WEIGHT, false), (OUTPUT_WEIGHT, true), (TOKEN_EMBD_WEIGHT, false), (TOKEN_EMBD_WEIGHT, true)]
         {
-            let mut collector = Collector::new(wanted);
+            let mut collector = ImportanceCollector::new(wanted);
             collector.input(&tap(&[name], &[1.0], 1, None)).unwrap();
             let imatrix = collector.to_imatrix(Vec::new(), 1, 8);
             let ordinary = wanted && name == OUTPUT_WEIGHT;
@@ -158,9 +158,9 @@ mod tests {
     fn block_boundaries_do_not_change_the_sums() {
         let data: Vec<f32> = (0..7 * 300).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.173).collect();
         let names = ["blk.1.ffn_down.weight"];
-        let mut whole = Collector::new(false);
+        let mut whole = ImportanceCollector::new(false);
         whole.input(&tap(&names, &data, 300, None)).unwrap();
-        let mut parts = Collector::new(false);
+        let mut parts = ImportanceCollector::new(false);
         for part in data.chunks(600) {
             parts.input(&tap(&names, part, 300, None)).unwrap();
         }

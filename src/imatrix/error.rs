@@ -5,6 +5,9 @@ use std::io;
 
 use crate::atomic_file::OutputError;
 use crate::gguf::{GgufError, shown};
+use crate::model::ModelError;
+use crate::progress::Interrupted;
+use crate::text::TextError;
 
 /// Why an imatrix could not be read, combined or written. Every message is one line.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +47,50 @@ pub enum ImatrixError {
         /// What does not fit.
         problem: WriteProblem,
     },
+    /// The model cannot be run.
+    #[error("{file}: {source}")]
+    Model {
+        /// The model's file.
+        file: String,
+        /// Why.
+        source: Box<ModelError>,
+    },
+    /// The text or the tokenizer is not usable.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// A document has less than two chunks.
+    #[error(
+        "{name}: {tokens} tokens, but at least two chunks of {n_ctx} are needed; give a longer text or a smaller --ctx"
+    )]
+    TextTooShort {
+        /// The document's name.
+        name: String,
+        /// Tokens that it has.
+        tokens: usize,
+        /// Tokens of a chunk.
+        n_ctx: usize,
+    },
+    /// All chunks were to be left out.
+    #[error("--from-chunk {from}: the text has only {available} chunks of {n_ctx} tokens")]
+    FromChunk {
+        /// Chunks to leave out.
+        from: usize,
+        /// Chunks of the text.
+        available: usize,
+        /// Tokens of a chunk.
+        n_ctx: usize,
+    },
+    /// A shard has no chunk.
+    #[error("--shard: {chunks} chunks are too few for {count} parts")]
+    EmptyShard {
+        /// Chunks of all shards together.
+        chunks: usize,
+        /// Shards.
+        count: usize,
+    },
+    /// The run was stopped.
+    #[error("interrupted")]
+    Interrupted(#[from] Interrupted),
     /// The state of an unfinished run cannot be used.
     #[error("{file}: {problem}")]
     Checkpoint {

@@ -4,13 +4,16 @@
 //! (Σ x²) and the number of tokens. Their quotient, the mean square, weighs the rounding error of that column.
 //! Stacked tensors (experts) hold `matrices` such rows of sums, and one count per expert.
 //!
+//! [`Collection`] makes one, [`Merger`] adds up several, [`ImatrixStats`] describes one.
+//!
 //! Two file forms exist, told apart by content: the legacy binary `.dat` and a GGUF file with a pair of tensors
 //! `NAME.in_sum2`, `NAME.counts` per weight. Floats are treated in the order and precision of llama.cpp
 //! (`common_imatrix_load`, `load_imatrix` of llama-quantize, `save_imatrix` of llama-imatrix), because the bytes of
 //! quantized models depend on them.
 
-pub mod checkpoint;
+mod checkpoint;
 mod collect;
+mod collection;
 mod error;
 mod fingerprint;
 mod gguf_form;
@@ -19,6 +22,7 @@ mod legacy;
 mod matching;
 mod merge;
 mod stats;
+mod stats_text;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -29,7 +33,8 @@ use std::path::Path;
 use crate::atomic_file::AtomicFile;
 use crate::gguf::{Gguf, Value};
 
-pub use collect::Collector;
+pub use collect::ImportanceCollector;
+pub use collection::{Collection, CollectionReport, Shard, default_path};
 pub use error::{ImatrixError, MergeProblem, Problem, Quoted, Warning, WriteProblem};
 pub use heatmap::{HeatmapStyle, heatmap};
 pub use matching::{
