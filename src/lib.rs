@@ -15,7 +15,7 @@
 //! let model = Gguf::open("tests/data/doclet-4m-f16.gguf")?;
 //!
 //! // Which columns of the weights matter, on calibration text.
-//! let imatrix = Collection::new(&model, Text::built_in(Set::Calibration)).chunks(2).collect(&())?;
+//! let imatrix = Collection::new(&model, &Text::built_in(Set::Calibration)).chunks(2).run(&())?;
 //! let imatrix = Named { name: "imatrix", imatrix: &imatrix };
 //!
 //! // A type for every tensor in the bytes of the usual file.
@@ -37,7 +37,8 @@
 //! | quantize | [`quantize::Request`] |
 //! | measure what rounding costs | [`measure::Request`] |
 //! | plan types for a size | [`plan::Request`] |
-//! | score models | [`eval`] |
+//! | score models | [`eval::PerplexityRequest`], [`eval::DivergenceRequest`], [`eval::TaskRequest`] |
+//! | compare quantized files with their base | [`report::ComparisonRequest`] |
 //! | run a model | [`model::Model`] |
 //! | encode and decode blocks | [`quant::quantize_rows`], [`quant::dequantize`] |
 //!
@@ -45,6 +46,7 @@
 //! [`quant`] kernels, [`quantize`] writer, [`eval`] and [`report`]. `ARCHITECTURE.md` says who may call whom.
 
 pub mod atomic_file;
+pub mod bench;
 pub mod capabilities;
 pub mod compute;
 pub mod convert;

@@ -143,6 +143,19 @@ pub fn peak_memory() -> Option<u64> {
     None
 }
 
+/// CPU time of all threads of this process so far, in seconds; `None` where the system does not tell.
+pub(crate) fn process_cpu_seconds() -> Option<f64> {
+    #[cfg(unix)]
+    {
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: `time` is a valid place for the result.
+        let status = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+        (status == 0).then_some(time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9)
+    }
+    #[cfg(not(unix))]
+    None
+}
+
 /// Memory that new work may take without pushing others out, in bytes; `None` where the system does not tell.
 pub fn available_memory() -> Option<u64> {
     #[cfg(target_os = "linux")]

@@ -19,7 +19,7 @@ enum BenchCommand {
     /// Matrix products of the forward pass, as shares of the machine's own peak
     Kernels(kernels::KernelsArgs),
     /// Encoders and decoders of every type, as shares of the speed of a copy
-    Quantize(quantize::QuantizeArgs),
+    Quantize(quantize::CodecsArgs),
 }
 
 /// Runs `lwq bench`.
