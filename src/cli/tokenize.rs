@@ -14,19 +14,20 @@ use lwq::tokenizer::Tokenizer;
 
 /// Show the tokens of a text, as the model's own vocabulary cuts it
 ///
-/// The ids are those of llama.cpp. Without --file and --text, the text is read from stdin.
+/// The ids are those of llama.cpp. Without TEXT and --file, the text is read from stdin.
 #[derive(Args, Debug)]
-#[command(
-    after_help = "Examples:\n  lwq tokenize model.gguf --text 'Hello world'\n  lwq tokenize model.gguf -f a.txt --ids"
-)]
+#[command(after_help = "Examples:\n  lwq tokenize model.gguf 'Hello world'\n  lwq tokenize model.gguf -f a.txt --ids")]
 pub struct TokenizeArgs {
     /// Model whose vocabulary is used
     #[arg(value_name = "MODEL")]
     model: PathBuf,
+    /// Text to tokenize
+    #[arg(value_name = "TEXT", conflicts_with_all = ["file", "text"])]
+    argument: Option<String>,
     /// Read text from FILE, - for stdin; may be given more than once, each file is tokenized on its own
     #[arg(long, short, value_name = "FILE", conflicts_with = "text")]
     file: Vec<PathBuf>,
-    /// Tokenize TEXT
+    /// Tokenize TEXT, which may begin with a dash
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     text: Option<String>,
     /// Print only the ids, one line per text
@@ -44,7 +45,7 @@ pub struct TokenizeArgs {
 }
 
 #[derive(Serialize)]
-struct Report {
+struct TokenizeReport {
     model: String,
     pre: String,
     texts: Vec<Vec<TokenReport>>,
@@ -69,7 +70,7 @@ impl TokenizeArgs {
             common.warn(warning);
         }
         let mut report =
-            Report { model: gguf.label().to_owned(), pre: tokenizer.pre_name().to_owned(), texts: Vec::new() };
+            TokenizeReport { model: gguf.label().to_owned(), pre: tokenizer.pre_name().to_owned(), texts: Vec::new() };
         for text in self.texts()? {
             let ids = tokenizer.encode(text, !self.no_bos, self.parse_special);
             if common.json {
@@ -85,7 +86,7 @@ impl TokenizeArgs {
     }
 
     fn texts(&self) -> anyhow::Result<Vec<Vec<u8>>> {
-        if let Some(text) = &self.text {
+        if let Some(text) = self.argument.as_ref().or(self.text.as_ref()) {
             return Ok(vec![text.as_bytes().to_vec()]);
         }
         if self.file.is_empty() {
