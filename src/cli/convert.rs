@@ -8,10 +8,11 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use serde_json::{Map, Value as Json};
 
-use super::{Common, Progress, Unit, count, decimal_size, printable};
+use super::{Common, count, decimal_size, printable};
 use lwq::atomic_file::AtomicFile;
 use lwq::convert::{Conversion, Options, OutputType};
 use lwq::gguf::{GgufLayout, TensorType, Value};
+use lwq::progress::{Unit, Watch};
 
 /// Convert a Hugging Face model folder to a 16-bit GGUF
 ///
@@ -64,7 +65,7 @@ fn parse_pre(text: &str) -> Result<String, String> {
 }
 
 #[derive(Serialize)]
-struct Report<'a> {
+struct ConvertReport<'a> {
     source: String,
     output: String,
     written: bool,
@@ -127,11 +128,12 @@ impl ConvertArgs {
             }
             let file = AtomicFile::create(&output, common.force)?;
             file.reserve(layout.file_bytes())?;
-            let progress = Progress::new(common, "converting", layout.data_bytes(), Unit::Bytes);
-            conversion.write(&layout, file.file(), common.thread_count(), &|index, bytes| {
-                progress.advance(bytes, &layout.tensors()[index].tensor.name);
+            let watch = common.watch();
+            watch.begin("converting", layout.data_bytes(), Unit::Bytes);
+            conversion.write(&layout, file.file(), rayon::current_num_threads(), &|index, bytes| {
+                watch.advance(bytes, &layout.tensors()[index].tensor.name);
             })?;
-            progress.finish();
+            watch.end();
             file.commit()?;
         }
         self.report(common, &conversion, &layout, &output, started.elapsed())
@@ -149,7 +151,7 @@ impl ConvertArgs {
         let parameters: u64 = tensors.iter().map(|placed| placed.tensor.shape.iter().product::<u64>()).sum();
         let pre = conversion.metadata().str("tokenizer.ggml.pre")?.unwrap_or_default();
         if common.json {
-            return common.result_json(&Report {
+            return common.result_json(&ConvertReport {
                 source: self.folder.display().to_string(),
                 output: output.display().to_string(),
                 written: !self.dry_run,
