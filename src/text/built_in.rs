@@ -69,6 +69,9 @@ mod tests {
     /// Shortest paragraph or line that is compared as a whole, in characters.
     const SHORTEST: usize = 40;
 
+    const EVALUATION_FILES: [&str; 3] =
+        ["tests/data/eval/prose.txt", "tests/data/eval/code.txt", "tests/data/eval/second-language.txt"];
+
     fn repository_file(path: &str) -> String {
         std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
     }
@@ -87,9 +90,9 @@ mod tests {
         assert_clean("mixed.txt", Set::Calibration.text(), 250_000..400_000);
         assert_clean("probe.txt", Set::Probe.text(), 45_000..60_000);
         assert_clean("tune.txt", Set::Gate.text(), 45_000..60_000);
-        for name in ["prose", "code", "second-language"] {
-            let path = format!("tests/data/eval/{name}.txt");
-            assert_clean(&path, &repository_file(&path), 65_000..80_000);
+        assert_clean("eval.txt", Set::Evaluation.text(), 45_000..60_000);
+        for path in EVALUATION_FILES {
+            assert_clean(path, &repository_file(path), 65_000..80_000);
         }
     }
 
@@ -171,11 +174,14 @@ mod tests {
         let owned = |names: &[&str]| -> Vec<(String, String)> {
             names.iter().map(|name| ((*name).to_owned(), repository_file(name))).collect()
         };
+        // The built-in evaluation text is a part of the evaluation files.
+        let mut evaluation = owned(&EVALUATION_FILES);
+        evaluation.push(("eval.txt".to_owned(), Set::Evaluation.text().to_owned()));
         let files: [Vec<(String, String)>; 5] = [
             vec![("mixed.txt".to_owned(), Set::Calibration.text().to_owned())],
             vec![("probe.txt".to_owned(), Set::Probe.text().to_owned())],
             vec![("tune.txt".to_owned(), Set::Gate.text().to_owned())],
-            owned(&["tests/data/eval/prose.txt", "tests/data/eval/code.txt", "tests/data/eval/second-language.txt"]),
+            evaluation,
             owned(&["tests/data/golden/eval-sample.txt", "tests/data/golden/calib-sample.txt"]),
         ];
         let mut seen: Vec<(String, HashSet<u64>)> = Vec::new();
@@ -191,6 +197,27 @@ mod tests {
                 of_this_set.push((name, prints.into_iter().map(|(hash, _)| hash).collect()));
             }
             seen.append(&mut of_this_set);
+        }
+    }
+
+    #[test]
+    fn the_evaluation_text_consists_of_passages_of_the_evaluation_files_in_turn() {
+        let files: Vec<HashSet<String>> =
+            EVALUATION_FILES.iter().map(|path| paragraphs(&repository_file(path)).into_iter().collect()).collect();
+        let mut passages: Vec<(usize, usize)> = Vec::new();
+        for paragraph in paragraphs(Set::Evaluation.text()).iter().filter(|paragraph| !paragraph.is_empty()) {
+            let Some(file) = files.iter().position(|file| file.contains(paragraph)) else {
+                panic!("in none of the files: {paragraph}");
+            };
+            match passages.last_mut().filter(|(last, _)| *last == file) {
+                Some((_, bytes)) => *bytes += paragraph.len(),
+                None => passages.push((file, paragraph.len())),
+            }
+        }
+        assert!(passages.len() >= 30, "{} passages", passages.len());
+        for (file, path) in EVALUATION_FILES.iter().enumerate() {
+            let bytes: usize = passages.iter().filter(|(of, _)| *of == file).map(|(_, bytes)| bytes).sum();
+            assert!(bytes * 10 > Set::Evaluation.text().len() * 3, "{path}: {bytes} bytes are less than three tenths");
         }
     }
 
