@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde::{Serialize, Serializer};
 
 use super::engine::evaluate_with;
-use super::follow::{Follow, KeptScores};
+use super::follow::{Follow, KeptScores, until_stopped};
 use super::opened::{Opened, TextOptions, windows_of};
 use super::{
     DivergenceSummary, EvalError, Evaluation, LogitsReader, LogitsWriter, PairedDifference, Reference, SequentialTest,
@@ -17,7 +17,7 @@ use crate::display::printable;
 use crate::gguf::Gguf;
 use crate::model::Pass;
 use crate::os;
-use crate::progress::{Interrupted, Stop, Watch};
+use crate::progress::{Interrupted, Watch};
 use crate::text::{Text, leading_bos};
 use crate::tokenizer::Tokenizer;
 
@@ -173,8 +173,8 @@ impl<'a> DivergenceRequest<'a> {
     }
 
     /// Ends the run as soon as the best model differs significantly from every other one.
-    pub fn sequential_test(self, test: Option<SequentialTest>) -> Self {
-        DivergenceRequest { test, ..self }
+    pub fn sequential_test(self, test: impl Into<Option<SequentialTest>>) -> Self {
+        DivergenceRequest { test: test.into(), ..self }
     }
 
     /// Runs `models` beside the original. When `watch` stops the run, the report covers what was scored by then; with
@@ -184,13 +184,6 @@ impl<'a> DivergenceRequest<'a> {
     /// When a model, the text, the saved logits or an output file is not usable, vocabularies differ, or the run was stopped
     /// before anything was scored.
     pub fn run(&self, models: &[&Gguf], watch: &dyn Watch) -> Result<DivergenceReport, EvalError> {
-        let stop = watch.stop();
-        let report = self.compare(models, watch, &stop);
-        stop.end();
-        report
-    }
-
-    fn compare(&self, models: &[&Gguf], watch: &dyn Watch, stop: &Stop) -> Result<DivergenceReport, EvalError> {
         let started = Instant::now();
         let options = &self.options;
         if let Some((path, replace)) = &self.save_logits {
@@ -216,23 +209,27 @@ impl<'a> DivergenceRequest<'a> {
         };
         opened.iter().try_for_each(|other| other.check_context(windows.n_ctx()))?;
 
-        let passes = opened.iter().map(|m| m.pass(options.activations, stop)).collect::<Result<Vec<_>, _>>()?;
-        let passes: Vec<&Pass<'_, '_, '_>> = passes.iter().collect();
-        let base_pass = base.as_ref().map(|m| m.pass(options.activations, stop)).transpose()?;
         let n_vocab = main.model.n_vocab();
         let create =
             |(path, replace): &(PathBuf, Replace)| LogitsWriter::create(path, replace.is_allowed(), &windows, n_vocab);
         let mut writer = self.save_logits.as_ref().map(create).transpose()?;
-        let n_run = opened.len() + usize::from(base_pass.is_some());
         let kept = options.state.as_deref();
-        let kept = kept.map(|path| KeptScores::open(path, base.as_ref(), &opened, &windows, options.activations));
-        let follow = Follow::new(watch, &windows, n_run, self.test, kept.transpose()?);
-        let reference = match (&base_pass, &mut reader) {
-            (Some(pass), _) => Reference::Model(pass),
-            (None, Some(reader)) => Reference::File(reader),
-            (None, None) => Reference::None,
-        };
-        let result = evaluate_with(reference, &passes, &windows, options.memory, writer.as_mut(), follow)?;
+        let all: Vec<&Opened<'_>> = opened.iter().collect();
+        let kept = kept.map(|path| KeptScores::open(path, base.as_ref(), &all, &windows, options.activations));
+        let kept = kept.transpose()?;
+        let result = until_stopped(watch, |stop| {
+            let passes = opened.iter().map(|m| m.pass(options.activations, stop)).collect::<Result<Vec<_>, _>>()?;
+            let passes: Vec<&Pass<'_, '_, '_>> = passes.iter().collect();
+            let base_pass = base.as_ref().map(|m| m.pass(options.activations, stop)).transpose()?;
+            let reference = match (&base_pass, &mut reader) {
+                (Some(pass), _) => Reference::Model(pass),
+                (None, Some(reader)) => Reference::File(reader),
+                (None, None) => Reference::None,
+            };
+            let n_run = opened.len() + usize::from(base_pass.is_some());
+            let follow = Follow::new(watch, &windows, n_run, self.test, kept);
+            evaluate_with(reference, &passes, &windows, options.memory, writer.as_mut(), follow)
+        })?;
         if result.windows == 0 {
             return Err(Interrupted.into());
         }

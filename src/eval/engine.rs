@@ -255,7 +255,8 @@ fn score_group(
         }
         Ok(hidden)
     };
-    let of_model = |index: usize| move |source: ModelError| EvalError::OneModel { model: name(index), source: source.into() };
+    let of_model =
+        |index: usize| move |source: ModelError| EvalError::OneModel { model: name(index), source: source.into() };
     let base_hidden = match reference {
         Reference::Model(pass) => Some(run(pass)?),
         _ => None,

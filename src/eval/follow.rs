@@ -8,10 +8,18 @@ use super::opened::Opened;
 use super::{EvalError, Evaluation, EvaluationState, ModelScores, Perplexity, SequentialTest, Windows, section_key};
 use crate::gguf::fingerprint;
 use crate::model::Activations;
-use crate::progress::{Unit, Watch};
+use crate::progress::{Stop, Unit, Watch};
 
 /// Time between two writes of a run's state.
 const STATE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Does work that `watch` may stop. Before and after it, nobody looks at what asks for a stop.
+pub(crate) fn until_stopped<T>(watch: &dyn Watch, work: impl FnOnce(&Stop) -> T) -> T {
+    let stop = watch.stop();
+    let outcome = work(&stop);
+    stop.end();
+    outcome
+}
 
 /// The part of a state file that a run uses.
 pub(crate) struct KeptScores {
@@ -28,14 +36,14 @@ impl KeptScores {
     pub(crate) fn open(
         path: &Path,
         base: Option<&Opened<'_>>,
-        models: &[Opened<'_>],
+        models: &[&Opened<'_>],
         windows: &Windows,
         activations: Activations,
     ) -> Result<KeptScores, EvalError> {
         let state = EvaluationState::open(path)?;
         let base = base.map(|opened| fingerprint(opened.gguf));
         let key =
-            |opened: &Opened<'_>| section_key(&fingerprint(opened.gguf), base.as_deref(), windows, activations.name());
+            |opened: &&Opened<'_>| section_key(&fingerprint(opened.gguf), base.as_deref(), windows, activations.name());
         Ok(KeptScores { state, keys: models.iter().map(key).collect(), saved: Instant::now() })
     }
 

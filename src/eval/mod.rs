@@ -34,7 +34,7 @@ pub use divergence_request::{DivergenceReport, DivergenceRequest, DivergenceRun,
 pub(crate) use engine::evaluate_with;
 pub use engine::{Evaluation, ModelScores, Reference, evaluate};
 pub use error::EvalError;
-pub(crate) use follow::{Follow, KeptScores};
+pub(crate) use follow::{Follow, KeptScores, until_stopped};
 pub use logits_file::{LOGITS_CUT, LogitsReader, LogitsWriter};
 pub use opened::TextOptions;
 pub(crate) use opened::{Opened, windows_of};

@@ -6,14 +6,14 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::engine::evaluate_with;
-use super::follow::{Follow, KeptScores};
+use super::follow::{Follow, KeptScores, until_stopped};
 use super::opened::{Opened, TextOptions, windows_of};
 use super::{EvalError, LogitsWriter, Reference, Windows};
 use crate::atomic_file::{Replace, check_target};
 use crate::display::printable;
 use crate::gguf::Gguf;
 use crate::os;
-use crate::progress::{Interrupted, Stop, Watch};
+use crate::progress::{Interrupted, Watch};
 use crate::text::Text;
 
 /// Scores a model on a text with llama-perplexity's protocol.
@@ -85,8 +85,8 @@ impl<'a> PerplexityRequest<'a> {
     }
 
     /// Moves the window by `tokens` and scores as many predictions each time; see [`Windows::strided`].
-    pub fn stride(self, tokens: Option<usize>) -> Self {
-        PerplexityRequest { stride: tokens, ..self }
+    pub fn stride(self, tokens: impl Into<Option<usize>>) -> Self {
+        PerplexityRequest { stride: tokens.into(), ..self }
     }
 
     /// Saves all distributions in llama-perplexity's form (16-bit, cut at 16 nats).
@@ -100,13 +100,6 @@ impl<'a> PerplexityRequest<'a> {
     /// # Errors
     /// When the model, the text or an output file is not usable, or the run was stopped before anything was scored.
     pub fn run(&self, watch: &dyn Watch) -> Result<PerplexityReport, EvalError> {
-        let stop = watch.stop();
-        let report = self.score(watch, &stop);
-        stop.end();
-        report
-    }
-
-    fn score(&self, watch: &dyn Watch, stop: &Stop) -> Result<PerplexityReport, EvalError> {
         let started = Instant::now();
         let options = &self.options;
         if let Some((path, replace)) = &self.save_logits {
@@ -124,16 +117,18 @@ impl<'a> PerplexityRequest<'a> {
             None => windows_of(self.text, &tokenizer, n_ctx, options)?,
         };
         opened.check_context(windows.n_ctx())?;
-        let pass = opened.pass(options.activations, stop)?;
         let n_vocab = opened.model.n_vocab();
         let create =
             |(path, replace): &(PathBuf, Replace)| LogitsWriter::create(path, replace.is_allowed(), &windows, n_vocab);
         let mut writer = self.save_logits.as_ref().map(create).transpose()?;
-        let models = std::slice::from_ref(&opened);
         let kept = options.state.as_deref();
-        let kept = kept.map(|path| KeptScores::open(path, None, models, &windows, options.activations)).transpose()?;
-        let follow = Follow::new(watch, &windows, 1, None, kept);
-        let result = evaluate_with(Reference::None, &[&pass], &windows, options.memory, writer.as_mut(), follow);
+        let kept =
+            kept.map(|path| KeptScores::open(path, None, &[&opened], &windows, options.activations)).transpose()?;
+        let result = until_stopped(watch, |stop| {
+            let pass = opened.pass(options.activations, stop)?;
+            let follow = Follow::new(watch, &windows, 1, None, kept);
+            evaluate_with(Reference::None, &[&pass], &windows, options.memory, writer.as_mut(), follow)
+        });
         let result = result.map_err(|error| error.in_file(opened.label()))?;
         if result.windows == 0 {
             return Err(Interrupted.into());

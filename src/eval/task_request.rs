@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::EvalError;
+use super::follow::until_stopped;
 use super::opened::Opened;
 use super::tasks::{
     PreparedTasks, TaskComparison, TaskOptions, TaskResult, TaskScores, TaskSet, TaskSummary, score_tasks,
@@ -98,8 +99,8 @@ impl<'a> TaskRequest<'a> {
     }
 
     /// Scores a second model, too, and reports what the first recovers of its accuracy.
-    pub fn base(self, base: Option<&'a Gguf>) -> Self {
-        TaskRequest { base, ..self }
+    pub fn base(self, base: impl Into<Option<&'a Gguf>>) -> Self {
+        TaskRequest { base: base.into(), ..self }
     }
 
     /// Bounds of tokens and memory.
@@ -113,8 +114,8 @@ impl<'a> TaskRequest<'a> {
     }
 
     /// Uses this pre-tokenizer instead of the one that the file names.
-    pub fn pre(self, name: Option<String>) -> Self {
-        TaskRequest { pre: name, ..self }
+    pub fn pre(self, name: impl Into<Option<String>>) -> Self {
+        TaskRequest { pre: name.into(), ..self }
     }
 
     /// Repeats llama-perplexity's arithmetic and its defects; see [`super::tasks`].
@@ -133,13 +134,6 @@ impl<'a> TaskRequest<'a> {
     /// When a model or its tokenizer is not usable, the base cuts the tasks into other tokens, a task does not fit into the
     /// context, or the run was stopped before any task was finished.
     pub fn run(&self, watch: &dyn Watch) -> Result<TaskReport, EvalError> {
-        let stop = watch.stop();
-        let report = self.score(watch, &stop);
-        stop.end();
-        report
-    }
-
-    fn score(&self, watch: &dyn Watch, stop: &Stop) -> Result<TaskReport, EvalError> {
         let started = Instant::now();
         let opened = Opened::open(self.model)?;
         let base = self.base.map(Opened::open).transpose()?;
@@ -152,21 +146,22 @@ impl<'a> TaskRequest<'a> {
         if let Some(base) = &base {
             prepared.check_equal(&prepare(base)?)?;
         }
-        let score = |opened: &Opened<'_>| -> Result<TaskScores, EvalError> {
+        let score = |opened: &Opened<'_>, stop: &Stop| -> Result<TaskScores, EvalError> {
             let trained = opened.model.hparams().n_ctx_train;
             if let Some(n_ctx) = self.options.n_ctx.filter(|&n_ctx| n_ctx > trained) {
                 return Err(EvalError::LongTasks { file: opened.label(), n_ctx, trained });
             }
             score_model(opened, &prepared, &self.options, self.activations, watch, stop)
         };
-        let scores = score(&opened)?;
+        let (scores, base_scores) = until_stopped(watch, |stop| -> Result<_, EvalError> {
+            let scores = score(&opened, stop)?;
+            let base = base.as_ref().filter(|_| scores.is_complete());
+            let base_scores = base.map(|base| score(base, stop)).transpose()?;
+            Ok((scores, base_scores))
+        })?;
         if scores.results().is_empty() {
             return Err(Interrupted.into());
         }
-        let base_scores = match &base {
-            Some(base) if scores.is_complete() => Some(score(base)?),
-            _ => None,
-        };
         let tokens = scores.tokens_run() + base_scores.as_ref().map_or(0, TaskScores::tokens_run);
         let seconds = started.elapsed().as_secs_f64();
         Ok(TaskReport {

@@ -38,7 +38,7 @@ const SAVE_EVERY: usize = 16;
 ///
 /// let model = Gguf::open("tests/data/doclet-4m-f16.gguf")?;
 /// let text = Text::built_in(Set::Calibration);
-/// let imatrix = Collection::new(&model, &text).n_ctx(Some(64)).chunks(Some(4)).run(&())?;
+/// let imatrix = Collection::new(&model, &text).n_ctx(64).chunks(4).run(&())?;
 /// assert_eq!((imatrix.chunk_count, imatrix.chunk_size), (Some(4), Some(64)));
 /// assert_eq!(imatrix.entries["blk.0.attn_q.weight"].counts, [4 * 64]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -154,13 +154,13 @@ impl<'a> Collection<'a> {
     }
 
     /// Tokens of a chunk; 512 when `None`, or the model's context if that is shorter.
-    pub fn n_ctx(self, n_ctx: Option<usize>) -> Self {
-        Collection { n_ctx, ..self }
+    pub fn n_ctx(self, n_ctx: impl Into<Option<usize>>) -> Self {
+        Collection { n_ctx: n_ctx.into(), ..self }
     }
 
     /// Uses at most this many chunks.
-    pub fn chunks(self, chunks: Option<usize>) -> Self {
-        Collection { chunks, ..self }
+    pub fn chunks(self, chunks: impl Into<Option<usize>>) -> Self {
+        Collection { chunks: chunks.into(), ..self }
     }
 
     /// Leaves out the first chunks.
@@ -169,8 +169,8 @@ impl<'a> Collection<'a> {
     }
 
     /// Collects only a part of the chunks, to be added up with [`Merger`](super::Merger).
-    pub fn shard(self, shard: Option<Shard>) -> Self {
-        Collection { shard, ..self }
+    pub fn shard(self, shard: impl Into<Option<Shard>>) -> Self {
+        Collection { shard: shard.into(), ..self }
     }
 
     /// Makes the entry of `output.weight` an ordinary one, as llama-imatrix does.
@@ -189,8 +189,8 @@ impl<'a> Collection<'a> {
     }
 
     /// Uses this pre-tokenizer instead of the one that the file names.
-    pub fn pre(self, name: Option<String>) -> Self {
-        Collection { pre: name, ..self }
+    pub fn pre(self, name: impl Into<Option<String>>) -> Self {
+        Collection { pre: name.into(), ..self }
     }
 
     /// Arithmetic of the products; [`Precision::Fast`] unless told otherwise.
@@ -199,8 +199,8 @@ impl<'a> Collection<'a> {
     }
 
     /// Memory for activations in bytes; half of what is free when `None`.
-    pub fn memory(self, memory: Option<u64>) -> Self {
-        Collection { memory, ..self }
+    pub fn memory(self, memory: impl Into<Option<u64>>) -> Self {
+        Collection { memory: memory.into(), ..self }
     }
 
     /// Chunks after which the state is saved, where there is a file to save it beside.
@@ -543,7 +543,7 @@ mod tests {
     fn a_stopped_run_keeps_its_finished_chunks_and_goes_on_to_the_same_matrix() {
         let model = Gguf::open(Path::new("tests/data/doclet-4m-f16.gguf")).unwrap();
         let text = Text::built_in(Set::Probe);
-        let request = Collection::new(&model, &text).n_ctx(Some(64)).chunks(Some(3)).save_every(1);
+        let request = Collection::new(&model, &text).n_ctx(64).chunks(3).save_every(1);
         let folder = tempfile::tempdir().unwrap();
         let output = folder.path().join("imx.gguf");
         let stopping = || StopAfterOneChunk { n_ctx: 64, flag: Arc::default(), seen: Default::default() };

@@ -92,7 +92,7 @@ impl Target {
     }
 
     /// The base type: that of a tensor which no rule gives another one. Without meaning for [`Target::COPY`].
-    pub(crate) fn base(self) -> TensorType {
+    pub fn base(self) -> TensorType {
         self.info().base
     }
 

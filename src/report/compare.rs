@@ -7,7 +7,8 @@ use super::{Comparison, FileFacts, FileFigures, ReportError, Run, TaskFigures, T
 use crate::display::printable;
 use crate::eval::tasks::{PreparedTasks, ReadOptions, TaskKind, TaskOptions, TaskScores, TaskSet};
 use crate::eval::{
-    EvalError, Follow, KeptScores, Opened, Reference, TextOptions, Windows, evaluate_with, score_model, windows_of,
+    EvalError, Follow, KeptScores, Opened, Reference, TextOptions, Windows, evaluate_with, score_model, until_stopped,
+    windows_of,
 };
 use crate::gguf::Gguf;
 use crate::model::{Activations, Pass};
@@ -78,8 +79,8 @@ impl<'a> ComparisonRequest<'a> {
     }
 
     /// Scores tasks, too.
-    pub fn tasks(self, tasks: Option<TaskFolder>) -> Self {
-        ComparisonRequest { tasks, ..self }
+    pub fn tasks(self, tasks: impl Into<Option<TaskFolder>>) -> Self {
+        ComparisonRequest { tasks: tasks.into(), ..self }
     }
 
     /// Compares the files tensor by tensor, too.
@@ -94,13 +95,6 @@ impl<'a> ComparisonRequest<'a> {
     /// When a model, the text or a task file is not usable, vocabularies or shapes differ, or the run was stopped before
     /// anything was scored.
     pub fn run(&self, models: &[&Gguf], watch: &dyn Watch) -> Result<Comparison, ReportError> {
-        let stop = watch.stop();
-        let comparison = self.compare(models, watch, &stop);
-        stop.end();
-        comparison
-    }
-
-    fn compare(&self, models: &[&Gguf], watch: &dyn Watch, stop: &Stop) -> Result<Comparison, ReportError> {
         let base = Opened::open(self.base)?;
         let files = models.iter().map(|gguf| Opened::open(gguf)).collect::<Result<Vec<_>, _>>()?;
         files.iter().try_for_each(|file| base.check_same_vocabulary(file))?;
@@ -125,15 +119,31 @@ impl<'a> ComparisonRequest<'a> {
             tensor_errors: Vec::new(),
             complete: true,
         };
+        until_stopped(watch, |stop| {
+            let all = [&base].into_iter().chain(&files).collect::<Vec<_>>();
+            self.fill(&mut comparison, &all, &windows, &tasks, watch, stop)
+        })?;
+        Ok(comparison)
+    }
+
+    /// Runs the models, the base first, and compares the tensors.
+    fn fill(
+        &self,
+        comparison: &mut Comparison,
+        models: &[&Opened<'_>],
+        windows: &Windows,
+        tasks: &[NamedTasks],
+        watch: &dyn Watch,
+        stop: &Stop,
+    ) -> Result<(), ReportError> {
         let only = [self.options.activations];
         for &mode in if self.modes.is_empty() { &only[..] } else { &self.modes } {
-            let all = [&base].into_iter().chain(&files).collect::<Vec<_>>();
-            let (run, complete) = self.figures(mode, &base, &files, &windows, watch, stop)?;
+            let (run, complete) = self.figures(mode, models, windows, watch, stop)?;
             let Some(mut run) = run else {
                 comparison.complete = false;
                 break;
             };
-            comparison.complete = complete && self.score_tasks(mode, &all, &tasks, &mut run, watch, stop)?;
+            comparison.complete = complete && self.score_tasks(mode, models, tasks, &mut run, watch, stop)?;
             comparison.runs.push(run);
             if !comparison.complete {
                 break;
@@ -143,7 +153,8 @@ impl<'a> ComparisonRequest<'a> {
             return Err(Interrupted.into());
         }
         if comparison.complete && self.tensor_errors {
-            match tensor_errors_until(self.base, models, watch, stop) {
+            let files: Vec<&Gguf> = models.iter().skip(1).map(|opened| opened.gguf).collect();
+            match tensor_errors_until(self.base, &files, watch, stop) {
                 Ok(errors) => comparison.tensor_errors = errors,
                 Err(ReportError::Interrupted(_)) => {
                     watch.warn("interrupted: the tensors were not compared");
@@ -152,7 +163,7 @@ impl<'a> ComparisonRequest<'a> {
                 Err(error) => return Err(error),
             }
         }
-        Ok(comparison)
+        Ok(())
     }
 
     fn read_tasks(&self, tokenizer: &Tokenizer, watch: &dyn Watch) -> Result<Vec<NamedTasks>, ReportError> {
@@ -178,12 +189,12 @@ impl<'a> ComparisonRequest<'a> {
     fn figures(
         &self,
         mode: Activations,
-        base: &Opened<'_>,
-        files: &[Opened<'_>],
+        models: &[&Opened<'_>],
         windows: &Windows,
         watch: &dyn Watch,
         stop: &Stop,
     ) -> Result<(Option<Run>, bool), ReportError> {
+        let Some((base, files)) = models.split_first() else { return Ok((None, false)) };
         let base_pass = base.pass(mode, stop)?;
         let passes = files.iter().map(|file| file.pass(mode, stop)).collect::<Result<Vec<_>, _>>()?;
         let passes: Vec<&Pass<'_, '_, '_>> = passes.iter().collect();

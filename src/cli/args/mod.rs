@@ -18,4 +18,4 @@ pub use override_kv::parse_override;
 pub use probes::ProbeArgs;
 pub use rounding::{RoundingFlags, rounding};
 pub use text::TextArgs;
-pub use types::{TypeArgs, parse_target, parse_type};
+pub use types::{TypeArgs, parse_target};

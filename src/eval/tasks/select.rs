@@ -9,7 +9,7 @@ const LLAMA_SEED: u32 = 1;
 
 /// Indices of `count` of `total` tasks, drawn without replacement, in the order drawn; all in file order when
 /// `count` is `total` or more.
-pub fn draw(total: usize, count: usize, seed: u32) -> Vec<usize> {
+pub(crate) fn draw(total: usize, count: usize, seed: u32) -> Vec<usize> {
     if count >= total {
         return (0..total).collect();
     }
@@ -24,7 +24,7 @@ pub fn draw(total: usize, count: usize, seed: u32) -> Vec<usize> {
 }
 
 /// The tasks that llama-perplexity scores, in its order. Those of HellaSwag are shuffled even when all are used.
-pub fn draw_like_llama(kind: TaskKind, total: usize, count: usize) -> Vec<usize> {
+pub(crate) fn draw_like_llama(kind: TaskKind, total: usize, count: usize) -> Vec<usize> {
     let mut random = Mt::new(LLAMA_SEED);
     let mut left: Vec<usize> = (0..total).collect();
     match kind {

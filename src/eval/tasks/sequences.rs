@@ -117,11 +117,11 @@ impl PreparedTasks {
 }
 
 impl PreparedTask {
-    pub fn total_tokens(&self) -> usize {
+    pub(crate) fn total_tokens(&self) -> usize {
         self.prefix.len() + self.answers.iter().map(|answer| answer.tokens.len()).sum::<usize>()
     }
 
-    pub fn longest(&self) -> usize {
+    pub(crate) fn longest(&self) -> usize {
         self.prefix.len() + self.answers.iter().map(|answer| answer.tokens.len()).max().unwrap_or(0)
     }
 }

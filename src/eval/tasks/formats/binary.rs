@@ -18,7 +18,7 @@ use crate::eval::tasks::{Task, TaskError};
 ///
 /// Without `llama_compat`, the tasks must follow one another where the offsets say, to the end of the file.
 /// Compatible reading ignores the offsets when it reads all tasks, and only follows them when it reads some.
-pub fn multiple_choice(
+pub(crate) fn multiple_choice(
     source: Source<'_>,
     chosen: Option<&dyn Fn(usize) -> Vec<usize>>,
 ) -> Result<Vec<Task>, TaskError> {

@@ -5,12 +5,12 @@ use crate::eval::tasks::{Task, TaskError};
 
 const LINES: usize = 6;
 /// Endings of every task.
-pub const ENDINGS: usize = 4;
+pub(crate) const ENDINGS: usize = 4;
 
 /// Reads all tasks.
 ///
 /// Compatible reading differs in what llama-perplexity keeps: carriage returns, a byte order mark, empty texts.
-pub fn hellaswag(source: Source<'_>) -> Result<Vec<Task>, TaskError> {
+pub(crate) fn hellaswag(source: Source<'_>) -> Result<Vec<Task>, TaskError> {
     let lines = if source.llama_compat {
         // `-f` drops one line feed at the end, then a last line without text is none.
         raw_lines(source.bytes.strip_suffix(b"\n").unwrap_or(source.bytes))

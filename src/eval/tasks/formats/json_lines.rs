@@ -9,7 +9,7 @@ use crate::eval::tasks::{Task, TaskError, TaskKind};
 type Object = Map<String, Value>;
 
 /// Reads all tasks.
-pub fn json_lines(source: Source<'_>, kind: TaskKind) -> Result<Vec<Task>, TaskError> {
+pub(crate) fn json_lines(source: Source<'_>, kind: TaskKind) -> Result<Vec<Task>, TaskError> {
     let mut tasks = Vec::new();
     for (line, text) in lines(source.bytes).into_iter().enumerate() {
         if text.trim_ascii().is_empty() {

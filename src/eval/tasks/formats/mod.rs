@@ -41,12 +41,12 @@ pub(super) struct Source<'a> {
 }
 
 impl Source<'_> {
-    pub fn error(&self, problem: impl Into<String>) -> TaskError {
+    pub(crate) fn error(&self, problem: impl Into<String>) -> TaskError {
         TaskError::File { file: self.file.to_owned(), problem: problem.into() }
     }
 
     /// `line` counts from 0.
-    pub fn line_error(&self, line: usize, problem: impl Into<String>) -> TaskError {
+    pub(crate) fn line_error(&self, line: usize, problem: impl Into<String>) -> TaskError {
         TaskError::Line { file: self.file.to_owned(), line: line + 1, problem: problem.into() }
     }
 }

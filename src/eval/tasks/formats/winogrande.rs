@@ -11,7 +11,7 @@ const COLUMNS: usize = 5;
 /// Reads all tasks; rows that were skipped are described in `warnings`.
 ///
 /// Compatible reading loses the last row and skips bad rows; otherwise a bad row is an error.
-pub fn winogrande(source: Source<'_>, warnings: &mut Vec<String>) -> Result<Vec<Task>, TaskError> {
+pub(crate) fn winogrande(source: Source<'_>, warnings: &mut Vec<String>) -> Result<Vec<Task>, TaskError> {
     let rows = if source.llama_compat {
         // `-f` drops the line feed at the end, and a row that ends with the text is not read.
         let mut rows = raw_lines(source.bytes);
