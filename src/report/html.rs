@@ -29,10 +29,9 @@ td { font-variant-numeric: tabular-nums; }
 figure { margin: 0; padding: 10px; background: var(--panel); border: 1px solid var(--line); border-radius: 6px; max-width: 100%; }
 figcaption { font-weight: 600; margin: 0 0 4px 4px; }
 svg { max-width: 100%; height: auto; display: block; }
-svg text[fill=\"#010101\"] { fill: var(--ink); }
-svg [stroke=\"#010101\"] { stroke: var(--ink); }
-svg [stroke=\"#DDDDDE\"] { stroke: var(--line); }
-svg [fill=\"#DDDDDE\"] { fill: var(--line); }
+svg rect { stroke: var(--line); stroke-width: 1px; }
+.grid { stroke: var(--line); } .empty { fill: var(--line); } .on-bright { fill: #000000; } .on-dark { fill: #ffffff; }
+.swatch, .bar { box-shadow: 0 0 0 1px var(--line); }
 .swatch { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin: 0 5px -1px 0; }
 .legend span.item { margin-right: 16px; white-space: nowrap; }
 .bar { display: inline-block; width: 180px; height: 12px; border-radius: 3px; margin: 0 8px -1px; }
@@ -47,6 +46,7 @@ pub fn html_page(comparison: &Comparison) -> Result<String, ReportError> {
     let mut out = format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
     );
@@ -370,5 +370,21 @@ pub(super) mod tests {
         comparison.files.clear();
         comparison.tensor_errors.clear();
         assert!(html_page(&comparison).unwrap().ends_with("</html>\n"));
+    }
+
+    #[test]
+    fn the_page_and_its_plots_follow_the_readers_scheme() {
+        let page = html_page(&sample()).unwrap();
+        assert!(page.contains("<meta name=\"color-scheme\" content=\"light dark\">"));
+        assert!(page.contains("@media (prefers-color-scheme: dark)"));
+        let texts: Vec<&str> = page.lines().filter(|line| line.starts_with("<text")).collect();
+        assert!(texts.len() > 20, "{}", texts.len());
+        for text in texts {
+            assert!(!text.contains("=\"#") && !text.contains("rgb"), "{text}");
+        }
+        // Each class that the plots have is one of the style sheet.
+        for class in ["grid", "empty", "on-bright", "on-dark"] {
+            assert!(STYLE.contains(&format!(".{class} {{")), "{class}");
+        }
     }
 }

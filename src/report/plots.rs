@@ -1,7 +1,8 @@
 //! Plots as SVG elements to stand in a page.
 //!
-//! Texts stay texts, drawn by the browser's fonts. Lines and labels have two stand-in colours, [`INK`] and [`GRID`],
-//! which the page's style sheet replaces by those of a light or a dark page.
+//! Texts stay texts, drawn by the browser's fonts. Texts, axes and grid lines are drawn in stand-in colours, [`INK`] and
+//! [`GRID`] among them; [`themed`] gives them to the page's style sheet, which knows whether the page is light or dark.
+//! A file of its own keeps them: they are those of a light image.
 
 use std::ops::Range;
 
@@ -20,6 +21,9 @@ use super::ReportError;
 pub(super) const INK: RGBColor = RGBColor(1, 1, 1);
 /// Stands for the colour of grid lines and of empty cells.
 pub(super) const GRID: RGBColor = RGBColor(221, 221, 222);
+/// Texts on bright and on dark cells; no other text or line has these colours.
+const ON_BRIGHT: RGBColor = RGBColor(0, 0, 0);
+const ON_DARK: RGBColor = RGBColor(255, 255, 255);
 
 /// Colours of points, told apart on light and dark ground.
 const POINTS: [RGBColor; 8] = [
@@ -73,8 +77,8 @@ pub(super) struct Extras {
     pub level: Option<f64>,
     /// Points of one colour that are joined by a line, with a name in a legend.
     pub series: Vec<(String, RGBColor)>,
-    /// A white ground, for a file of its own.
-    pub ground: bool,
+    /// A file of its own: a white ground, and colours that need no style sheet.
+    pub standalone: bool,
 }
 
 /// Values with 95% error bars against size.
@@ -158,8 +162,8 @@ where
 {
     let label = |size: u32| (FONT, size).into_font().color(&INK);
     let x_digits = axis_digits(&x);
-    svg(SCATTER, |root| {
-        if extras.ground {
+    let plot = svg(SCATTER, |root| {
+        if extras.standalone {
             root.fill(&WHITE).map_err(plot_error)?;
         }
         let mut chart = ChartBuilder::on(root)
@@ -219,7 +223,8 @@ where
             chart.draw_series([note]).map_err(plot_error)?;
         }
         Ok(())
-    })
+    })?;
+    Ok(if extras.standalone { plot } else { themed(&plot) })
 }
 
 /// Digits after the point that tell the labels of an axis apart.
@@ -249,7 +254,7 @@ pub(super) fn heat_map(rows: &[(String, Vec<Option<Cell>>)], x_name: &str) -> Re
     let cell_width = (1000 / columns).clamp(7, 46);
     let size = (left + columns * cell_width + 12, TOP + rows.len() as i32 * CELL_HEIGHT + AXIS_HEIGHT);
     let style = |font: u32, h, v| (FONT, font).into_font().color(&INK).pos(Pos::new(h, v));
-    svg((size.0 as u32, size.1 as u32), |root| {
+    let plot = svg((size.0 as u32, size.1 as u32), |root| {
         for (row, (name, cells)) in rows.iter().enumerate() {
             let y = TOP + row as i32 * CELL_HEIGHT;
             let label =
@@ -281,7 +286,8 @@ pub(super) fn heat_map(rows: &[(String, Vec<Option<Cell>>)], x_name: &str) -> Re
         }
         let at = (left + columns * cell_width / 2, bottom + 20);
         root.draw(&Text::new(x_name.to_owned(), at, style(12, HPos::Center, VPos::Top))).map_err(plot_error)
-    })
+    })?;
+    Ok(themed(&plot))
 }
 
 fn shortened(name: &str) -> String {
@@ -298,10 +304,14 @@ pub(super) fn scale_color(share: f64) -> RGBColor {
     ViridisRGB.get_color_normalized(share as f32, 0.0, 1.0)
 }
 
-/// Black or white, whichever can be read on `color`.
+/// Whichever can be read on `color`.
 fn contrast(color: RGBColor) -> RGBColor {
+    // Empty cells follow the page's scheme, so does what stands on them.
+    if color == GRID {
+        return INK;
+    }
     let brightness = 0.299 * f64::from(color.0) + 0.587 * f64::from(color.1) + 0.114 * f64::from(color.2);
-    if brightness > 128.0 { RGBColor(0, 0, 0) } else { RGBColor(255, 255, 255) }
+    if brightness > 128.0 { ON_BRIGHT } else { ON_DARK }
 }
 
 type Canvas<'a> = DrawingArea<SVGBackend<'a>, Shift>;
@@ -316,6 +326,31 @@ fn svg(size: (u32, u32), draw: impl FnOnce(&Canvas<'_>) -> Result<(), ReportErro
     Ok(out)
 }
 
+/// Replaces stand-in colours by the page's: those of texts and axes by the colour of the text around the plot, the
+/// others by classes of the style sheet (`grid`, `empty`, `on-bright`, `on-dark`).
+fn themed(plot: &str) -> String {
+    let attribute = |name: &str, color: RGBColor| format!(" {name}=\"{}\"", css(color));
+    let stand_ins = [
+        (attribute("fill", INK), " fill=\"currentColor\""),
+        (attribute("stroke", INK), " stroke=\"currentColor\""),
+        (attribute("stroke", GRID), " class=\"grid\""),
+        (attribute("fill", GRID), " class=\"empty\""),
+        (attribute("fill", ON_BRIGHT), " class=\"on-bright\""),
+        (attribute("fill", ON_DARK), " class=\"on-dark\""),
+    ];
+    let mut svg = String::with_capacity(plot.len());
+    for line in plot.lines() {
+        // What a text says stands on lines of its own, escaped, and is left as it is.
+        if line.starts_with('<') {
+            svg += &stand_ins.iter().fold(line.to_owned(), |line, (color, themed)| line.replace(color, themed));
+        } else {
+            svg += line;
+        }
+        svg.push('\n');
+    }
+    svg
+}
+
 fn plot_error(error: impl std::fmt::Display) -> ReportError {
     ReportError::Plot(error.to_string())
 }
@@ -325,7 +360,7 @@ mod tests {
     use super::*;
 
     fn point(size: f64, value: f64) -> Point {
-        Point { size, value, error: 0.01 * value, label: "1 <b>".into(), color: INK }
+        Point { size, value, error: 0.01 * value, label: "1 <b>".into(), color: point_color(0) }
     }
 
     #[test]
@@ -353,11 +388,13 @@ mod tests {
     #[test]
     fn series_are_joined_and_named() {
         let points = [point(2.0, 0.1), point(1.0, 0.5), point(3.0, 0.05)];
-        let extras = Extras { series: vec![("a & b".into(), INK)], ground: true, ..Extras::default() };
+        let extras = Extras { series: vec![("a & b".into(), point_color(0))], standalone: true, ..Extras::default() };
         let plot = scatter(&points, "y", &extras).unwrap();
         assert!(plot.contains("a &amp; b"), "{plot}");
-        let joined = |line: &str| line.contains("<polyline") && line.matches(',').count() == 3;
-        assert_eq!(plot.lines().filter(|line| joined(line) && line.contains("#010101")).count(), 1, "{plot}");
+        let color = css(point_color(0));
+        let joined =
+            |line: &&str| line.contains("<polyline") && line.matches(',').count() == 3 && line.contains(&color);
+        assert_eq!(plot.lines().filter(joined).count(), 1, "{plot}");
     }
 
     #[test]
@@ -382,5 +419,30 @@ mod tests {
         let plot = heat_map(&rows, "layer").unwrap();
         assert_eq!(plot.matches("<rect").count(), 4, "{plot}");
         assert!(plot.contains("&lt;i&gt;") && plot.contains("Q4_K"));
+    }
+
+    #[test]
+    fn plots_of_a_page_have_the_colours_of_its_scheme() {
+        let cell = |color| Some(Cell { color, text: "–".into() });
+        let hostile = "<b fill=\"#010101\">".to_owned();
+        let colors = [scale_color(0.0), scale_color(1.0), GRID];
+        let map = heat_map(&[(hostile, colors.map(cell).to_vec()), ("b".into(), vec![None])], "layer").unwrap();
+        for (text, count) in [("class=\"on-dark\"", 1), ("class=\"on-bright\"", 1), ("class=\"empty\"", 4)] {
+            assert_eq!(map.matches(text).count(), count, "{text} in {map}");
+        }
+        assert!(map.contains("#010101"), "a name was changed: {map}");
+        let plot = scatter(&[point(1.0, 0.1)], "y", &Extras { level: Some(0.2), ..Extras::default() }).unwrap();
+        assert!(plot.contains("class=\"grid\"") && plot.contains("stroke=\"currentColor\""), "{plot}");
+        for line in map.lines().chain(plot.lines()).filter(|line| line.starts_with("<text")) {
+            assert!(!line.contains("=\"#"), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_its_own_needs_no_style_sheet() {
+        let extras = Extras { standalone: true, ..Extras::default() };
+        let plot = scatter(&[point(1.0, 0.1)], "y", &extras).unwrap();
+        assert!(!plot.contains("currentColor") && !plot.contains("class="), "{plot}");
+        assert!(plot.contains("fill=\"#FFFFFF\"") && plot.contains("fill=\"#010101\""), "{plot}");
     }
 }

@@ -28,7 +28,7 @@ pub fn size_plot(comparison: &Comparison, run: &Run, groups: &[String]) -> Resul
         })
         .collect();
     let series = names.iter().map(|name| ((*name).clone(), color(name)));
-    scatter(&points, KLD_AXIS, &Extras { series: series.collect(), ground: true, ..Extras::default() })
+    scatter(&points, KLD_AXIS, &Extras { series: series.collect(), standalone: true, ..Extras::default() })
 }
 
 fn label(file: &str) -> String {
