@@ -2,12 +2,22 @@
 
 use std::fmt::Write as _;
 
-use super::plots::{self, Cell, Extras, KLD_AXIS, Point, css, heat_map, point_color, scale_color, scatter};
+use super::facts::LayerGrid;
+use super::plots::{self, Cell, Extras, KLD_AXIS, Plot, Point, css, heat_map, point_color, scale_color, scatter};
 use super::table::{Table, notes, table};
-use super::{Comparison, LayerGrid, ReportError, Run, TensorError};
+use super::{Comparison, FileFacts, ReportError, Run, TensorError};
 
 /// Tensors of the largest error that are listed for each file.
 const WORST: usize = 12;
+
+/// Task files side by side in a table: more are wider than most windows.
+const TASKS_ABREAST: usize = 5;
+
+/// Natural width in pixels from which on a plot takes a row of its own.
+const WIDE: u32 = 640;
+
+/// How far a plot is enlarged at most to fill its place.
+const LARGEST_SCALE: f64 = 1.5;
 
 const STYLE: &str = "
 :root { color-scheme: light dark; --ink: #1c1f23; --soft: #5b636d; --page: #ffffff; --panel: #f6f7f9; --line: #d9dce1; }
@@ -15,26 +25,43 @@ const STYLE: &str = "
   :root { --ink: #e6e8eb; --soft: #a2a9b3; --page: #15171a; --panel: #1e2125; --line: #3a3f46; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1240px; padding: 24px; background: var(--page); color: var(--ink);
+body { margin: 0; padding: 24px clamp(12px, 2vw, 40px); background: var(--page); color: var(--ink);
   font: 15px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 20px; margin: 36px 0 8px; } h3 { font-size: 16px; margin: 20px 0 6px; }
+h1 { font-size: 26px; line-height: 1.25; margin: 0 0 4px; } h2 { font-size: 20px; margin: 36px 0 8px; }
+h3 { font-size: 16px; margin: 20px 0 6px; }
 p { margin: 4px 0; } .soft { color: var(--soft); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 14px; margin: 10px 0; }
-th, td { padding: 5px 10px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th, td { padding: 5px 6px; border-bottom: 1px solid var(--line); text-align: right; vertical-align: baseline; }
 th { color: var(--soft); font-weight: 600; }
 td { font-variant-numeric: tabular-nums; }
-.plots { display: flex; flex-wrap: wrap; gap: 16px; }
-figure { margin: 0; padding: 10px; background: var(--panel); border: 1px solid var(--line); border-radius: 6px; max-width: 100%; }
+th:first-child, td:first-child { text-align: left; min-width: 110px; }
+.figures { width: 100%; }
+.figures th:first-child, .tasks th:first-child { width: 20%; }
+.figures th, .figures td { overflow-wrap: break-word; }
+.figures td:first-child { overflow-wrap: anywhere; padding-left: 24px; text-indent: -18px; }
+.tasks th { overflow-wrap: anywhere; min-width: 72px; width: 16%; }
+.plots { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 16px; margin: 10px 0; }
+figure { margin: 0; padding: 10px; background: var(--panel); border: 1px solid var(--line); border-radius: 6px; }
+figure.wide { grid-column: 1 / -1; }
 figcaption { font-weight: 600; margin: 0 0 4px 4px; }
-svg { max-width: 100%; height: auto; display: block; }
+figure .scroll { margin: 0 auto; }
+svg { width: 100%; height: auto; display: block; }
+.wide svg { min-width: 840px; }
 svg rect { stroke: var(--line); stroke-width: 1px; }
 .grid { stroke: var(--line); } .empty { fill: var(--line); } .on-bright { fill: #000000; } .on-dark { fill: #ffffff; }
 .swatch, .bar { box-shadow: 0 0 0 1px var(--line); }
 .swatch { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin: 0 5px -1px 0; }
 .legend span.item { margin-right: 16px; white-space: nowrap; }
-.bar { display: inline-block; width: 180px; height: 12px; border-radius: 3px; margin: 0 8px -1px; }
+.bar { display: inline-block; width: min(180px, 25vw); height: 12px; border-radius: 3px; margin: 0 8px -1px; }
+@media (max-width: 820px) {
+  .plots { grid-template-columns: minmax(0, 1fr); }
+  table { font-size: 12px; }
+}
+@media (max-width: 660px) {
+  table { font-size: 11px; } th, td { padding: 4px 3px; }
+  .figures th:first-child, .figures td:first-child { min-width: 100px; }
+}
 ";
 
 /// The page.
@@ -65,37 +92,48 @@ pub fn html_page(comparison: &Comparison) -> Result<String, ReportError> {
     Ok(out)
 }
 
-/// The figures, and the tasks in a table of their own: together they would be wider than most screens.
+/// The figures, and the tasks in tables of their own: together they would be wider than most windows.
 fn figures_tables(out: &mut String, comparison: &Comparison, run: &Run) {
     let Table { headings, rows, first_task } = table(comparison, run);
     let figures: Vec<usize> = (0..first_task).collect();
-    let tasks: Vec<usize> = [0].into_iter().chain(first_task..headings.len()).collect();
-    html_table(out, &headings, &rows, &figures);
-    if tasks.len() > 1 {
-        html_table(out, &headings, &rows, &tasks);
+    html_table(out, "figures", &headings, &rows, &figures);
+    let tasks: Vec<usize> = (first_task..headings.len()).collect();
+    for tasks in tasks.chunks(TASKS_ABREAST) {
+        let columns: Vec<usize> = [0].into_iter().chain(tasks.iter().copied()).collect();
+        html_table(out, "figures tasks", &headings, &rows, &columns);
     }
 }
 
 /// Some columns of a table; the first row is that of the base.
-fn html_table(out: &mut String, headings: &[String], rows: &[Vec<String>], columns: &[usize]) {
-    out.push_str("<div class=\"scroll\"><table>\n<tr>");
+fn html_table(out: &mut String, class: &str, headings: &[String], rows: &[Vec<String>], columns: &[usize]) {
+    let _ = write!(out, "<div class=\"scroll\"><table class=\"{class}\">\n<tr>");
     for &column in columns {
-        let _ = write!(out, "<th>{}</th>", escape(&headings[column]));
+        let _ = write!(out, "<th>{}</th>", breakable(&escape(&headings[column])));
     }
     out.push_str("</tr>\n");
     for (number, row) in rows.iter().enumerate() {
         out.push_str("<tr>");
         for &column in columns {
-            let mark = match (column, number) {
-                (0, 0) => "base: ".to_owned(),
-                (0, number) => file_mark(number - 1),
-                _ => String::new(),
+            let cell = escape(&row[column]);
+            let _ = match (column, number) {
+                (0, 0) => write!(out, "<td>base: {cell}</td>"),
+                (0, number) => write!(out, "<td>{}{cell}</td>", file_mark(number - 1)),
+                _ => write!(out, "<td>{}</td>", wrapped_before_errors(&cell)),
             };
-            let _ = write!(out, "<td>{mark}{}</td>", escape(&row[column]));
         }
         out.push_str("</tr>\n");
     }
     out.push_str("</table></div>\n");
+}
+
+/// A heading that a narrow column breaks after the signs that join words.
+fn breakable(heading: &str) -> String {
+    ['/', '_', '.'].iter().fold(heading.to_owned(), |text, &sign| text.replace(sign, &format!("{sign}<wbr>")))
+}
+
+/// Figures that a narrow column breaks before `±` and before a bracket only.
+fn wrapped_before_errors(cell: &str) -> String {
+    cell.replace("± ", "±\u{a0}").replace(" %", "\u{a0}%")
 }
 
 /// Colour and number by which the plots name a file.
@@ -125,8 +163,15 @@ fn size_plots(out: &mut String, comparison: &Comparison, run: &Run) -> Result<()
     Ok(())
 }
 
-fn figure(out: &mut String, caption: &str, svg: &str) {
-    let _ = writeln!(out, "<figure><figcaption>{}</figcaption>\n{svg}</figure>", escape(caption));
+fn figure(out: &mut String, caption: &str, plot: &Plot) {
+    let class = if plot.width > WIDE { " class=\"wide\"" } else { "" };
+    let largest = LARGEST_SCALE * f64::from(plot.width);
+    let _ = writeln!(
+        out,
+        "<figure{class}><figcaption>{}</figcaption>\n<div class=\"scroll\" style=\"max-width:{largest}px\">{}</div></figure>",
+        escape(caption),
+        plot.svg
+    );
 }
 
 /// Types and errors of every file, layer by layer.
@@ -147,8 +192,8 @@ fn layers(out: &mut String, comparison: &Comparison) -> Result<(), ReportError> 
     if let Some(scale) = &scale {
         let _ = writeln!(
             out,
-            "<p class=\"legend\">Relative error of a tensor, ‖quantized − base‖ / ‖base‖: {:.4}<span class=\"bar\" \
-             style=\"background:linear-gradient(to right,{})\"></span>{:.4} (logarithmic)</p>",
+            "<p class=\"legend\">Relative error of a tensor, ‖quantized − base‖ / ‖base‖: <span class=\"item\">{:.4}<span class=\"bar\" \
+             style=\"background:linear-gradient(to right,{})\"></span>{:.4} (logarithmic)</span></p>",
             scale.low,
             (0..=8).map(|i| css(scale_color(f64::from(i) / 8.0))).collect::<Vec<_>>().join(","),
             scale.high
@@ -156,27 +201,39 @@ fn layers(out: &mut String, comparison: &Comparison) -> Result<(), ReportError> 
     }
     for (index, file) in comparison.files.iter().enumerate() {
         let _ = writeln!(out, "<h3>{}{}</h3>", file_mark(index), escape(&file.file));
-        let grid = LayerGrid::new(file.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.ty.as_str())));
-        let others: Vec<String> = grid.others.iter().map(|(name, ty)| format!("{name} {ty}")).collect();
-        out.push_str("<div class=\"plots\">\n");
-        if grid.layers > 0 {
-            let plot = heat_map(&cells(&grid, |ty| types.cell(ty)), "layer")?;
-            figure(out, "Types", &plot);
-        }
         let errors = comparison.tensor_errors.get(index).map_or(&[][..], Vec::as_slice);
-        if let Some(scale) = &scale {
-            let grid = LayerGrid::new(errors.iter().map(|e| (e.name.as_str(), e.relative_error)));
-            if grid.layers > 0 {
-                let plot = heat_map(&cells(&grid, |error| scale.cell(*error)), "layer")?;
-                figure(out, "Relative error against the base", &plot);
-            }
-        }
-        out.push_str("</div>\n");
-        if !others.is_empty() {
-            let _ = writeln!(out, "<p class=\"soft\">Outside of the layers: {}</p>", escape(&others.join(", ")));
-        }
-        worst(out, errors);
+        maps(out, file, errors, &types, scale.as_ref())?;
     }
+    Ok(())
+}
+
+/// What `layers` shows of one file.
+fn maps(
+    out: &mut String,
+    file: &FileFacts,
+    errors: &[TensorError],
+    types: &Types,
+    scale: Option<&ErrorScale>,
+) -> Result<(), ReportError> {
+    let grid = LayerGrid::new(file.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.ty.as_str())));
+    let others: Vec<String> = grid.others.iter().map(|(name, ty)| format!("{name} {ty}")).collect();
+    out.push_str("<div class=\"plots\">\n");
+    if grid.layers > 0 {
+        let plot = heat_map(&cells(&grid, |ty| types.cell(ty)), "layer")?;
+        figure(out, "Types", &plot);
+    }
+    if let Some(scale) = scale {
+        let grid = LayerGrid::new(errors.iter().map(|e| (e.name.as_str(), e.relative_error)));
+        if grid.layers > 0 {
+            let plot = heat_map(&cells(&grid, |error| scale.cell(*error)), "layer")?;
+            figure(out, "Relative error against the base", &plot);
+        }
+    }
+    out.push_str("</div>\n");
+    if !others.is_empty() {
+        let _ = writeln!(out, "<p class=\"soft\">Outside of the layers: {}</p>", escape(&others.join(", ")));
+    }
+    worst(out, errors);
     Ok(())
 }
 
@@ -386,5 +443,19 @@ pub(super) mod tests {
         for class in ["grid", "empty", "on-bright", "on-dark"] {
             assert!(STYLE.contains(&format!(".{class} {{")), "{class}");
         }
+    }
+
+    #[test]
+    fn tables_break_where_it_is_harmless_and_tasks_are_few_abreast() {
+        let mut comparison = sample();
+        let run = &mut comparison.runs[0];
+        let tasks = vec![run.base_tasks[0].clone(); 2 * TASKS_ABREAST + 1];
+        run.base_tasks.clone_from(&tasks);
+        run.files.iter_mut().for_each(|file| file.tasks.clone_from(&tasks));
+        let page = html_page(&comparison).unwrap();
+        assert_eq!(page.matches("<table class=\"figures tasks\">").count(), 3);
+        assert_eq!(page.matches("<table class=\"figures\">").count(), 1);
+        assert!(page.contains("<td>7.4000 ±\u{a0}0.1000</td>") && page.contains("<td>45.00 ±\u{a0}2.50\u{a0}%</td>"));
+        assert!(page.contains("<th>bits/<wbr>weight</th>"));
     }
 }

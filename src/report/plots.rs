@@ -49,6 +49,14 @@ const LOG_FROM: f64 = 8.0;
 /// Name of the axis of divergences.
 pub(super) const KLD_AXIS: &str = "mean KLD, nats per token";
 
+/// An SVG element.
+#[derive(Debug)]
+pub(super) struct Plot {
+    pub svg: String,
+    /// Pixels at which texts have the size that they were drawn for.
+    pub width: u32,
+}
+
 /// A value with its standard error at some size.
 #[derive(Clone, Debug)]
 pub(super) struct Point {
@@ -82,7 +90,7 @@ pub(super) struct Extras {
 }
 
 /// Values with 95% error bars against size.
-pub(super) fn scatter(points: &[Point], y_name: &str, extras: &Extras) -> Result<String, ReportError> {
+pub(super) fn scatter(points: &[Point], y_name: &str, extras: &Extras) -> Result<Plot, ReportError> {
     let finite: Vec<&Point> = points.iter().filter(|p| p.size.is_finite() && p.value.is_finite()).collect();
     let ends = |p: &&Point| [p.value - 1.96 * p.error, p.value + 1.96 * p.error, p.value];
     let values = || finite.iter().flat_map(ends).chain(extras.level);
@@ -155,7 +163,7 @@ fn draw_scatter<Y>(
     y: Y,
     axis: &Axis<'_>,
     extras: &Extras,
-) -> Result<String, ReportError>
+) -> Result<Plot, ReportError>
 where
     Y: AsRangedCoord<Value = f64>,
     Y::CoordDescType: ValueFormatter<f64>,
@@ -224,7 +232,7 @@ where
         }
         Ok(())
     })?;
-    Ok(if extras.standalone { plot } else { themed(&plot) })
+    Ok(if extras.standalone { plot } else { themed(plot) })
 }
 
 /// Digits after the point that tell the labels of an axis apart.
@@ -247,7 +255,7 @@ const AXIS_HEIGHT: i32 = 40;
 const CELL_FONT_WIDTH: f64 = 6.1;
 
 /// Rows of cells with names, columns numbered from 0.
-pub(super) fn heat_map(rows: &[(String, Vec<Option<Cell>>)], x_name: &str) -> Result<String, ReportError> {
+pub(super) fn heat_map(rows: &[(String, Vec<Option<Cell>>)], x_name: &str) -> Result<Plot, ReportError> {
     let columns = rows.iter().map(|(_, cells)| cells.len()).max().unwrap_or(0).max(1) as i32;
     let longest = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
     let left = (longest as i32 * 8 + 14).clamp(60, 260);
@@ -287,7 +295,7 @@ pub(super) fn heat_map(rows: &[(String, Vec<Option<Cell>>)], x_name: &str) -> Re
         let at = (left + columns * cell_width / 2, bottom + 20);
         root.draw(&Text::new(x_name.to_owned(), at, style(12, HPos::Center, VPos::Top))).map_err(plot_error)
     })?;
-    Ok(themed(&plot))
+    Ok(themed(plot))
 }
 
 fn shortened(name: &str) -> String {
@@ -316,19 +324,19 @@ fn contrast(color: RGBColor) -> RGBColor {
 
 type Canvas<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-fn svg(size: (u32, u32), draw: impl FnOnce(&Canvas<'_>) -> Result<(), ReportError>) -> Result<String, ReportError> {
+fn svg(size: (u32, u32), draw: impl FnOnce(&Canvas<'_>) -> Result<(), ReportError>) -> Result<Plot, ReportError> {
     let mut out = String::new();
     {
         let root = SVGBackend::with_string(&mut out, size).into_drawing_area();
         draw(&root)?;
         root.present().map_err(plot_error)?;
     }
-    Ok(out)
+    Ok(Plot { svg: out, width: size.0 })
 }
 
 /// Replaces stand-in colours by the page's: those of texts and axes by the colour of the text around the plot, the
 /// others by classes of the style sheet (`grid`, `empty`, `on-bright`, `on-dark`).
-fn themed(plot: &str) -> String {
+fn themed(plot: Plot) -> Plot {
     let attribute = |name: &str, color: RGBColor| format!(" {name}=\"{}\"", css(color));
     let stand_ins = [
         (attribute("fill", INK), " fill=\"currentColor\""),
@@ -338,8 +346,8 @@ fn themed(plot: &str) -> String {
         (attribute("fill", ON_BRIGHT), " class=\"on-bright\""),
         (attribute("fill", ON_DARK), " class=\"on-dark\""),
     ];
-    let mut svg = String::with_capacity(plot.len());
-    for line in plot.lines() {
+    let mut svg = String::with_capacity(plot.svg.len());
+    for line in plot.svg.lines() {
         // What a text says stands on lines of its own, escaped, and is left as it is.
         if line.starts_with('<') {
             svg += &stand_ins.iter().fold(line.to_owned(), |line, (color, themed)| line.replace(color, themed));
@@ -348,7 +356,7 @@ fn themed(plot: &str) -> String {
         }
         svg.push('\n');
     }
-    svg
+    Plot { svg, ..plot }
 }
 
 fn plot_error(error: impl std::fmt::Display) -> ReportError {
@@ -370,7 +378,8 @@ mod tests {
             "mean <KLD>",
             &Extras { level: Some(0.05), ..Extras::default() },
         )
-        .unwrap();
+        .unwrap()
+        .svg;
         assert!(plot.contains("mean &lt;KLD&gt;"), "{plot}");
         assert!(plot.contains("1 &lt;b&gt;") && !plot.contains("<b>"));
         assert_eq!(plot.matches("r=\"5\" opacity=\"1\" fill=\"#").count(), 2);
@@ -380,7 +389,7 @@ mod tests {
     fn points_on_one_spot_share_a_label() {
         let mut points = [point(1.0, 0.1), point(2.0, 0.5), point(1.0, 0.1)];
         points.iter_mut().zip(["1", "2", "3"]).for_each(|(point, label)| point.label = label.into());
-        let plot = scatter(&points, "y", &Extras::default()).unwrap();
+        let plot = scatter(&points, "y", &Extras::default()).unwrap().svg;
         let texts: Vec<&str> = plot.lines().map(str::trim).filter(|line| ["1, 3", "2"].contains(line)).collect();
         assert_eq!(texts, ["1, 3", "2"], "{plot}");
     }
@@ -389,7 +398,7 @@ mod tests {
     fn series_are_joined_and_named() {
         let points = [point(2.0, 0.1), point(1.0, 0.5), point(3.0, 0.05)];
         let extras = Extras { series: vec![("a & b".into(), point_color(0))], standalone: true, ..Extras::default() };
-        let plot = scatter(&points, "y", &extras).unwrap();
+        let plot = scatter(&points, "y", &extras).unwrap().svg;
         assert!(plot.contains("a &amp; b"), "{plot}");
         let color = css(point_color(0));
         let joined =
@@ -406,17 +415,17 @@ mod tests {
             vec![point(1.0, f64::NAN), point(1.0, f64::INFINITY), point(1.0, 3.0)],
             vec![point(0.0, -1.0), point(1e9, 1e-9)],
         ] {
-            let plot = scatter(&points, "y", &Extras::default()).unwrap();
+            let plot = scatter(&points, "y", &Extras::default()).unwrap().svg;
             assert!(plot.starts_with("<svg") && plot.trim_end().ends_with("</svg>") && !plot.contains("NaN"), "{plot}");
         }
-        assert!(heat_map(&[], "layer").unwrap().starts_with("<svg"));
+        assert!(heat_map(&[], "layer").unwrap().svg.starts_with("<svg"));
     }
 
     #[test]
     fn heat_maps_have_a_rectangle_per_cell() {
         let cell = |text: &str| Some(Cell { color: scale_color(0.3), text: text.into() });
         let rows = [("attn_q".to_owned(), vec![cell("Q4_K"), None]), ("<i>".to_owned(), vec![cell("Q6_K")])];
-        let plot = heat_map(&rows, "layer").unwrap();
+        let plot = heat_map(&rows, "layer").unwrap().svg;
         assert_eq!(plot.matches("<rect").count(), 4, "{plot}");
         assert!(plot.contains("&lt;i&gt;") && plot.contains("Q4_K"));
     }
@@ -426,12 +435,12 @@ mod tests {
         let cell = |color| Some(Cell { color, text: "–".into() });
         let hostile = "<b fill=\"#010101\">".to_owned();
         let colors = [scale_color(0.0), scale_color(1.0), GRID];
-        let map = heat_map(&[(hostile, colors.map(cell).to_vec()), ("b".into(), vec![None])], "layer").unwrap();
+        let map = heat_map(&[(hostile, colors.map(cell).to_vec()), ("b".into(), vec![None])], "layer").unwrap().svg;
         for (text, count) in [("class=\"on-dark\"", 1), ("class=\"on-bright\"", 1), ("class=\"empty\"", 4)] {
             assert_eq!(map.matches(text).count(), count, "{text} in {map}");
         }
         assert!(map.contains("#010101"), "a name was changed: {map}");
-        let plot = scatter(&[point(1.0, 0.1)], "y", &Extras { level: Some(0.2), ..Extras::default() }).unwrap();
+        let plot = scatter(&[point(1.0, 0.1)], "y", &Extras { level: Some(0.2), ..Extras::default() }).unwrap().svg;
         assert!(plot.contains("class=\"grid\"") && plot.contains("stroke=\"currentColor\""), "{plot}");
         for line in map.lines().chain(plot.lines()).filter(|line| line.starts_with("<text")) {
             assert!(!line.contains("=\"#"), "{line}");
@@ -441,7 +450,7 @@ mod tests {
     #[test]
     fn a_file_of_its_own_needs_no_style_sheet() {
         let extras = Extras { standalone: true, ..Extras::default() };
-        let plot = scatter(&[point(1.0, 0.1)], "y", &extras).unwrap();
+        let plot = scatter(&[point(1.0, 0.1)], "y", &extras).unwrap().svg;
         assert!(!plot.contains("currentColor") && !plot.contains("class="), "{plot}");
         assert!(plot.contains("fill=\"#FFFFFF\"") && plot.contains("fill=\"#010101\""), "{plot}");
     }

@@ -29,6 +29,7 @@ pub fn size_plot(comparison: &Comparison, run: &Run, groups: &[String]) -> Resul
         .collect();
     let series = names.iter().map(|name| ((*name).clone(), color(name)));
     scatter(&points, KLD_AXIS, &Extras { series: series.collect(), standalone: true, ..Extras::default() })
+        .map(|plot| plot.svg)
 }
 
 fn label(file: &str) -> String {
