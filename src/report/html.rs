@@ -10,6 +10,9 @@ use super::{Comparison, FileFacts, ReportError, Run, TensorError};
 /// Tensors of the largest error that are listed for each file.
 const WORST: usize = 12;
 
+/// Most files whose tensor maps are open: more make a page that nobody reads to its end.
+const OPEN_MAPS: usize = 3;
+
 /// Task files side by side in a table: more are wider than most windows.
 const TASKS_ABREAST: usize = 5;
 
@@ -30,6 +33,7 @@ body { margin: 0; padding: 24px clamp(12px, 2vw, 40px); background: var(--page);
 h1 { font-size: 26px; line-height: 1.25; margin: 0 0 4px; } h2 { font-size: 20px; margin: 36px 0 8px; }
 h3 { font-size: 16px; margin: 20px 0 6px; }
 p { margin: 4px 0; } .soft { color: var(--soft); }
+summary { cursor: pointer; } summary h3 { display: inline-block; margin: 6px 0; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 14px; margin: 10px 0; }
 th, td { padding: 5px 6px; border-bottom: 1px solid var(--line); text-align: right; vertical-align: baseline; }
@@ -199,10 +203,19 @@ fn layers(out: &mut String, comparison: &Comparison) -> Result<(), ReportError> 
             scale.high
         );
     }
+    let folded = comparison.files.len() > OPEN_MAPS;
     for (index, file) in comparison.files.iter().enumerate() {
-        let _ = writeln!(out, "<h3>{}{}</h3>", file_mark(index), escape(&file.file));
+        let heading = format!("<h3>{}{}</h3>", file_mark(index), escape(&file.file));
         let errors = comparison.tensor_errors.get(index).map_or(&[][..], Vec::as_slice);
+        if folded {
+            let _ = writeln!(out, "<details class=\"maps\"><summary>{heading}</summary>");
+        } else {
+            let _ = writeln!(out, "{heading}");
+        }
         maps(out, file, errors, &types, scale.as_ref())?;
+        if folded {
+            out.push_str("</details>\n");
+        }
     }
     Ok(())
 }
@@ -427,6 +440,25 @@ pub(super) mod tests {
         comparison.files.clear();
         comparison.tensor_errors.clear();
         assert!(html_page(&comparison).unwrap().ends_with("</html>\n"));
+    }
+
+    #[test]
+    fn maps_of_many_files_are_folded() {
+        let with_files = |count: usize| {
+            let mut comparison = sample();
+            let (file, figures, errors) =
+                (comparison.files[0].clone(), comparison.runs[0].files[0].clone(), comparison.tensor_errors[0].clone());
+            comparison.files = vec![file; count];
+            comparison.runs[0].files = vec![figures; count];
+            comparison.tensor_errors = vec![errors; count];
+            html_page(&comparison).unwrap()
+        };
+        for (count, folds) in [(3, 0), (4, 4)] {
+            let page = with_files(count);
+            assert_eq!(page.matches("<details class=\"maps\"><summary><h3>").count(), folds);
+            assert_eq!(page.matches("<figcaption>Types</figcaption>").count(), count);
+            assert_eq!(page.matches("<details").count(), page.matches("</details>").count());
+        }
     }
 
     #[test]
