@@ -18,11 +18,11 @@ const COMPARED_BYTES: u64 = 4;
 /// A file and its tensors.
 #[derive(Clone, Debug, Serialize)]
 pub struct FileFacts {
-    /// Name to show: the file's name without its folder.
+    /// Name to show: the file's name without its folder, or the path where names alone are not unique.
     pub file: String,
-    /// Bytes of all parts.
+    /// Size on disk of all parts together, in bytes, metadata included.
     pub size_bytes: u64,
-    /// Bits of tensor data per parameter.
+    /// Bits of tensor data per parameter, over all tensors; metadata do not count.
     pub bits_per_weight: f64,
     /// Tensors of two and more dimensions, in the order of the file.
     pub tensors: Vec<TensorFacts>,
@@ -31,24 +31,25 @@ pub struct FileFacts {
 /// A tensor's name and type.
 #[derive(Clone, Debug, Serialize)]
 pub struct TensorFacts {
-    /// Name.
+    /// Name of the tensor in the file, such as `blk.0.attn_q.weight`.
     pub name: String,
-    /// Type, as ggml names it.
+    /// Type as publishers write it: `Q4_K`, `IQ3_XXS`.
     #[serde(rename = "type")]
     pub ty: String,
-    /// Bits per weight of the type; `None` for unknown types.
+    /// Bits per weight of the type, scales included; `None` for unknown types.
     pub bits_per_weight: Option<f64>,
 }
 
 /// Error of a tensor against the base.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TensorError {
-    /// Name.
+    /// Name of the tensor in both files.
     pub name: String,
-    /// Type, as ggml names it.
+    /// Type in the quantized file, as publishers write it: `Q4_K`, `IQ3_XXS`.
     #[serde(rename = "type")]
     pub ty: String,
-    /// `sqrt(sum (q - w)^2 / sum w^2)`; `None` where the base is all zero and the other is not.
+    /// `sqrt(sum (q - w)^2 / sum w^2)` over the tensor's weights, a ratio: 0 where nothing differs, `None` where the
+    /// base is all zero and the other is not, or the ratio is not finite.
     pub relative_error: Option<f64>,
 }
 
@@ -81,7 +82,7 @@ fn type_name(ty: TensorType) -> String {
 
 /// Things of tensors arranged by layer and role: `blk.3.attn_q.weight` stands in column 3 of row `attn_q`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct LayerGrid<T> {
+pub(super) struct LayerGrid<T> {
     /// Roles in order of appearance.
     pub roles: Vec<String>,
     /// Number of layers.
@@ -97,7 +98,7 @@ const MOST_LAYERS: usize = 2000;
 
 impl<T> LayerGrid<T> {
     /// Arranges pairs of tensor name and thing.
-    pub fn new<'n>(items: impl IntoIterator<Item = (&'n str, T)>) -> LayerGrid<T> {
+    pub(super) fn new<'n>(items: impl IntoIterator<Item = (&'n str, T)>) -> LayerGrid<T> {
         let mut grid = LayerGrid { roles: Vec::new(), layers: 0, cells: Vec::new(), others: Vec::new() };
         for (name, thing) in items {
             let Some((layer, role)) = place(name) else {

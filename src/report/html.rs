@@ -349,7 +349,7 @@ pub(super) mod tests {
     use crate::report::{FileFacts, FileFigures, TaskFigures, TensorFacts, TextFacts};
 
     /// A comparison of two files with hostile names.
-    pub fn sample() -> Comparison {
+    pub(in crate::report) fn sample() -> Comparison {
         let facts = |file: &str, bits: f64, ty: &str| FileFacts {
             file: file.into(),
             size_bytes: (bits * 1e8) as u64,

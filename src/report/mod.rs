@@ -15,7 +15,7 @@ use serde::Serialize;
 
 pub use compare::{ComparisonRequest, TaskFolder};
 pub use error::ReportError;
-pub use facts::{FileFacts, LayerGrid, TensorError, TensorFacts, tensor_errors};
+pub use facts::{FileFacts, TensorError, TensorFacts, tensor_errors};
 pub use html::html_page;
 pub use size_plot::size_plot;
 pub use table::{markdown, text_tables};
@@ -23,18 +23,19 @@ pub use table::{markdown, text_tables};
 use crate::eval::DivergenceSummary;
 use crate::eval::tasks::{TaskComparison, TaskSummary};
 
-/// All that is known about a base model and its quantized files.
+/// All that is known about a base model and its quantized files: what `lwq compare --json` prints.
 #[derive(Clone, Debug, Serialize)]
 pub struct Comparison {
-    /// The base.
+    /// The unquantized original that all files are held against.
     pub base: FileFacts,
-    /// The text that was predicted.
+    /// The text that was predicted, and how it was cut into windows.
     pub text: TextFacts,
-    /// The quantized files, in the order given.
+    /// Size and types of each quantized file, in the order given.
     pub files: Vec<FileFacts>,
-    /// Figures: one entry for each way of rounding activations.
+    /// Perplexities, divergences and task scores: one entry for each way of rounding activations.
     pub runs: Vec<Run>,
-    /// Errors of each file's tensors against the base, in the order of `files`; empty where not asked for.
+    /// Errors of each file's tensors against the base, in the order of `files`; empty where not asked for
+    /// and after an interruption.
     pub tensor_errors: Vec<Vec<TensorError>>,
     /// False after an interruption: the figures cover less than was asked for.
     pub complete: bool,
@@ -43,52 +44,53 @@ pub struct Comparison {
 /// The text and how it was cut.
 #[derive(Clone, Debug, Serialize)]
 pub struct TextFacts {
-    /// Names of the files.
+    /// Names of the text files, without folders, in the order given.
     pub files: Vec<String>,
     /// Tokens of a window.
     pub ctx: usize,
-    /// Windows that the text has, or that were asked for.
+    /// Windows that were to be scored: those of the text, or as many as were asked for.
     pub windows: usize,
-    /// Predictions scored in a window.
+    /// Predictions scored in a window, in tokens.
     pub scored_per_window: usize,
 }
 
 /// One pass over text and tasks.
 #[derive(Clone, Debug, Serialize)]
 pub struct Run {
-    /// `f32` (unrounded) or `ggml`.
+    /// How the inputs of products were rounded: `f32` (not at all) or `ggml` (as its CPU backend does).
     pub activations: String,
-    /// Windows scored.
+    /// Windows scored; fewer than those of the text after an interruption.
     pub windows: usize,
-    /// Perplexity of the base.
+    /// Perplexity of the base, `exp` of its mean negative log-likelihood in nats per token.
     pub ppl_base: f64,
-    /// Its standard error.
+    /// Standard error of `ppl_base`, in its unit.
     pub ppl_base_error: f64,
-    /// The base's tasks.
+    /// The base's score of each task file, in the order of their names.
     pub base_tasks: Vec<TaskFigures>,
-    /// The files, in the order given.
+    /// Figures of each quantized file, in the order given.
     pub files: Vec<FileFigures>,
 }
 
 /// Figures of one file in one run.
 #[derive(Clone, Debug, Serialize)]
 pub struct FileFigures {
-    /// Perplexity and divergence.
+    /// Perplexity and divergence from the base; in JSON, its fields stand beside `tasks`.
     #[serde(flatten)]
     pub divergence: DivergenceSummary,
-    /// Scores of the tasks.
+    /// The file's score of each task file, in the order of the run's `base_tasks`.
     pub tasks: Vec<TaskFigures>,
 }
 
-/// Score of one task file.
+/// Score of one model on one task file.
 #[derive(Clone, Debug, Serialize)]
 pub struct TaskFigures {
-    /// Name of the task file, without folder and extension.
+    /// Name of the task file without its folder, and without extension where that tells the files apart.
     pub name: String,
-    /// Its figures.
+    /// Tasks scored and accuracy, as shares from 0 to 1; in JSON, its fields stand beside `name`.
     #[serde(flatten)]
     pub summary: TaskSummary,
-    /// Against the base.
+    /// The same tasks against the base's answers, its fields beside `name` too; `None` for the base itself
+    /// and where no task was scored with both.
     #[serde(flatten)]
     pub comparison: Option<TaskComparison>,
 }
