@@ -6,7 +6,7 @@
 
 mod byte_order;
 mod bytes;
-pub(crate) mod cursor;
+mod cursor;
 mod error;
 mod fingerprint;
 mod metadata;

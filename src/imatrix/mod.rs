@@ -164,7 +164,7 @@ pub struct Imatrix {
     pub entries: BTreeMap<String, Entry>,
     /// Entries for plans only, by weight name: the output matrix, also where the token embedding takes its part. The
     /// standard recipes round it without importance, and llama.cpp's tools do not look for it; so in a file these
-    /// names begin with [`PLANNING_PREFIX`]. The legacy form has no place for them.
+    /// names begin with `lwq.plan.`. The legacy form has no place for them.
     pub planning: BTreeMap<String, Entry>,
     /// Names of the calibration files, oldest first.
     pub datasets: Vec<String>,

@@ -154,7 +154,7 @@ enum Cut {
 
 /// The rules of one pre-tokenizer, ready to use.
 #[derive(Debug)]
-pub struct WordSplitter {
+pub(super) struct WordSplitter {
     views: Vec<View>,
     /// Each cut with its view.
     cuts: Vec<(Cut, usize)>,
@@ -192,7 +192,7 @@ impl WordSplitter {
     }
 
     /// Calls `word` with each word in order. `text` must be what [`unicode::normalized_utf8`] gives.
-    pub fn split<'t>(&self, text: &'t [u8], mut word: impl FnMut(&'t [u8])) {
+    pub(super) fn split<'t>(&self, text: &'t [u8], mut word: impl FnMut(&'t [u8])) {
         let haystacks: Vec<Vec<u8>> = self.views.iter().map(|view| view.haystack(text)).collect();
         let characters = haystacks.first().map_or(0, Vec::len);
         let mut start = 0;
