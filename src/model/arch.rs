@@ -166,7 +166,6 @@ const PLAIN: Architecture = Architecture {
 
 /// Every supported architecture.
 pub(crate) const ARCHITECTURES: &[Architecture] = &[
-    // Llama 1-3, Mistral, Mixtral, SmolLM, TinyLlama, DeepSeek-R1-Distill-Llama.
     Architecture {
         name: "llama",
         covers: "Llama 1-3, Mistral, Mixtral, SmolLM, TinyLlama, DeepSeek-R1-Distill-Llama",
@@ -176,9 +175,7 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         rope_factors: true,
         ..PLAIN
     },
-    // Qwen2, Qwen2.5, DeepSeek-R1-Distill-Qwen.
     Architecture { name: "qwen2", covers: "Qwen2, Qwen2.5, DeepSeek-R1-Distill-Qwen", ..PLAIN },
-    // Qwen1.5-MoE, Qwen2-MoE.
     Architecture {
         name: "qwen2moe",
         covers: "Qwen1.5-MoE, Qwen2-MoE",
@@ -195,7 +192,6 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         qk_norm: true,
         ..PLAIN
     },
-    // Gemma 1.
     Architecture {
         name: "gemma",
         covers: "Gemma 1",
@@ -229,7 +225,6 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         logit_cap: Some(0.0),
         ..PLAIN
     },
-    // Phi-3, Phi-4.
     Architecture { name: "phi3", covers: "Phi-3, Phi-4", fused_gate_up: true, rope_factors: true, ..PLAIN },
     Architecture {
         name: "gpt-oss",
