@@ -126,7 +126,9 @@ pub fn run(
         run.report(&written);
         Ok::<_, PipelineError>(())
     });
-    let (workers, stopped) = (workers?, stop.end());
+    // Also after a failure: whoever asks for a stop from here on is not heard by this work.
+    let stopped = stop.end();
+    let workers = workers?;
     if stopped {
         return Err(Interrupted.into());
     }
