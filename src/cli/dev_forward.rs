@@ -11,7 +11,7 @@ use clap::Args;
 use super::Common;
 use super::args::ActivationsArg;
 use lwq::compute::Precision;
-use lwq::eval::{Reference, Windows, evaluate};
+use lwq::eval::{Windows, perplexity_of};
 use lwq::gguf::Gguf;
 use lwq::model::{ForwardOptions, Model, NoTaps, Overrides, TokenGroup};
 
@@ -110,8 +110,7 @@ impl PerplexityArgs {
         let pass = model.pass(self.run.options(), Overrides::new())?;
         let windows = Windows::chunks(tokens, self.ctx, self.chunks, self.bos)?;
         let memory = self.memory.map(|mb| mb.saturating_mul(1_000_000));
-        let scores = evaluate(Reference::None, &[&pass], &windows, memory, &())?;
-        let total = scores.models[0].perplexity;
+        let total = perplexity_of(&pass, &windows, memory, &())?;
         common.result(format!("{:.6} {:.6} {}\n", total.ppl(), total.error(), total.tokens))
     }
 }

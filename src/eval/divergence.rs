@@ -6,7 +6,7 @@ use crate::model::math::{divergence_sum, log_sum_exp, max};
 
 /// What is kept of a scored prediction.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct ScoredToken {
+pub(crate) struct ScoredToken {
     /// Negative log-likelihood of the token that follows, in nats.
     pub nll: f32,
     /// The same of the reference.
@@ -23,7 +23,7 @@ impl ScoredToken {
     ///
     /// # Panics
     /// When `target` is not in the rows.
-    pub fn compare(base: &[f32], base_lse: f64, logits: &[f32], target: usize, cut: f32) -> ScoredToken {
+    pub(crate) fn compare(base: &[f32], base_lse: f64, logits: &[f32], target: usize, cut: f32) -> ScoredToken {
         let lse = log_sum_exp(logits);
         let kld = divergence_sum(base, base_lse as f32, logits, (base_lse - lse) as f32, cut);
         ScoredToken {
@@ -35,7 +35,7 @@ impl ScoredToken {
     }
 
     /// Difference of the probabilities of the token that follows.
-    pub fn delta_p(&self) -> f64 {
+    pub(crate) fn delta_p(&self) -> f64 {
         f64::from(-self.nll).exp() - f64::from(-self.nll_base).exp()
     }
 }
@@ -47,7 +47,7 @@ fn first_maximum(row: &[f32]) -> Option<usize> {
 
 /// Scored predictions of one model against the reference, in the order of the text.
 #[derive(Clone, Debug, Default)]
-pub struct Divergence {
+pub(crate) struct Divergence {
     /// One entry a prediction.
     pub tokens: Vec<ScoredToken>,
 }
@@ -161,12 +161,12 @@ impl Moments {
 
 impl Divergence {
     /// Mean KL divergence, nats a token.
-    pub fn mean_kld(&self) -> f64 {
+    pub(crate) fn mean_kld(&self) -> f64 {
         Moments::of(self.tokens.iter().map(|t| f64::from(t.kld))).mean()
     }
 
     /// All figures; `None` before the first prediction.
-    pub fn summary(&self) -> Option<DivergenceSummary> {
+    pub(crate) fn summary(&self) -> Option<DivergenceSummary> {
         if self.tokens.is_empty() {
             return None;
         }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde::{Serialize, Serializer};
 
-use super::engine::evaluate_with;
+use super::engine::evaluate;
 use super::follow::{Follow, KeptScores, until_stopped};
 use super::opened::{Opened, TextOptions, windows_of};
 use super::{
@@ -228,7 +228,7 @@ impl<'a> DivergenceRequest<'a> {
             };
             let n_run = opened.len() + usize::from(base_pass.is_some());
             let follow = Follow::new(watch, &windows, n_run, self.test, kept);
-            evaluate_with(reference, &passes, &windows, options.memory, writer.as_mut(), follow)
+            evaluate(reference, &passes, &windows, options.memory, writer.as_mut(), follow)
         })?;
         if result.windows == 0 {
             return Err(Interrupted.into());

@@ -18,7 +18,7 @@ use crate::progress::Watch;
 const GROUP_TOKENS: usize = 4096;
 
 /// What models are compared with.
-pub enum Reference<'a, 'm, 'g, 'o> {
+pub(crate) enum Reference<'a, 'm, 'g, 'o> {
     /// Nothing: perplexity only.
     None,
     /// A model that runs beside them.
@@ -29,7 +29,7 @@ pub enum Reference<'a, 'm, 'g, 'o> {
 
 /// What a run has found about one model.
 #[derive(Clone, Debug, Default)]
-pub struct ModelScores {
+pub(crate) struct ModelScores {
     /// Sums of negative log-likelihoods.
     pub perplexity: Perplexity,
     /// The negative log-likelihoods, in nats, one a scored prediction in the order of the text.
@@ -47,7 +47,7 @@ impl ModelScores {
     }
 
     /// Mean divergence of every window, nats a token.
-    pub fn window_means(&self, scored_per_window: usize) -> Vec<f64> {
+    pub(crate) fn window_means(&self, scored_per_window: usize) -> Vec<f64> {
         let windows = self.divergence.tokens.chunks_exact(scored_per_window.max(1));
         windows.map(|w| w.iter().map(|t| f64::from(t.kld)).sum::<f64>() / w.len() as f64).collect()
     }
@@ -55,7 +55,7 @@ impl ModelScores {
 
 /// What a run has found so far.
 #[derive(Clone, Debug, Default)]
-pub struct Evaluation {
+pub(crate) struct Evaluation {
     /// Windows scored.
     pub windows: usize,
     /// Predictions scored in each window.
@@ -81,33 +81,33 @@ impl Evaluation {
     }
 }
 
+/// Perplexity on windows of tokens that are cut already. `memory` bounds the activations in bytes (default: half of what is
+/// free). A cancelled pass gives what was scored before.
+///
+/// # Errors
+/// Those of the forward pass.
+pub fn perplexity_of(
+    pass: &Pass<'_, '_, '_>,
+    windows: &Windows,
+    memory: Option<u64>,
+    watch: &dyn Watch,
+) -> Result<Perplexity, EvalError> {
+    let follow = Follow::new(watch, windows, 1, None, None);
+    let result = evaluate(Reference::None, &[pass], windows, memory, None, follow)?;
+    Ok(result.models.first().map_or_else(Perplexity::default, |scores| scores.perplexity))
+}
+
 /// Scores `models` on `windows`, against `reference` if there is one. `memory` bounds the activations in bytes
-/// (default: half of what is free).
+/// (default: half of what is free). `save` receives the reference's distributions, or those of the first model when there is
+/// no reference model. `follow` may know what a run before has found about the first windows, which are not run again. A run
+/// that reads or saves logits passes over the whole text and leaves that aside.
 ///
 /// A cancelled pass ends the run: what was scored before is returned.
 ///
 /// # Errors
 /// Those of the forward passes, which name the model by its number from 1, the reference not at all; vocabularies of
-/// different sizes; a damaged logits file.
-pub fn evaluate(
-    reference: Reference<'_, '_, '_, '_>,
-    models: &[&Pass<'_, '_, '_>],
-    windows: &Windows,
-    memory: Option<u64>,
-    watch: &dyn Watch,
-) -> Result<Evaluation, EvalError> {
-    let n_models = models.len() + usize::from(matches!(reference, Reference::Model(_)));
-    let follow = Follow::new(watch, windows, n_models, None, None);
-    evaluate_with(reference, models, windows, memory, None, follow)
-}
-
-/// As [`evaluate`]. `save` receives the reference's distributions, or those of the first model when there is no
-/// reference model. `follow` may know what a run before has found about the first windows, which are not run again. A run
-/// that reads or saves logits passes over the whole text and leaves that aside.
-///
-/// # Errors
-/// As [`evaluate`], and a full disk.
-pub(crate) fn evaluate_with(
+/// different sizes; a damaged logits file; a full disk.
+pub(crate) fn evaluate(
     reference: Reference<'_, '_, '_, '_>,
     models: &[&Pass<'_, '_, '_>],
     windows: &Windows,

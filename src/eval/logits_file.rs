@@ -27,7 +27,7 @@ use crate::model::math::{exp_sum, max};
 const MAGIC: &[u8; 8] = b"_logits_";
 
 /// Log-probabilities at or below minus this many nats do not count in a divergence from a file.
-pub const LOGITS_CUT: f32 = 16.0;
+pub(crate) const LOGITS_CUT: f32 = 16.0;
 
 /// Bytes of the header without the tokens.
 const HEADER_BYTES: u64 = 20;
@@ -38,7 +38,7 @@ fn record_bytes(n_vocab: usize) -> usize {
 }
 
 /// A file of saved log-probabilities, read from front to back.
-pub struct LogitsReader {
+pub(crate) struct LogitsReader {
     path: PathBuf,
     input: BufReader<File>,
     n_ctx: usize,
@@ -53,7 +53,7 @@ impl LogitsReader {
     /// # Errors
     /// When the file cannot be read, is no such file, has a window or vocabulary size out of range, a token outside of
     /// its vocabulary, or another length than its header says.
-    pub fn open(path: &Path) -> Result<LogitsReader, EvalError> {
+    pub(crate) fn open(path: &Path) -> Result<LogitsReader, EvalError> {
         let bad = |field: &str, found: String, advice: &str| EvalError::BadLogitsFile {
             path: path.to_owned(),
             field: field.to_owned(),
@@ -110,12 +110,12 @@ impl LogitsReader {
     }
 
     /// Tokens per window.
-    pub fn n_ctx(&self) -> usize {
+    pub(crate) fn n_ctx(&self) -> usize {
         self.n_ctx
     }
 
     /// Vocabulary size.
-    pub fn n_vocab(&self) -> usize {
+    pub(crate) fn n_vocab(&self) -> usize {
         self.n_vocab
     }
 
@@ -123,7 +123,7 @@ impl LogitsReader {
     ///
     /// # Errors
     /// When the file holds a single window of fewer than 4 tokens; such a file is refused on opening.
-    pub fn windows(&self, limit: Option<usize>, bos: Option<u32>) -> Result<Windows, EvalError> {
+    pub(crate) fn windows(&self, limit: Option<usize>, bos: Option<u32>) -> Result<Windows, EvalError> {
         Windows::whole_chunks(self.tokens.clone(), self.n_ctx, limit, bos)
     }
 
@@ -134,7 +134,7 @@ impl LogitsReader {
     ///
     /// # Panics
     /// When `out` has another length.
-    pub fn read_rows(&mut self, rows: usize, out: &mut [f32]) -> Result<(), EvalError> {
+    pub(crate) fn read_rows(&mut self, rows: usize, out: &mut [f32]) -> Result<(), EvalError> {
         assert_eq!(out.len(), rows * self.n_vocab, "room for {rows} rows");
         let size = record_bytes(self.n_vocab);
         self.record.resize(rows * size, 0);
@@ -166,7 +166,7 @@ impl LogitsReader {
 }
 
 /// Writes a file of log-probabilities. It appears under its name when [`Self::finish`] has been called.
-pub struct LogitsWriter {
+pub(crate) struct LogitsWriter {
     output: BufWriter<AtomicFile>,
     target: PathBuf,
     n_vocab: usize,
@@ -178,7 +178,12 @@ impl LogitsWriter {
     ///
     /// # Errors
     /// When the file cannot be made, or windows overlap: the form has no place for strides.
-    pub fn create(path: &Path, replace: bool, windows: &Windows, n_vocab: usize) -> Result<LogitsWriter, EvalError> {
+    pub(crate) fn create(
+        path: &Path,
+        replace: bool,
+        windows: &Windows,
+        n_vocab: usize,
+    ) -> Result<LogitsWriter, EvalError> {
         let n_ctx = windows.n_ctx();
         let chunked = windows.scored() == (n_ctx / 2..n_ctx - 1);
         let counts = [n_ctx, n_vocab, windows.len()].map(|n| i32::try_from(n).ok());
@@ -210,7 +215,7 @@ impl LogitsWriter {
     ///
     /// # Errors
     /// When the disk reports an error.
-    pub fn add_rows(&mut self, logits: &[f32]) -> Result<(), EvalError> {
+    pub(crate) fn add_rows(&mut self, logits: &[f32]) -> Result<(), EvalError> {
         let size = record_bytes(self.n_vocab);
         let rows = logits.len() / self.n_vocab;
         let mut records = vec![0u8; rows * size];
@@ -224,7 +229,7 @@ impl LogitsWriter {
     ///
     /// # Errors
     /// When the disk reports an error.
-    pub fn finish(self) -> Result<bool, EvalError> {
+    pub(crate) fn finish(self) -> Result<bool, EvalError> {
         if self.records_left > 0 {
             return Ok(false);
         }

@@ -27,7 +27,7 @@ pub struct PairedDifference {
 
 /// Compares the means of two series measured on the same windows, `a[i]` and `b[i]` of window i.
 /// `None` without windows.
-pub fn compare_means(a: &[f64], b: &[f64]) -> Option<PairedDifference> {
+pub(crate) fn compare_means(a: &[f64], b: &[f64]) -> Option<PairedDifference> {
     let n = a.len().min(b.len());
     if n == 0 {
         return None;

@@ -51,7 +51,7 @@ impl Perplexity {
 ///
 /// # Errors
 /// Those of the output product.
-pub fn score_chunks(
+pub(crate) fn score_chunks(
     pass: &Pass<'_, '_, '_>,
     hidden: &HiddenStates,
     n_ctx: usize,

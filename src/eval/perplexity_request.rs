@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::engine::evaluate_with;
+use super::engine::evaluate;
 use super::follow::{Follow, KeptScores, until_stopped};
 use super::opened::{Opened, TextOptions, windows_of};
 use super::{EvalError, LogitsWriter, Reference, Windows};
@@ -127,7 +127,7 @@ impl<'a> PerplexityRequest<'a> {
         let result = until_stopped(watch, |stop| {
             let pass = opened.pass(options.activations, stop)?;
             let follow = Follow::new(watch, &windows, 1, None, kept);
-            evaluate_with(Reference::None, &[&pass], &windows, options.memory, writer.as_mut(), follow)
+            evaluate(Reference::None, &[&pass], &windows, options.memory, writer.as_mut(), follow)
         });
         let result = result.map_err(|error| error.in_file(opened.label()))?;
         if result.windows == 0 {

@@ -38,14 +38,14 @@ struct Section {
 
 /// Scores of models on the first windows of a text, by [`section_key`].
 #[derive(Debug)]
-pub struct EvaluationState {
+pub(crate) struct EvaluationState {
     path: PathBuf,
     sections: BTreeMap<String, ModelScores>,
 }
 
 /// Names what a model's scores depend on: the model, the reference (fingerprints), the text and how it is cut, and how
 /// activations are rounded. The number of windows does not count.
-pub fn section_key(model: &str, reference: Option<&str>, windows: &Windows, activations: &str) -> String {
+pub(crate) fn section_key(model: &str, reference: Option<&str>, windows: &Windows, activations: &str) -> String {
     let mut hash = Sha256::new();
     hash.update(format!("{model}\n{}\n{activations}\n", reference.unwrap_or("none")));
     hash.update(format!("{} {:?} {:?}\n", windows.n_ctx(), windows.scored(), windows.bos()));
@@ -58,7 +58,7 @@ impl EvaluationState {
     ///
     /// # Errors
     /// When the file cannot be read, or is damaged or none of these.
-    pub fn open(path: &Path) -> Result<EvaluationState, EvalError> {
+    pub(crate) fn open(path: &Path) -> Result<EvaluationState, EvalError> {
         let empty = EvaluationState { path: path.to_owned(), sections: BTreeMap::new() };
         let unreadable = |source| EvalError::Read { path: path.to_owned(), source };
         let mut file = match File::open(path) {
@@ -96,12 +96,12 @@ impl EvaluationState {
     }
 
     /// What is known of the section, nothing at first.
-    pub fn section(&self, key: &str) -> ModelScores {
+    pub(crate) fn section(&self, key: &str) -> ModelScores {
         self.sections.get(key).cloned().unwrap_or_default()
     }
 
     /// Takes scores over, unless it knows more of them.
-    pub fn keep(&mut self, key: &str, scores: &ModelScores) {
+    pub(crate) fn keep(&mut self, key: &str, scores: &ModelScores) {
         if self.sections.get(key).is_none_or(|known| known.nlls.len() < scores.nlls.len()) {
             self.sections.insert(key.to_owned(), scores.clone());
         }
@@ -111,7 +111,7 @@ impl EvaluationState {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn save(&self) -> Result<(), EvalError> {
+    pub(crate) fn save(&self) -> Result<(), EvalError> {
         let sections = self.sections.iter().map(|(key, scores)| Section {
             key: key.clone(),
             predictions: scores.nlls.len(),

@@ -10,7 +10,7 @@ const SHORTEST: usize = 4;
 /// Windows of several texts in turn, the first of each, then the second of each, as one text: a run that ends early or
 /// has a limit has seen something of all, and no window holds the end of one and the beginning of another. What fills
 /// no window of `n_ctx` tokens is left out. A single text stays as it is.
-pub fn texts_in_turn(mut texts: Vec<Vec<u32>>, n_ctx: usize) -> Vec<u32> {
+pub(crate) fn texts_in_turn(mut texts: Vec<Vec<u32>>, n_ctx: usize) -> Vec<u32> {
     if texts.len() == 1 {
         return texts.remove(0);
     }

@@ -7,7 +7,7 @@ use super::{Comparison, FileFacts, FileFigures, ReportError, Run, TaskFigures, T
 use crate::display::printable;
 use crate::eval::tasks::{PreparedTasks, ReadOptions, TaskKind, TaskOptions, TaskScores, TaskSet};
 use crate::eval::{
-    EvalError, Follow, KeptScores, Opened, Reference, TextOptions, Windows, evaluate_with, score_model, until_stopped,
+    EvalError, Follow, KeptScores, Opened, Reference, TextOptions, Windows, evaluate, score_model, until_stopped,
     windows_of,
 };
 use crate::gguf::Gguf;
@@ -202,7 +202,7 @@ impl<'a> ComparisonRequest<'a> {
         let kept = kept.map(|path| KeptScores::open(path, Some(base), files, windows, mode)).transpose()?;
         let follow = Follow::new(watch, windows, passes.len() + 1, None, kept);
         let reference = Reference::Model(&base_pass);
-        let result = evaluate_with(reference, &passes, windows, self.options.memory, None, follow)?;
+        let result = evaluate(reference, &passes, windows, self.options.memory, None, follow)?;
         let Some(reference) = result.reference.filter(|_| result.windows > 0) else { return Ok((None, false)) };
         let summaries = result.models.iter().filter_map(|scores| scores.divergence.summary());
         let run = Run {
