@@ -102,19 +102,25 @@ fn fuzz(name: &'static str, body: fn(&[u8])) {
     let mut target = Target::new(name, body);
     let seeds = target.seeds();
     seeds.iter().for_each(|seed| target.run(seed));
-    let end = Instant::now() + Duration::from_secs_f64(seconds());
+    let runs = run_mutations(&mut target, &seeds, Duration::from_secs_f64(seconds()));
+    eprintln!("{name}: {} seeds, {runs} mutations", seeds.len());
+    std::fs::remove_file(&target.path).unwrap();
+}
+
+/// Runs mutated seeds until the time is over; gives their number.
+fn run_mutations(target: &mut Target, seeds: &[Vec<u8>], time: Duration) -> u64 {
+    let end = Instant::now() + time;
     let (mut random, mut runs) = (Random::new(1), 0);
     while Instant::now() < end {
         let mut input = seeds[random.below(seeds.len())].clone();
         // One change half of the time: what has many fails at the first of them.
         for _ in 0..=random.bits().leading_zeros().min(7) {
-            mutate(&mut input, &seeds, &mut random);
+            mutate(&mut input, seeds, &mut random);
         }
         target.run(&input);
         runs += 1;
     }
-    eprintln!("{name}: {} seeds, {runs} mutations", seeds.len());
-    std::fs::remove_file(&target.path).unwrap();
+    runs
 }
 
 /// Changes `input` in one place.
@@ -178,3 +184,22 @@ macro_rules! targets {
 
 // By name.
 targets! { convert_safetensors convert_tokenizer_json gguf_reader imatrix_dat imatrix_gguf tokenizer }
+
+#[test]
+fn a_panic_is_found_and_reported_with_its_input() {
+    fn planted(bytes: &[u8]) {
+        assert!(!bytes.windows(2).any(|pair| pair == [0xff, 0x7f]), "planted");
+    }
+
+    let mut target = Target::new("planted", planted);
+    let found = catch_unwind(AssertUnwindSafe(|| {
+        run_mutations(&mut target, &[b"GGUF\x03\0\0\0".to_vec()], Duration::from_secs(60))
+    }));
+    let report =
+        *found.expect_err("a field of two bytes is soon the largest of its kind").downcast::<String>().unwrap();
+    let input = std::fs::read(&target.path).unwrap();
+    assert!(catch_unwind(|| planted(&input)).is_err(), "the file holds what brings the panic");
+    let hex: String = input.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert!(report.starts_with("planted panics on the ") && report.ends_with(&format!("\n{hex}")), "{report}");
+    std::fs::remove_file(&target.path).unwrap();
+}
