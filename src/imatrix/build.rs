@@ -2,16 +2,16 @@
 
 /// One entry of a legacy file; every field can lie.
 #[derive(Clone)]
-pub(crate) struct DatEntry {
-    pub name_len: i32,
-    pub name: Vec<u8>,
-    pub ncall: i32,
-    pub nval: i32,
-    pub values: Vec<f32>,
+pub(super) struct DatEntry {
+    pub(super) name_len: i32,
+    pub(super) name: Vec<u8>,
+    pub(super) ncall: i32,
+    pub(super) nval: i32,
+    pub(super) values: Vec<f32>,
 }
 
 impl DatEntry {
-    pub(crate) fn new(name: &str, ncall: i32, values: &[f32]) -> DatEntry {
+    pub(super) fn new(name: &str, ncall: i32, values: &[f32]) -> DatEntry {
         DatEntry {
             name_len: name.len() as i32,
             name: name.as_bytes().to_vec(),
@@ -22,7 +22,7 @@ impl DatEntry {
     }
 }
 
-pub(crate) fn dat(n_entries: i32, entries: &[DatEntry], trailer: &[u8]) -> Vec<u8> {
+pub(super) fn dat(n_entries: i32, entries: &[DatEntry], trailer: &[u8]) -> Vec<u8> {
     let mut out = n_entries.to_le_bytes().to_vec();
     for entry in entries {
         out.extend(entry.name_len.to_le_bytes());
@@ -36,16 +36,16 @@ pub(crate) fn dat(n_entries: i32, entries: &[DatEntry], trailer: &[u8]) -> Vec<u
 }
 
 /// `chunk_count`, `dataset_len` and the dataset's bytes.
-pub(crate) fn trailer(chunk_count: i32, dataset_len: i32, dataset: &str) -> Vec<u8> {
+pub(super) fn trailer(chunk_count: i32, dataset_len: i32, dataset: &str) -> Vec<u8> {
     let mut out = chunk_count.to_le_bytes().to_vec();
     out.extend(dataset_len.to_le_bytes());
     out.extend(dataset.as_bytes());
     out
 }
 
-pub(crate) const U32: u32 = 4;
-pub(crate) const STRING: u32 = 8;
-pub(crate) const ARRAY: u32 = 9;
+pub(super) const U32: u32 = 4;
+pub(super) const STRING: u32 = 8;
+pub(super) const ARRAY: u32 = 9;
 
 fn string(text: &str) -> Vec<u8> {
     let mut out = (text.len() as u64).to_le_bytes().to_vec();
@@ -54,43 +54,43 @@ fn string(text: &str) -> Vec<u8> {
 }
 
 /// A key-value pair: key, type id, raw value.
-pub(crate) type Pair = (&'static str, u32, Vec<u8>);
+pub(super) type Pair = (&'static str, u32, Vec<u8>);
 
-pub(crate) fn datasets(names: &[&str]) -> Pair {
+pub(super) fn datasets(names: &[&str]) -> Pair {
     let mut raw = STRING.to_le_bytes().to_vec();
     raw.extend((names.len() as u64).to_le_bytes());
     raw.extend(names.iter().flat_map(|name| string(name)));
     ("imatrix.datasets", ARRAY, raw)
 }
 
-pub(crate) fn number(key: &'static str, value: u32) -> Pair {
+pub(super) fn number(key: &'static str, value: u32) -> Pair {
     (key, U32, value.to_le_bytes().to_vec())
 }
 
-pub(crate) fn text(key: &'static str, value: &str) -> Pair {
+pub(super) fn text(key: &'static str, value: &str) -> Pair {
     (key, STRING, string(value))
 }
 
-pub(crate) fn keys() -> Vec<Pair> {
+pub(super) fn keys() -> Vec<Pair> {
     vec![datasets(&["calib.txt"]), number("imatrix.chunk_count", 3), number("imatrix.chunk_size", 16)]
 }
 
 /// Name, ggml type id, dimensions, raw data.
-pub(crate) type Tensor = (String, u32, Vec<u64>, Vec<u8>);
+pub(super) type Tensor = (String, u32, Vec<u64>, Vec<u8>);
 
-pub(crate) fn f32s(name: &str, shape: &[u64], values: &[f32]) -> Tensor {
+pub(super) fn f32s(name: &str, shape: &[u64], values: &[f32]) -> Tensor {
     (name.to_owned(), 0, shape.to_vec(), values.iter().flat_map(|value| value.to_le_bytes()).collect())
 }
 
-pub(crate) fn sums(weight: &str, shape: &[u64], values: &[f32]) -> Tensor {
+pub(super) fn sums(weight: &str, shape: &[u64], values: &[f32]) -> Tensor {
     f32s(&format!("{weight}.in_sum2"), shape, values)
 }
 
-pub(crate) fn counts(weight: &str, values: &[f32]) -> Tensor {
+pub(super) fn counts(weight: &str, values: &[f32]) -> Tensor {
     f32s(&format!("{weight}.counts"), &[1, values.len() as u64], values)
 }
 
-pub(crate) fn gguf(pairs: &[Pair], tensors: &[Tensor]) -> Vec<u8> {
+pub(super) fn gguf(pairs: &[Pair], tensors: &[Tensor]) -> Vec<u8> {
     let mut out = b"GGUF\x03\0\0\0".to_vec();
     out.extend((tensors.len() as u64).to_le_bytes());
     out.extend((pairs.len() as u64).to_le_bytes());

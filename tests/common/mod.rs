@@ -2,7 +2,7 @@
 #![allow(dead_code, unused_imports, unused_macros)] // each test file uses a part
 
 #[path = "../../src/testing.rs"]
-pub mod random;
+pub(crate) mod random;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -14,12 +14,12 @@ use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 
 /// The bundled model.
-pub fn doclet() -> PathBuf {
+pub(crate) fn doclet() -> PathBuf {
     data("doclet-4m-f16.gguf")
 }
 
 /// A file below tests/data.
-pub fn data(name: &str) -> PathBuf {
+pub(crate) fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
 }
 
@@ -30,24 +30,24 @@ macro_rules! args {
 pub(crate) use args;
 
 /// The binary, ready for arguments.
-pub fn lwq() -> Command {
+pub(crate) fn lwq() -> Command {
     Command::new(env!("CARGO_BIN_EXE_lwq"))
 }
 
 /// Runs a command line, given as separate arguments.
-pub fn run<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Output {
+pub(crate) fn run<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Output {
     lwq().args(arguments).output().expect("the binary starts")
 }
 
 /// Runs a command line with more arguments at its end.
-pub fn run_with(mut arguments: Vec<OsString>, more: &[&str]) -> Output {
+pub(crate) fn run_with(mut arguments: Vec<OsString>, more: &[&str]) -> Output {
     arguments.extend(more.iter().map(OsString::from));
     run(arguments)
 }
 
 /// Waits until `ready` says that `child` has got as far as a test wants it; the child must still be at work then.
 #[track_caller]
-pub fn wait_for_work(child: &mut Child, mut ready: impl FnMut() -> bool) {
+pub(crate) fn wait_for_work(child: &mut Child, mut ready: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(120);
     while !ready() {
         assert_at_work(child);
@@ -59,14 +59,14 @@ pub fn wait_for_work(child: &mut Child, mut ready: impl FnMut() -> bool) {
 
 /// Asserts that a run has not ended by itself: then what a test does to it would prove nothing.
 #[track_caller]
-pub fn assert_at_work(child: &mut Child) {
+pub(crate) fn assert_at_work(child: &mut Child) {
     assert_eq!(child.try_wait().expect("the child can be asked"), None, "the run ended by itself; give it more to do");
 }
 
 /// Sends a signal to a run at work and waits for the end, which must be the one that the signal brings.
 #[cfg(unix)]
 #[track_caller]
-pub fn interrupt(mut child: Child, signal: i32) -> Output {
+pub(crate) fn interrupt(mut child: Child, signal: i32) -> Output {
     use std::os::unix::process::ExitStatusExt;
     assert_at_work(&mut child);
     // SAFETY: kill(2) on a child that has not been waited for yet.
@@ -81,20 +81,20 @@ pub fn interrupt(mut child: Child, signal: i32) -> Output {
 
 /// Asserts success and returns the JSON on stdout.
 #[track_caller]
-pub fn json_of(output: Output) -> Json {
+pub(crate) fn json_of(output: Output) -> Json {
     serde_json::from_str(&stdout_of(output)).expect("stdout is JSON")
 }
 
 /// Asserts success and returns stdout.
 #[track_caller]
-pub fn stdout_of(output: Output) -> String {
+pub(crate) fn stdout_of(output: Output) -> String {
     assert!(output.status.success(), "{}\nstderr: {}", output.status, String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("stdout is UTF-8")
 }
 
 /// Asserts a failure with exit code 1 and exactly one error line on stderr; returns that line.
 #[track_caller]
-pub fn error_line(output: &Output) -> String {
+pub(crate) fn error_line(output: &Output) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "stderr: {stderr}");
     // A run that takes long says how far it is before it fails.
@@ -106,7 +106,7 @@ pub fn error_line(output: &Output) -> String {
 }
 
 /// Names in a folder, sorted.
-pub fn files_in(folder: &Path) -> Vec<String> {
+pub(crate) fn files_in(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).expect("folder is readable");
     let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
@@ -115,7 +115,7 @@ pub fn files_in(folder: &Path) -> Vec<String> {
 
 /// Digest of a file's tensors, independent of their order and of the metadata: SHA-256 over the sorted lines
 /// `name type_id ne0xne1.. sha256(data)`.
-pub fn tensor_digest(path: &Path) -> String {
+pub(crate) fn tensor_digest(path: &Path) -> String {
     let gguf = Gguf::open(path).expect("output opens");
     let mut lines: Vec<String> = gguf
         .tensors()
@@ -136,7 +136,7 @@ fn hex(bytes: &[u8]) -> String {
 
 /// A llama-like model of `blocks` blocks whose F32 weights are all zero, so that the file is sparse on disk:
 /// `rows x row_len` weights in each of two tensors per block.
-pub fn sparse_model(path: &Path, blocks: u32, row_len: u64, rows: u64) {
+pub(crate) fn sparse_model(path: &Path, blocks: u32, row_len: u64, rows: u64) {
     let mut metadata = Metadata::new(path.display().to_string());
     metadata.set("general.architecture", "llama");
     metadata.set("llama.block_count", blocks);

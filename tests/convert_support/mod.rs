@@ -10,21 +10,21 @@ use serde_json::{Value as Json, json};
 
 /// Raw values of one tensor.
 #[derive(Clone)]
-pub struct Raw {
-    pub dtype: Dtype,
-    pub shape: Vec<usize>,
-    pub data: Vec<u8>,
+pub(crate) struct Raw {
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) data: Vec<u8>,
 }
 
 /// Tensors by Hugging Face's names.
-pub type Tensors = BTreeMap<String, Raw>;
+pub(crate) type Tensors = BTreeMap<String, Raw>;
 
 /// A model folder with the files that a test changes before the program sees them.
-pub struct Source {
-    pub config: Json,
-    pub tokenizer: Json,
-    pub tokenizer_config: Json,
-    pub tensors: Tensors,
+pub(crate) struct Source {
+    pub(crate) config: Json,
+    pub(crate) tokenizer: Json,
+    pub(crate) tokenizer_config: Json,
+    pub(crate) tensors: Tensors,
 }
 
 const LAYER_NAMES: [(&str, &str); 9] = [
@@ -66,7 +66,7 @@ fn unpermute(data: &[u8], heads: usize, rows: usize) -> Vec<u8> {
 
 impl Source {
     /// Reads the bundled model.
-    pub fn doclet(path: &Path) -> Source {
+    pub(crate) fn doclet(path: &Path) -> Source {
         let gguf = Gguf::open(path).unwrap();
         let mut tensors = Tensors::new();
         for tensor in gguf.tensors() {
@@ -114,7 +114,7 @@ impl Source {
     }
 
     /// Writes all files but the weights.
-    pub fn write_texts(&self, folder: &Path) {
+    pub(crate) fn write_texts(&self, folder: &Path) {
         std::fs::create_dir_all(folder).unwrap();
         for (name, json) in [
             ("config.json", &self.config),
@@ -126,14 +126,14 @@ impl Source {
     }
 
     /// Writes the folder with one safetensors file.
-    pub fn write(&self, folder: &Path) -> PathBuf {
+    pub(crate) fn write(&self, folder: &Path) -> PathBuf {
         self.write_texts(folder);
         save(&self.tensors, &folder.join("model.safetensors"));
         folder.to_path_buf()
     }
 
     /// Writes the folder with the tensors dealt to `shards` files, and their index.
-    pub fn write_sharded(&self, folder: &Path, shards: usize) -> PathBuf {
+    pub(crate) fn write_sharded(&self, folder: &Path, shards: usize) -> PathBuf {
         self.write_texts(folder);
         let mut places = serde_json::Map::new();
         for shard in 0..shards {
@@ -150,7 +150,7 @@ impl Source {
 }
 
 /// Writes a safetensors file.
-pub fn save(tensors: &Tensors, path: &Path) {
+pub(crate) fn save(tensors: &Tensors, path: &Path) {
     let views = tensors.iter().map(|(name, raw)| {
         (name.clone(), TensorView::new(raw.dtype, raw.shape.clone(), &raw.data).expect("data fit the shape"))
     });

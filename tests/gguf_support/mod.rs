@@ -43,7 +43,7 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 /// Bytes that `work` had allocated at its worst moment, beyond what was held before.
-pub fn peak_bytes<T>(work: impl FnOnce() -> T) -> (T, usize) {
+pub(crate) fn peak_bytes<T>(work: impl FnOnce() -> T) -> (T, usize) {
     let before = LIVE.get();
     PEAK.set(before);
     let result = work();
@@ -54,7 +54,7 @@ pub fn peak_bytes<T>(work: impl FnOnce() -> T) -> (T, usize) {
 const TIME_LIMIT: Duration = Duration::from_secs(30);
 
 /// Opens a file; fails the test if that takes long or allocates out of proportion to the file's size.
-pub fn open_watched(path: &Path, file_bytes: u64) -> Result<Gguf, GgufError> {
+pub(crate) fn open_watched(path: &Path, file_bytes: u64) -> Result<Gguf, GgufError> {
     let started = Instant::now();
     let (result, peak) = peak_bytes(|| Gguf::open(path));
     let allowed = 64 * 1024 + usize::try_from(file_bytes).unwrap_or(usize::MAX).saturating_mul(16);
@@ -64,7 +64,7 @@ pub fn open_watched(path: &Path, file_bytes: u64) -> Result<Gguf, GgufError> {
 }
 
 /// Checks that a message is one line, names the file, says what to do, and holds all `parts`.
-pub fn check_message(error: &GgufError, file: &str, parts: &[&str]) {
+pub(crate) fn check_message(error: &GgufError, file: &str, parts: &[&str]) {
     let message = error.to_string();
     assert!(!message.chars().any(char::is_control), "not one clean line: {message:?}");
     assert!(message.len() < 1000, "too long: {message}");
@@ -76,7 +76,7 @@ pub fn check_message(error: &GgufError, file: &str, parts: &[&str]) {
 }
 
 /// Writes `bytes` to a file, opens it and checks that it is refused with a message that holds all `parts`.
-pub fn refused(bytes: &[u8], parts: &[&str]) {
+pub(crate) fn refused(bytes: &[u8], parts: &[&str]) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("hostile.gguf");
     std::fs::write(&path, bytes).unwrap();
@@ -87,6 +87,6 @@ pub fn refused(bytes: &[u8], parts: &[&str]) {
 }
 
 /// Opens `bytes` that are sound.
-pub fn accepted(bytes: Vec<u8>) -> Gguf {
+pub(crate) fn accepted(bytes: Vec<u8>) -> Gguf {
     Gguf::from_bytes(bytes).unwrap_or_else(|error| panic!("{error}"))
 }
