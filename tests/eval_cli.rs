@@ -296,7 +296,7 @@ fn a_model_that_fails_is_named_by_its_number_from_1() {
     let failing = |models: &[&Path]| {
         let mut arguments = args!["eval", "kld", "--base", doclet(), "-f", text(), "--chunks", "1", "--state", &state];
         arguments.extend(models.iter().map(OsString::from));
-        error_line(&run(arguments))
+        error_line(&run_with(arguments, &["--quiet"]))
     };
     let good = doclet();
     assert!(failing(&[&bad, &good]).contains(&format!("model 1: layer 0: {name} gave NaN")));
