@@ -7,6 +7,8 @@
 //! `GB/s` the bytes of f32 read (quantize) or written (decode). `ratio` is ggml's time divided by ours: above 1 we
 //! are faster.
 
+#![allow(clippy::print_stdout)] // figures go to stdout
+
 #[allow(dead_code)] // what the tests use is more
 #[path = "../src/testing.rs"]
 mod testing;

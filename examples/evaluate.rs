@@ -4,6 +4,8 @@
 //! cargo run --release --example evaluate -- model-f16.gguf model-Q4_K_M.gguf model-Q3_K_M.gguf
 //! ```
 
+#![allow(clippy::print_stdout, clippy::print_stderr)] // a program prints
+
 use std::error::Error;
 use std::path::PathBuf;
 

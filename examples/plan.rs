@@ -3,6 +3,8 @@
 //!
 //! The first run measures the model, which takes minutes, and keeps the result beside it.
 
+#![allow(clippy::print_stdout, clippy::print_stderr)] // a program prints
+
 use std::error::Error;
 use std::path::Path;
 

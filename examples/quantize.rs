@@ -1,5 +1,7 @@
 //! Quantizes a model: `cargo run --release --example quantize -- MODEL OUTPUT TARGET [IMATRIX]`.
 
+#![allow(clippy::print_stdout, clippy::print_stderr)] // a program prints
+
 use std::error::Error;
 use std::path::Path;
 

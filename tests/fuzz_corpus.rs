@@ -98,6 +98,7 @@ fn seconds() -> f64 {
     text.to_str().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("LWQ_FUZZ_SECONDS={text:?}: no number"))
 }
 
+#[allow(clippy::print_stderr)] // how much was tried, for those who look
 fn fuzz(name: &'static str, body: fn(&[u8])) {
     let mut target = Target::new(name, body);
     let seeds = target.seeds();

@@ -114,9 +114,8 @@ impl MakeArgs {
         let method = self.rounding.method(!self.calibration.is_empty(), None)?;
         let calibration = self.rounding.calibration(method, &self.calibration, &gguf, &watch)?;
         let importance = self.importance.open(model, true, common)?;
-        let mut request = Request::new(budget)
-            .probes(self.probes.options()?)
-            .rounding(rounding(method, calibration.as_ref()));
+        let mut request =
+            Request::new(budget).probes(self.probes.options()?).rounding(rounding(method, calibration.as_ref()));
         if let Some(opened) = &importance {
             request = request.imatrix(opened.named());
         }

@@ -17,7 +17,9 @@ use lwq::gguf::Gguf;
 use lwq::imatrix::EntryFilter;
 use lwq::plan::{self, PlanFile};
 use lwq::progress::Watch;
-use lwq::quantize::{Choices, Draft, QuantizeError, Report, Request, Rounding, RoundingReport, Split, open_source, write_all};
+use lwq::quantize::{
+    Choices, Draft, QuantizeError, Report, Request, Rounding, RoundingReport, Split, open_source, write_all,
+};
 use lwq::recipe::{TARGETS, Target};
 use lwq::rounding::RoundingMethod;
 
@@ -97,19 +99,21 @@ pub struct QuantizeArgs {
     dry_run: bool,
 }
 
+/// Characters of a line of the help text.
+const LINE: usize = 76;
+
 /// The targets for the help text, as many in a line as fit.
 fn targets_help() -> String {
     let mut text = "Targets, smallest first (lwq list targets tells more):".to_owned();
-    let mut width = usize::MAX;
+    let mut line = String::new();
     for target in TARGETS {
-        if width + target.name.len() + 1 > 78 {
-            text.push_str("\n ");
-            width = 1;
+        if line.len() + target.name.len() > LINE {
+            text.push_str(&format!("\n {line}"));
+            line.clear();
         }
-        text.push(' ');
-        text.push_str(target.name);
-        width += target.name.len() + 1;
+        line.push_str(&format!(" {}", target.name));
     }
+    text.push_str(&format!("\n {line}"));
     text
 }
 
@@ -172,7 +176,8 @@ impl QuantizeArgs {
         let Positional { output, target, .. } = self.positional()?;
         let targets: Vec<Target> = self.target.iter().copied().chain(target).collect();
         if targets.is_empty() && !self.has_goal() {
-            let goals = "--target NAME, --plan FILE, --like NAME, --target-size SIZE, --target-bpw BITS or --max-kld NATS";
+            let goals =
+                "--target NAME, --plan FILE, --like NAME, --target-size SIZE, --target-bpw BITS or --max-kld NATS";
             return Err(Usage(format!("nothing says what to make; give one of {goals}")).into());
         }
         let folder = output.filter(|_| targets.len() + self.plan.len() > 1);

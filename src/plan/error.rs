@@ -93,18 +93,33 @@ pub enum PlanError {
         /// The model.
         file: String,
         /// What is wrong.
-        source: MeasureError,
+        source: Box<MeasureError>,
     },
     /// The model, its importance matrix or its measurement is not usable.
     #[error(transparent)]
-    Measure(#[from] MeasureError),
+    Measure(Box<MeasureError>),
     /// The standard file that the plan is to be as large as cannot be made.
     #[error(transparent)]
-    Standard(#[from] QuantizeError),
+    Standard(Box<QuantizeError>),
     /// A planned file cannot be laid out.
     #[error(transparent)]
     Gguf(#[from] GgufError),
     /// The measurement was stopped.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
+}
+
+impl From<MeasureError> for PlanError {
+    fn from(error: MeasureError) -> PlanError {
+        match error {
+            MeasureError::Interrupted(interrupted) => PlanError::Interrupted(interrupted),
+            other => PlanError::Measure(Box::new(other)),
+        }
+    }
+}
+
+impl From<QuantizeError> for PlanError {
+    fn from(error: QuantizeError) -> PlanError {
+        PlanError::Standard(Box::new(error))
+    }
 }

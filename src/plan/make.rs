@@ -57,7 +57,7 @@ pub(super) fn make<'a>(request: &Request<'a>, gguf: &'a Gguf, watch: &dyn Watch)
     let job = Job { gguf, imatrix: imatrix_source, tensors: &tensors, probes: &request.probes, path: &path };
     let named = |error: MeasureError| match error {
         MeasureError::Interrupted(interrupted) => PlanError::Interrupted(interrupted),
-        source => PlanError::Damage { file: input.clone(), source },
+        source => PlanError::Damage { file: input.clone(), source: Box::new(source) },
     };
     let mut estimate = damage::estimate(&inventory, &job, request, bits, watch).map_err(named)?;
     let solve = |estimate: &Estimate| -> Result<(Vec<Item>, Solution), PlanError> {
@@ -90,11 +90,7 @@ pub(super) fn make<'a>(request: &Request<'a>, gguf: &'a Gguf, watch: &dyn Watch)
         picks.map(|(item, &pick)| (item.name.clone(), item.candidates[pick].ty)).collect()
     };
     // Not named by the model: its own errors name the file of the measurement.
-    let again = request.second_round
-        && estimate.refine(&job, &chosen(&items, &solution), watch).map_err(|error| match error {
-            MeasureError::Interrupted(interrupted) => PlanError::Interrupted(interrupted),
-            other => PlanError::Measure(other),
-        })?;
+    let again = request.second_round && estimate.refine(&job, &chosen(&items, &solution), watch)?;
     if again {
         (items, solution) = solve(&estimate)?;
     }
