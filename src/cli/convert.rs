@@ -12,7 +12,6 @@ use super::{Common, count, decimal_size, printable};
 use lwq::atomic_file::AtomicFile;
 use lwq::convert::{Conversion, Options, OutputType};
 use lwq::gguf::{GgufLayout, TensorType, Value};
-use lwq::progress::{Unit, Watch};
 
 /// Convert a Hugging Face model folder to a 16-bit GGUF
 ///
@@ -128,12 +127,7 @@ impl ConvertArgs {
             }
             let file = AtomicFile::create(&output, common.force)?;
             file.reserve(layout.file_bytes())?;
-            let watch = common.watch();
-            watch.begin("converting", layout.data_bytes(), Unit::Bytes);
-            conversion.write(&layout, file.file(), rayon::current_num_threads(), &|index, bytes| {
-                watch.advance(bytes, &layout.tensors()[index].tensor.name);
-            })?;
-            watch.end();
+            conversion.write(&layout, file.file(), &common.watch())?;
             file.commit()?;
         }
         self.report(common, &conversion, &layout, &output, started.elapsed())

@@ -102,6 +102,9 @@ pub enum ConvertError {
     /// A worker thread panicked; a bug of this program.
     #[error("{}", workers::PANICKED)]
     Panicked,
+    /// The run was stopped.
+    #[error(transparent)]
+    Interrupted(#[from] crate::progress::Interrupted),
 }
 
 impl From<workers::Panicked> for ConvertError {

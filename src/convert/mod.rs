@@ -32,9 +32,9 @@ use hparams::{Sizes, Source};
 use plan::Plan;
 
 pub use error::ConvertError;
-pub use write::OnWritten;
 
 use crate::gguf::{GgufLayout, Metadata, NewTensor, TensorType, shown};
+use crate::progress::Watch;
 
 /// Type of the weight matrices. Vectors, norms and routers are always F32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -187,19 +187,15 @@ impl Conversion {
         Ok(GgufLayout::new(file, &self.metadata, self.tensors().cloned())?)
     }
 
-    /// Writes header and data with `threads` workers. `on_written` is called after every piece, from any of them.
+    /// Writes header and data with all threads of rayon's pool. A run that `watch` stops leaves an incomplete file: give
+    /// that of an [`AtomicFile`](crate::atomic_file::AtomicFile).
     ///
     /// # Errors
-    /// If the source cannot be read, holds NaN or infinity, or values too large for the type, or the output refuses.
-    pub fn write(
-        &self,
-        layout: &GgufLayout,
-        output: &File,
-        threads: usize,
-        on_written: OnWritten<'_>,
-    ) -> Result<(), ConvertError> {
+    /// If the source cannot be read, holds NaN or infinity, or values too large for the type, or the output refuses, or
+    /// `watch` stops the run.
+    pub fn write(&self, layout: &GgufLayout, output: &File, watch: &dyn Watch) -> Result<(), ConvertError> {
         layout.write_header_at(output)?;
-        write::run(&self.plan, &self.checkpoint, layout, output, threads, on_written)
+        write::run(&self.plan, &self.checkpoint, layout, output, rayon::current_num_threads(), watch)
     }
 }
 

@@ -12,15 +12,13 @@ use super::checkpoint::{Checkpoint, Dense};
 use super::fp8::e4m3_to_f32;
 use super::plan::{Content, Output, Part, Plan};
 use crate::gguf::{GgufLayout, TensorType, shown};
+use crate::progress::{Interrupted, Unit, Watch};
 use crate::quant::float16::{bf16_to_f32, f16_to_f32, f32_to_f16};
 use crate::quant::{self, QuantError};
 use crate::workers;
 
 /// Weights per piece: 4 MB of F32, large enough for whole reads of the disk.
 const PIECE_WEIGHTS: u64 = 1 << 20;
-
-/// Called after every written piece with the output's index and its bytes.
-pub type OnWritten<'a> = &'a (dyn Fn(usize, u64) + Sync);
 
 /// Rows of one part of one output.
 struct Piece {
@@ -50,15 +48,21 @@ pub(super) fn run(
     layout: &GgufLayout,
     file: &File,
     threads: usize,
-    on_written: OnWritten<'_>,
+    watch: &dyn Watch,
 ) -> Result<(), ConvertError> {
     let pieces = cut(plan);
-    workers::work_off(&pieces, threads, Buffers::default, |buffers, _, piece| {
+    watch.begin("converting", layout.data_bytes(), Unit::Bytes);
+    let stop = watch.abandon();
+    let done = workers::work_off(&pieces, threads, Buffers::default, |buffers, _, piece| {
+        stop.check()?;
         let bytes = convert(plan, checkpoint, layout, file, piece, buffers)?;
-        on_written(piece.output, bytes);
+        watch.advance(bytes, &layout.tensors()[piece.output].tensor.name);
         Ok::<_, ConvertError>(())
-    })?;
-    Ok(())
+    });
+    let stopped = stop.end();
+    done?;
+    watch.end();
+    if stopped { Err(Interrupted.into()) } else { Ok(()) }
 }
 
 fn cut(plan: &Plan) -> Vec<Piece> {

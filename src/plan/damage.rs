@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{DamageMethod, ProbeText, Request};
+use super::{DamageMethod, PlannedText, Request};
 use crate::gguf::TensorType;
 use crate::measure::{
     ColumnWeights, DamageModel, Inventory, Job, MeasureError, SECOND_ROUND_BITS, Sampling, Sensitivity, prior_slopes,
@@ -54,9 +54,9 @@ impl Estimate {
     }
 
     /// The text of the probes.
-    pub(super) fn text(&self) -> Option<ProbeText> {
+    pub(super) fn text(&self) -> Option<PlannedText> {
         let provenance = &self.measured.as_ref()?.sensitivity.provenance;
-        Some(ProbeText {
+        Some(PlannedText {
             name: provenance.text.clone(),
             sha256: provenance.text_sha256.clone(),
             tokens: provenance.tokens,

@@ -50,7 +50,7 @@ impl fmt::Display for DamageMethod {
 /// The text on which probes were run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ProbeText {
+pub struct PlannedText {
     /// Its name.
     pub name: String,
     /// SHA-256 of its tokens.
@@ -112,7 +112,7 @@ pub struct PlanFile {
     /// The importance matrix, if there was one.
     pub imatrix: Option<SourceFile>,
     /// The text that probes were run on.
-    pub text: Option<ProbeText>,
+    pub text: Option<PlannedText>,
     /// How the file is to be rounded; absent where nobody asked for anything else than ggml's rounding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rounding: Option<RoundingRecord>,

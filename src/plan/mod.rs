@@ -19,7 +19,7 @@ mod tensor_types;
 
 pub use budget::{Budget, Size};
 pub use error::PlanError;
-pub use file::{DamageMethod, PLAN_VERSION, PlanFile, PlanRow, ProbeText};
+pub use file::{DamageMethod, PLAN_VERSION, PlanFile, PlanRow, PlannedText};
 pub use map::{MapStyle, map};
 pub use record::record;
 pub use request::Request;
