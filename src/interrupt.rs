@@ -3,7 +3,7 @@
 //! Only the binary installs the handlers; a program that uses the library keeps its own and stops work through
 //! [`Watch::stop`](crate::progress::Watch::stop).
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 /// Makes SIGINT and SIGTERM remove temporary files and end the process (exit codes 130 and 143), and turns the
 /// SIGBUS of an input that shrinks while it is mapped into one line and exit code 1. Call once, from the binary.
@@ -47,6 +47,16 @@ pub fn end_on_interrupt() -> bool {
     CANCEL.get().is_some_and(|flag| flag.swap(false, Ordering::SeqCst))
 }
 
+/// The signal that asked last.
+static SIGNAL: AtomicI32 = AtomicI32::new(0);
+
+/// The exit code of a run that an interrupt has stopped: 128 and the number of the signal.
+pub fn exit_code() -> u8 {
+    const SIGINT: i32 = 2;
+    let signal = SIGNAL.load(Ordering::SeqCst);
+    u8::try_from(128 + if signal > 0 { signal } else { SIGINT }).unwrap_or(u8::MAX)
+}
+
 /// Whether a signal only asks a run to stop.
 #[cfg(unix)]
 fn asks_to_stop() -> bool {
@@ -56,6 +66,7 @@ fn asks_to_stop() -> bool {
 #[cfg(unix)]
 extern "C" fn on_signal(signal: libc::c_int) {
     if signal != libc::SIGBUS && asks_to_stop() {
+        SIGNAL.store(signal, Ordering::SeqCst);
         return;
     }
     // Several threads can touch a lost page at once: one ends the process, the others must not return to the page.

@@ -153,8 +153,8 @@ impl Common {
 #[error("{0}")]
 struct Usage(String);
 
-/// Prints an error as one line on stderr and gives the exit code: 0 for a closed pipe, 130 for an interrupted run, which
-/// has said so itself, 2 for [`Usage`], else 1.
+/// Prints an error as one line on stderr and gives the exit code: 0 for a closed pipe, 128 + n for a run that signal
+/// n has stopped, which has said so itself, 2 for [`Usage`], else 1.
 fn report_error(error: &anyhow::Error) -> ExitCode {
     let closed_pipe = error
         .chain()
@@ -163,7 +163,7 @@ fn report_error(error: &anyhow::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if error.chain().any(|cause| cause.is::<Interrupted>()) {
-        return ExitCode::from(130);
+        return ExitCode::from(lwq::interrupt::exit_code());
     }
     // Contexts and sources in one line; some sources repeat themselves in their parents' text.
     let mut line = String::new();
