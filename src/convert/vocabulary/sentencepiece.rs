@@ -2,7 +2,9 @@
 //!
 //! The protobuf has many fields; those read here are stable since SentencePiece 0.1 (`sentencepiece_model.proto`).
 
-use prost::Message;
+use prost::bytes::{Buf, BufMut};
+use prost::encoding::{self, DecodeContext, WireType};
+use prost::{DecodeError, Message};
 
 use super::tokenizer_json::{CONFIG, Sources};
 use super::{TokenType, Vocabulary, looks_special};
@@ -10,21 +12,81 @@ use crate::convert::ConvertError;
 
 pub(super) const FILE: &str = "tokenizer.model";
 
-#[derive(Clone, PartialEq, Message)]
+/// The messages are written out: prost's derive macro would bring a crate into the library that only the command line has.
+#[derive(Clone, Debug, Default, PartialEq)]
 struct ModelProto {
-    #[prost(message, repeated, tag = "1")]
+    /// Field 1.
     pieces: Vec<Piece>,
 }
 
-#[derive(Clone, PartialEq, Message)]
+impl Message for ModelProto {
+    fn encode_raw(&self, buf: &mut impl BufMut) {
+        encoding::message::encode_repeated(1, &self.pieces, buf);
+    }
+
+    fn merge_field(
+        &mut self,
+        tag: u32,
+        wire_type: WireType,
+        buf: &mut impl Buf,
+        ctx: DecodeContext,
+    ) -> Result<(), DecodeError> {
+        match tag {
+            1 => encoding::message::merge_repeated(wire_type, &mut self.pieces, buf, ctx),
+            _ => encoding::skip_field(wire_type, tag, buf, ctx),
+        }
+    }
+
+    fn encoded_len(&self) -> usize {
+        encoding::message::encoded_len_repeated(1, &self.pieces)
+    }
+
+    fn clear(&mut self) {
+        *self = ModelProto::default();
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
 struct Piece {
-    #[prost(string, optional, tag = "1")]
+    /// Field 1.
     piece: Option<String>,
-    #[prost(float, optional, tag = "2")]
+    /// Field 2.
     score: Option<f32>,
-    /// 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte; normal where it is absent.
-    #[prost(int32, optional, tag = "3")]
+    /// Field 3: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte; normal where it is absent.
     kind: Option<i32>,
+}
+
+impl Message for Piece {
+    fn encode_raw(&self, buf: &mut impl BufMut) {
+        self.piece.iter().for_each(|piece| encoding::string::encode(1, piece, buf));
+        self.score.iter().for_each(|score| encoding::float::encode(2, score, buf));
+        self.kind.iter().for_each(|kind| encoding::int32::encode(3, kind, buf));
+    }
+
+    fn merge_field(
+        &mut self,
+        tag: u32,
+        wire_type: WireType,
+        buf: &mut impl Buf,
+        ctx: DecodeContext,
+    ) -> Result<(), DecodeError> {
+        match tag {
+            1 => encoding::string::merge(wire_type, self.piece.get_or_insert_default(), buf, ctx),
+            2 => encoding::float::merge(wire_type, self.score.get_or_insert_default(), buf, ctx),
+            3 => encoding::int32::merge(wire_type, self.kind.get_or_insert_default(), buf, ctx),
+            _ => encoding::skip_field(wire_type, tag, buf, ctx),
+        }
+    }
+
+    fn encoded_len(&self) -> usize {
+        let piece = self.piece.as_ref().map_or(0, |piece| encoding::string::encoded_len(1, piece));
+        let score = self.score.as_ref().map_or(0, |score| encoding::float::encoded_len(2, score));
+        piece + score + self.kind.as_ref().map_or(0, |kind| encoding::int32::encoded_len(3, kind))
+    }
+
+    fn clear(&mut self) {
+        *self = Piece::default();
+    }
 }
 
 /// Whose rules say what added tokens become.

@@ -1,6 +1,6 @@
 //! Which of several choices each item gets, so that the damage is least within a budget. Pure: no tensors, no files.
 //!
-//! This is the multiple-choice knapsack problem. The way to its solution ([`knapsack`]):
+//! This is the multiple-choice knapsack problem. The way to its solution (`knapsack`):
 //!
 //! 1. Choices that another one beats in both bytes and damage are dropped; the convex hull of the rest is found.
 //! 2. All hull steps, in the order of damage saved per byte, up to the budget: the step at which the budget ends gives
