@@ -1,7 +1,6 @@
 //! Second moments of the inputs of one layer.
 
-use super::MomentsError;
-use super::stream::Damping;
+use super::{Damping, MomentsError};
 use crate::compute::Precision;
 use crate::model::{ModelError, TapInput, Taps};
 use crate::rounding::gptq::{Factor, FeedbackError, InputRows, JudgedInputs, SecondMoment, choose_damping};

@@ -15,6 +15,7 @@
 //! some 0.3 GB for the forward pass and the rows that are being rounded.
 
 mod calibration;
+mod damping;
 mod error;
 mod inputs;
 mod states;
@@ -24,10 +25,11 @@ use crate::gguf::Gguf;
 use crate::recipe::roles;
 
 pub use calibration::{Calibration, CalibrationOptions, DEFAULT_TOKENS};
+pub use damping::Damping;
 pub use error::MomentsError;
 pub use inputs::{Input, InputMatrix, Unusable};
 pub(crate) use states::path_of as states_path;
-pub use stream::{DEFAULT_MOMENT_MEMORY, Damping, Stream, StreamSettings, Visitor};
+pub use stream::{DEFAULT_MOMENT_MEMORY, Stream, StreamSettings, Visitor};
 
 /// True if the forward pass of a model shows the input of this tensor, as far as its name tells: those of the layers,
 /// and that of the output matrix.

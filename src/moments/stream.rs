@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::MomentsError;
+use super::{Damping, MomentsError};
 use super::inputs::{Calibrated, Discovery, Input, MomentCollector, Purpose, Shape, join, plan_passes};
 use super::states::{self, StatesReader, StatesWriter};
 use crate::compute::Precision;
@@ -36,17 +36,6 @@ const SEARCH_WORK: f64 = 70_000.0;
 
 /// Time of a bfloat16 product, in that of a 32-bit one.
 const FAST: f64 = 0.5;
-
-/// Share of the second moments' off-diagonal part that is given up, so that they can be factored and do not overfit.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Damping {
-    /// The same for all.
-    Given(f64),
-    /// For each input the one that is best on tokens that were held out, see [`choose_damping`].
-    ///
-    /// [`choose_damping`]: crate::rounding::gptq::choose_damping
-    Chosen,
-}
 
 /// What a pass depends on beside the model.
 #[derive(Clone, Debug)]
