@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use super::{Damping, MomentsError};
 use super::inputs::{Calibrated, Discovery, Input, MomentCollector, Purpose, Shape, join, plan_passes};
 use super::states::{self, StatesReader, StatesWriter};
+use super::{Damping, MomentsError};
 use crate::compute::Precision;
 use crate::gguf::TensorInfo;
 use crate::model::{ForwardOptions, HiddenStates, Model, Overrides, Pass, Taps, TokenGroup};

@@ -8,6 +8,7 @@ use thiserror::Error;
 use crate::gguf::{GgufError, TensorType};
 use crate::progress::Interrupted;
 use crate::quant::QuantError;
+use crate::rows::RowError;
 use crate::workers;
 
 /// Why a run stopped.
@@ -16,19 +17,13 @@ pub enum PipelineError {
     /// The source file could not be read.
     #[error(transparent)]
     Read(#[from] GgufError),
-    /// A source weight is NaN or infinite.
-    #[error(
-        "{file}: tensor {tensor}: weight {index} is {value}; such a model cannot be quantized, make the source file again"
-    )]
-    NonFinite {
+    /// Rows of the source cannot be used.
+    #[error("{file}: {source}")]
+    Rows {
         /// The source file.
         file: String,
-        /// The tensor's name.
-        tensor: String,
-        /// Index of the weight in the tensor, row-major.
-        index: u64,
-        /// The weight.
-        value: f32,
+        /// Which one and why.
+        source: RowError,
     },
     /// The codec refused.
     #[error("{file}: tensor {tensor}: {source}")]

@@ -8,6 +8,7 @@ use super::*;
 use crate::gguf::testing::RawGguf;
 use crate::progress::Stop;
 use crate::quant::{self, float16::f32_to_f16};
+use crate::rows::RowError;
 use crate::testing::Random;
 
 const ROW_LEN: u64 = 256;
@@ -108,7 +109,9 @@ fn a_weight_that_is_not_finite_is_named_by_its_place_in_the_tensor() {
             offset: 0,
         };
         match quantized(&gguf, &[work], threads, dir.path()) {
-            Err(PipelineError::NonFinite { index, value, .. }) => assert_eq!((index, value), (at, f32::INFINITY)),
+            Err(PipelineError::Rows { source: RowError::NonFinite { index, value, .. }, .. }) => {
+                assert_eq!((index, value), (at, f32::INFINITY))
+            }
             other => panic!("{other:?}"),
         }
     }

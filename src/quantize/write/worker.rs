@@ -9,6 +9,7 @@ use crate::gguf::{Gguf, TensorInfo};
 use crate::os;
 use crate::quant::{self, QuantError};
 use crate::rounding::round_by_search;
+use crate::rows;
 
 /// A thread's buffers, which grow to the largest piece once, and its clock.
 pub(super) struct Worker<'a> {
@@ -117,17 +118,9 @@ fn encode(
     let mut row = piece.first_row;
     let sources = source.chunks(source_row_bytes * rows_per_chunk as usize);
     for (source, out) in sources.zip(encoded.chunks_mut(row_bytes * rows_per_chunk as usize)) {
-        let rows = source.len() / source_row_bytes;
-        floats.resize(rows * row_len, 0.0);
-        quant::dequantize(tensor.ty, source, floats).map_err(codec_error)?;
-        if let Some(index) = quant::first_non_finite(floats) {
-            return Err(PipelineError::NonFinite {
-                file: file(),
-                tensor: tensor.shown_name(),
-                index: row * tensor.row_len() + index as u64,
-                value: floats[index],
-            });
-        }
+        let count = source.len() / source_row_bytes;
+        floats.resize(count * row_len, 0.0);
+        rows::decode(tensor, row, source, floats).map_err(|source| PipelineError::Rows { file: file(), source })?;
         clock.book(|stages| &mut stages.decoding);
         round(work.target, floats, row_len, importance, out).map_err(codec_error)?;
         clock.book(|stages| &mut stages.encoding);
@@ -139,7 +132,7 @@ fn encode(
             source,
         })?;
         clock.book(|stages| &mut stages.checking);
-        row += rows as u64;
+        row += count as u64;
     }
     Ok(())
 }
