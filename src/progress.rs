@@ -114,7 +114,8 @@ impl fmt::Debug for Stop {
     }
 }
 
-/// Work was stopped because its [`Watch`] asked for it. Errors of verbs have it among their sources.
+/// Work was stopped because its [`Watch`] asked for it. Errors of verbs have it among their sources, where whoever reports
+/// them can find it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("interrupted")]
 pub struct Interrupted;

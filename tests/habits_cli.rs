@@ -49,7 +49,7 @@ fn wrong_positional_arguments_are_wrong_usage() {
         (&["out.gguf", "Q9"], "unknown target \"Q9\""),
         (&["out.gguf", "Q4_K_M", "two"], "invalid value 'two'"),
         (&["out.gguf", "Q4_K_M", "--like", "Q3_K_M"], "cannot be used with"),
-        (&["out.gguf", "Q4_K_M", "2", "--threads", "1"], "cannot be used with"),
+        (&["out.gguf", "Q4_K_M", "2", "--threads", "1"], "give the threads once"),
     ] {
         let output = run_with(args!["quantize", &model], rest);
         assert_eq!(output.status.code(), Some(2), "{rest:?}: {output:?}");

@@ -92,6 +92,9 @@ impl Cli {
             Command::Quantize(args) => args.threads(),
             _ => None,
         };
+        if positional.is_some() && common.threads.is_some() {
+            return Err(Usage("give the threads once: as NTHREADS or with --threads".to_owned()).into());
+        }
         if let Some(threads) = common.threads.or(positional) {
             rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
         }

@@ -40,7 +40,7 @@ pub struct QuantizeArgs {
     #[arg(value_name = "TYPE")]
     type_name: Option<String>,
     /// Threads, as llama-quantize takes them; the same as --threads
-    #[arg(value_name = "NTHREADS", conflicts_with = "threads")]
+    #[arg(value_name = "NTHREADS")]
     thread_count: Option<u16>,
     /// Target name, such as Q4_K_M, IQ3_M or COPY; any letter case; several, as Q4_K_M,Q3_K_M, make a file each
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = parse_target)]

@@ -103,7 +103,7 @@ pub enum ConvertError {
     #[error("{}", workers::PANICKED)]
     Panicked,
     /// The run was stopped.
-    #[error(transparent)]
+    #[error("{0}")]
     Interrupted(#[from] crate::progress::Interrupted),
 }
 

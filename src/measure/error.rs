@@ -55,7 +55,7 @@ pub enum MeasureError {
     #[error(transparent)]
     Moments(MomentsError),
     /// The measurement was stopped.
-    #[error(transparent)]
+    #[error("{0}")]
     Interrupted(#[from] Interrupted),
     /// Rows of a tensor could not be read.
     #[error(transparent)]

@@ -27,7 +27,7 @@ pub enum MomentsError {
     #[error(transparent)]
     Text(#[from] TextError),
     /// The pass was stopped.
-    #[error(transparent)]
+    #[error("{0}")]
     Interrupted(#[from] Interrupted),
     /// Rows of a matrix could not be read.
     #[error(transparent)]

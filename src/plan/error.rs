@@ -105,7 +105,7 @@ pub enum PlanError {
     #[error(transparent)]
     Gguf(#[from] GgufError),
     /// The measurement was stopped.
-    #[error(transparent)]
+    #[error("{0}")]
     Interrupted(#[from] Interrupted),
 }
 

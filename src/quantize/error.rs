@@ -111,7 +111,7 @@ pub enum QuantizeError {
     #[error("the tensors are done, but the file is not complete: {0}")]
     Incomplete(OutputError),
     /// The run was stopped.
-    #[error(transparent)]
+    #[error("{0}")]
     Interrupted(#[from] Interrupted),
 }
 

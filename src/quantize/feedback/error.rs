@@ -16,7 +16,7 @@ pub enum RoundingError {
     #[error(transparent)]
     Moments(MomentsError),
     /// The run was stopped.
-    #[error(transparent)]
+    #[error("{0}")]
     Interrupted(#[from] Interrupted),
     /// Rows could not be read.
     #[error(transparent)]

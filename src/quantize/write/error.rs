@@ -23,7 +23,7 @@ pub enum PipelineError {
         /// The source file.
         file: String,
         /// Which one and why.
-        source: RowError,
+        source: Box<RowError>,
     },
     /// The codec refused.
     #[error("{file}: tensor {tensor}: {source}")]
@@ -61,7 +61,7 @@ pub enum PipelineError {
         source: io::Error,
     },
     /// The run was stopped.
-    #[error(transparent)]
+    #[error("{0}")]
     Interrupted(#[from] Interrupted),
     /// A worker thread panicked; a bug of this program.
     #[error("{}", workers::PANICKED)]

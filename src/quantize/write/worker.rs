@@ -120,7 +120,8 @@ fn encode(
     for (source, out) in sources.zip(encoded.chunks_mut(row_bytes * rows_per_chunk as usize)) {
         let count = source.len() / source_row_bytes;
         floats.resize(count * row_len, 0.0);
-        rows::decode(tensor, row, source, floats).map_err(|source| PipelineError::Rows { file: file(), source })?;
+        rows::decode(tensor, row, source, floats)
+            .map_err(|source| PipelineError::Rows { file: file(), source: Box::new(source) })?;
         clock.book(|stages| &mut stages.decoding);
         round(work.target, floats, row_len, importance, out).map_err(codec_error)?;
         clock.book(|stages| &mut stages.encoding);
