@@ -81,7 +81,7 @@ pub struct TensorTotals {
 impl TensorTotals {
     /// Bits of data per weight, scales included; 0 without tensors.
     pub fn bits_per_weight(self) -> f64 {
-        8.0 * self.bytes as f64 / self.parameters.max(1) as f64
+        super::bits_per_weight(self.bytes, self.parameters)
     }
 }
 

@@ -19,6 +19,7 @@ use crate::gguf::{Gguf, split};
 use crate::model::{ForwardOptions, Model, ModelError, NoTaps, Overrides, Pass, TokenGroup};
 use crate::os;
 use crate::progress::{Interrupted, Stop, Unit, Watch};
+use crate::recipe::roles::OUTPUT_WEIGHT;
 use crate::text::{Text, calibration_context, leading_bos, open_tokenizer};
 use crate::tokenizer::Tokenizer;
 use crate::unfinished::{Conditions, GOES_ON, partial_path, tokens_sha256};
@@ -374,7 +375,7 @@ impl<'a> Collection<'a> {
 
         let datasets = chunks.datasets.clone();
         let mut imatrix = state.collector.to_imatrix(datasets, total as u32, chunks.n_ctx as u32);
-        if self.model.tensor("output.weight").is_some() {
+        if self.model.tensor(OUTPUT_WEIGHT).is_some() {
             imatrix.count_tokens(&chunks.tokens, model.n_vocab());
         }
         Ok(Collected { imatrix, perplexity: state.perplexity, earlier })
