@@ -42,9 +42,8 @@ fn several_targets_and_plans_make_a_file_each() {
         assert_eq!(output.status.code(), Some(2), "{output:?}");
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
-    let missing = usage(args!["quantize", &model, &folder, "--target", "Q4_K_M,Q6_K"]);
-    assert!(missing.contains("several outputs need a folder"), "{missing}");
-    std::fs::create_dir(&folder).unwrap();
+    let file = usage(args!["quantize", &model, &model, "--target", "Q4_K_M,Q6_K", "--force"]);
+    assert!(file.contains("several outputs need a folder"), "{file}");
     assert!(usage(args!["quantize", &model, &folder, "--target", "Q4_K_M,q4_k"]).contains("would have this name"));
     assert_eq!(run(args!["quantize", &model, "--target", "Q6_K", "--like", "Q6_K"]).status.code(), Some(2));
 
