@@ -9,7 +9,6 @@ use serde::Serialize;
 
 use super::args::{ImportanceArgs, ProbeArgs, measurement_path};
 use super::{Common, count, decimal_size, printable};
-use lwq::atomic_file::Replace;
 use lwq::measure::Request;
 use lwq::os;
 use lwq::quantize::open_source;
@@ -53,8 +52,7 @@ impl MeasureArgs {
         if let Some(opened) = &importance {
             request = request.imatrix(opened.named());
         }
-        let replace = if common.force { Replace::Yes } else { Replace::No };
-        let measured = request.run(&output, replace, &common.watch())?;
+        let measured = request.run(&output, common.replace(), &common.watch())?;
         let report = MeasureReport {
             output: output.display().to_string(),
             tensors: measured.tensors.len(),

@@ -12,7 +12,6 @@ use super::args::{
 };
 use super::inspect::type_table;
 use super::{Common, Usage, binary_size, count, decimal_size, printable};
-use lwq::atomic_file::Replace;
 use lwq::gguf::Gguf;
 use lwq::imatrix::EntryFilter;
 use lwq::plan::{self, PlanFile};
@@ -246,8 +245,7 @@ impl QuantizeArgs {
         if let Some(folder) = folder {
             std::fs::create_dir_all(folder).with_context(|| printable(&folder.display().to_string()))?;
         }
-        let replace = if common.force { Replace::Yes } else { Replace::No };
-        let reports = write_all(&outputs, replace, &watch).map_err(|error| match error {
+        let reports = write_all(&outputs, common.replace(), &watch).map_err(|error| match error {
             QuantizeError::SameName(_) => Usage(error.to_string()).into(),
             other => anyhow::Error::from(other),
         })?;
