@@ -48,6 +48,7 @@ fn wrong_positional_arguments_are_wrong_usage() {
         (&["out.gguf"][..], "give one of --target NAME"),
         (&["out.gguf", "Q9"], "unknown target \"Q9\""),
         (&["out.gguf", "Q4_K_M", "two"], "invalid value 'two'"),
+        (&["out.gguf", "Q4_K_M", "0"], "invalid value '0'"),
         (&["out.gguf", "Q4_K_M", "--like", "Q3_K_M"], "cannot be used with"),
         (&["out.gguf", "Q4_K_M", "2", "--threads", "1"], "give the threads once"),
     ] {
@@ -100,6 +101,23 @@ fn the_folder_of_several_outputs_is_made() {
     let output = run(args!["quantize", &model, &folder, "--target", "Q4_K_M,Q2_K"]);
     assert!(output.status.success(), "{output:?}");
     assert!(folder.join("m-Q4_K_M.gguf").is_file() && folder.join("m-Q2_K.gguf").is_file());
+}
+
+#[test]
+fn a_folder_that_cannot_be_made_is_one_line_that_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model_in(dir.path());
+    // Below a file there are no folders.
+    let folder = model.join("out");
+    for arguments in [args!["quantize", &model, &folder, "--target", "Q4_K_M,Q2_K"], args!["man", &folder]] {
+        let output = run(arguments);
+        let line = stderr_of(&output);
+        assert_eq!(output.status.code(), Some(1), "{line}");
+        assert!(
+            line.lines().count() == 1 && line.contains("cannot be made") && line.contains("choose another"),
+            "{line}"
+        );
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
-use super::{Cli, Common, printable};
+use super::{Cli, Common, make_folder, printable};
 
 /// Print a script that completes commands and flags in a shell
 #[derive(Args, Debug)]
@@ -44,7 +44,7 @@ impl ManArgs {
     /// When a page cannot be written.
     pub fn run(&self, common: &Common) -> Result<()> {
         let context = || printable(&self.folder.display().to_string());
-        std::fs::create_dir_all(&self.folder).with_context(context)?;
+        make_folder(&self.folder)?;
         clap_mangen::generate_to(Cli::command(), &self.folder).with_context(context)?;
         common.note(format!("manual pages written to {}", context()));
         Ok(())

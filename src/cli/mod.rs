@@ -21,6 +21,7 @@ mod quantize;
 mod tokenize;
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -149,6 +150,14 @@ impl Common {
         text.push('\n');
         self.result(text)
     }
+}
+
+/// Makes a folder and those above it, unless it is there.
+fn make_folder(folder: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(folder).map_err(|error| {
+        let folder = printable(&folder.display().to_string());
+        anyhow::anyhow!("{folder}: the folder cannot be made: {error}; choose another or change the permissions")
+    })
 }
 
 /// Wrong usage that the parser cannot see: exit code 2.

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{ArgGroup, Args};
 use serde::Serialize;
 
@@ -11,7 +11,7 @@ use super::args::{
     BudgetArgs, ChoiceArgs, ImportanceArgs, RoundingFlags, TypeArgs, parse_override, parse_target, rounding,
 };
 use super::inspect::type_table;
-use super::{Common, Usage, binary_size, count, decimal_size, printable};
+use super::{Common, Usage, binary_size, count, decimal_size, make_folder, printable};
 use lwq::gguf::Gguf;
 use lwq::imatrix::EntryFilter;
 use lwq::plan::{self, PlanFile};
@@ -39,7 +39,7 @@ pub struct QuantizeArgs {
     #[arg(value_name = "TYPE")]
     type_name: Option<String>,
     /// Threads, as llama-quantize takes them; the same as --threads
-    #[arg(value_name = "NTHREADS")]
+    #[arg(value_name = "NTHREADS", value_parser = clap::value_parser!(u16).range(1..=4096))]
     thread_count: Option<u16>,
     /// Target name, such as Q4_K_M, IQ3_M or COPY; any letter case; several, as Q4_K_M,Q3_K_M, make a file each
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = parse_target)]
@@ -159,8 +159,9 @@ impl QuantizeArgs {
             return Ok(Positional { output, target, threads: self.thread_count });
         };
         // INPUT TYPE NTHREADS
-        if let (Some(target), Ok(threads), None) =
-            (output.and_then(|text| target_by_name(text.to_str()?).ok()), name.parse(), self.thread_count)
+        let threads = name.parse().ok().filter(|threads| (1..=4096).contains(threads));
+        if let (Some(target), Some(threads), None) =
+            (output.and_then(|text| target_by_name(text.to_str()?).ok()), threads, self.thread_count)
         {
             return Ok(Positional { output: None, target: Some(target), threads: Some(threads) });
         }
@@ -243,7 +244,7 @@ impl QuantizeArgs {
             return print(&reports, common);
         }
         if let Some(folder) = folder {
-            std::fs::create_dir_all(folder).with_context(|| printable(&folder.display().to_string()))?;
+            make_folder(folder)?;
         }
         let reports = write_all(&outputs, common.replace(), &watch).map_err(|error| match error {
             QuantizeError::SameName(_) => Usage(error.to_string()).into(),
