@@ -203,6 +203,85 @@ def convert():
     tokenizer_json("unigram.json", [{"type": "Metaspace", "replacement": "▁"}], unigram)
 
 
+def checkpoints():
+    def save_parts(name, choice, parts):
+        """Parts by name: dtype, shape, bytes."""
+        header, data = {}, b""
+        for part, (dtype, shape, content) in parts.items():
+            header[part] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(content)]}
+            data += content
+        text = json.dumps(header).encode()
+        save("convert_checkpoint", name, bytes([choice]) + struct.pack("<Q", len(text)) + text + data)
+
+    pattern = bytes(range(1, 256))
+    half, one = b"\x00\x3f", b"\x80\x3f"  # 0.5 and 1 in bfloat16
+    floats = struct.pack("<4f", 0.5, 2.0, 1.0, 0.25)
+    x = "x.weight"
+    plain = {"x.norm.weight": ("F32", [2], bytes(8))}
+    save_parts("fp8-blocks", 1, {x: ("F8_E4M3", [4, 4], pattern[:16]), x + "_scale_inv": ("F32", [2, 2], floats)} | plain)
+    save_parts("fp8-rows", 1, {x: ("F8_E4M3", [4, 4], pattern[:16]), x + "_scale": ("F32", [4, 1], floats)})
+    save_parts("fp8-one", 0, {x: ("F8_E4M3", [4, 4], pattern[:16]), x + "_scale": ("F32", [], floats[:4])})
+    save_parts("fp8-bare", 0, {x: ("F8_E4M3", [4, 4], pattern[:16])})
+    save_parts("fp8-powers", 3, {x: ("F8_E4M3", [2, 64], pattern[:128]), x + "_scale": ("U8", [2, 2], b"\x78\x7f\x00\x80")})
+    save_parts("int8", 3, {x: ("I8", [2, 32], pattern[:64]), x + "_scale": ("BF16", [2, 1], half + one)})
+    shape = {x + "_shape": ("I64", [2], struct.pack("<2q", 2, 64))}
+    packed4 = {x + "_packed": ("I32", [2, 8], pattern[:64]), x + "_scale": ("BF16", [2, 2], half + one + one + half)} | shape
+    save_parts("int4", 2, packed4)
+    save_parts("int4-zeros", 2, packed4 | {x + "_zero_point": ("I32", [1, 2], b"\x38\x00\x00\x00\x88\x00\x00\x00")})
+    save_parts("int4-zeros-bytes", 2, packed4 | {x + "_zero_point": ("I8", [2, 2], b"\x00\xff\x07\xf8")})
+    save_parts("int4-order", 2, packed4 | {x + "_g_idx": ("I32", [64], struct.pack("<64i", *([0, 1] * 32)))})
+    packed8 = {x + "_packed": ("I32", [2, 16], pattern[:128]), x + "_scale": ("F16", [2, 1], b"\x00\x3c\x00\x38")} | shape
+    save_parts("packed8", 3, packed8)
+    codes = ("U8", [2, 32], pattern[:64])
+    blocks = ("F8_E4M3", [2, 4], b"\x38\xb8\x01\x7e\x40\x38\x39\x00")
+    modelopt = {x: codes, x + "_scale": blocks, x + "_scale_2": ("F32", [], floats[:4]), "x.input_scale": ("F32", [], floats[:4])}
+    save_parts("nvfp4-modelopt", 4, modelopt)
+    compressed = {x + "_packed": codes, x + "_scale": blocks, x + "_global_scale": ("F32", [1], floats[4:8])}
+    save_parts("nvfp4-compressed", 3, compressed)
+    powers = b"\x7f\x00\xfe\x80"
+    save_parts("mxfp4", 3, {x + "_packed": codes, x + "_scale": ("U8", [2, 2], powers)})
+    save_parts("gpt-oss", 5, {"e_blocks": ("U8", [1, 2, 2, 16], pattern[:64]), "e_scales": ("U8", [1, 2, 2], powers)})
+
+
+def tokenizer_pairs():
+    def varint(number):
+        low = number & 127
+        return bytes([low]) if number < 128 else bytes([low | 128]) + varint(number >> 7)
+
+    def field(number, content):
+        return varint(number << 3 | 2) + varint(len(content)) + content
+
+    def model(pieces):
+        one = lambda text, kind: field(1, text.encode()) + b"\x15" + struct.pack("<f", -1) + b"\x18" + varint(kind)
+        return b"".join(field(1, one(text, kind)) for text, kind in pieces)
+
+    def save_folder(name, pieces, tokenizer, config):
+        texts = [model(pieces) if pieces else b"", json.dumps(tokenizer).encode() if tokenizer else b""]
+        data = b"".join(struct.pack("<H", len(text)) + text for text in texts)
+        save("convert_tokenizer_pair", name, data + (json.dumps(config).encode() if config else b""))
+
+    pieces = [("<unk>", 2), ("<s>", 3), ("</s>", 3), ("<0x0A>", 6), ("<user>", 4), ("\u2581a", 1), ("b", 1)]
+    added = [{"id": i, "content": pieces[i][0], "special": True, "normalized": False} for i in (0, 1, 2, 4)]
+    added.append({"id": 7, "content": "<tool>", "special": False, "normalized": False})
+    step = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    tokenizer = {
+        "added_tokens": added, "normalizer": step, "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}]},
+        "model": {"type": "BPE", "unk_token": "<unk>", "byte_fallback": True,
+                  "vocab": {text: id for id, (text, _) in enumerate(pieces)}, "merges": [["\u2581", "a"]]},
+    }
+    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
+    decoder = {str(token["id"]): {"content": token["content"], "special": not token["special"]} for token in added}
+    save_folder("both", pieces, tokenizer, config)
+    save_folder("three", pieces, tokenizer, config | {"added_tokens_decoder": decoder})
+    save_folder("model", pieces, None, config | {"added_tokens_decoder": decoder})
+    save_folder("json", None, tokenizer, config)
+    other = tokenizer | {"added_tokens": [{"id": 5, "content": "<other>", "special": True}, {"id": 999, "content": "x"}]}
+    save_folder("contradiction", pieces, other, config | {"extra_special_tokens": ["<more>"]})
+    data = struct.pack("<H", 7) + b"IQ== 0\n" + struct.pack("<H", 2) + b"{}"
+    save("convert_tokenizer_pair", "tiktoken", data)
+
+
 if __name__ == "__main__":
-    for write in (gguf_reader, imatrix, tokenizer, convert):
+    for write in (gguf_reader, imatrix, tokenizer, convert, checkpoints, tokenizer_pairs):
         write()

@@ -184,7 +184,10 @@ macro_rules! targets {
 }
 
 // By name.
-targets! { convert_safetensors convert_tokenizer_json gguf_reader imatrix_dat imatrix_gguf tokenizer }
+targets! {
+    convert_checkpoint convert_safetensors convert_tokenizer_json convert_tokenizer_pair gguf_reader imatrix_dat
+    imatrix_gguf tokenizer
+}
 
 #[test]
 fn a_panic_is_found_and_reported_with_its_input() {

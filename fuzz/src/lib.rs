@@ -6,7 +6,7 @@ mod gguf_reader;
 mod imatrix;
 mod tokenizer;
 
-pub use convert::{convert_safetensors, convert_tokenizer_json};
+pub use convert::{convert_checkpoint, convert_safetensors, convert_tokenizer_json, convert_tokenizer_pair};
 pub use gguf_reader::gguf_reader;
 pub use imatrix::{imatrix_dat, imatrix_gguf};
 pub use tokenizer::tokenizer;

@@ -28,7 +28,8 @@ pub struct ConvertArgs {
     /// File to write [default: the folder's name with the type, beside it]
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Type of the matrices; auto keeps the source's 16-bit type
+    /// Type of the matrices; auto keeps the source's 16-bit type, and MXFP4 and NVFP4 codes as they are; source keeps
+    /// 4- and 8-bit integers as well where Q4_0, Q4_1 or Q8_0 hold them exactly
     #[arg(long = "type", value_name = "TYPE", value_enum, default_value_t = TypeChoice::Auto, ignore_case = true)]
     ty: TypeChoice,
     /// Name of the pre-tokenizer, instead of recognizing it from tokenizer.json
@@ -48,6 +49,7 @@ pub struct ConvertArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum TypeChoice {
     Auto,
+    Source,
     F16,
     Bf16,
     F32,
@@ -102,12 +104,13 @@ impl ConvertArgs {
         let started = Instant::now();
         let options = Options {
             ty: match self.ty {
-                TypeChoice::Auto => None,
+                TypeChoice::Auto | TypeChoice::Source => None,
                 TypeChoice::F16 => Some(OutputType::F16),
                 TypeChoice::Bf16 => Some(OutputType::Bf16),
                 TypeChoice::F32 => Some(OutputType::F32),
                 TypeChoice::Q8_0 => Some(OutputType::Q8_0),
             },
+            keep_integers: self.ty == TypeChoice::Source,
             pre: self.pre.clone(),
             rank_scores: self.rank_scores,
             name: self.name.clone(),
@@ -115,7 +118,7 @@ impl ConvertArgs {
         let conversion = Conversion::open(&self.folder, &options)?;
         let output = match &self.output {
             Some(output) => output.clone(),
-            None => default_output(&self.folder, conversion.output_type().tensor_type()),
+            None => default_output(&self.folder, conversion.main_type()),
         };
         let layout = conversion.layout(&output.display().to_string())?;
         for warning in conversion.warnings() {
@@ -151,7 +154,7 @@ impl ConvertArgs {
                 written: !self.dry_run,
                 class: conversion.class(),
                 architecture: conversion.architecture(),
-                ty: conversion.output_type().tensor_type().to_string(),
+                ty: conversion.main_type().to_string(),
                 parameters,
                 tensors: tensors
                     .iter()
@@ -188,7 +191,7 @@ impl ConvertArgs {
             conversion.architecture(),
             count(parameters),
             tensors.len(),
-            conversion.output_type().tensor_type(),
+            conversion.main_type(),
         );
         if self.dry_run {
             for placed in tensors {

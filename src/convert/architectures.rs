@@ -15,6 +15,8 @@ use crate::model::Architecture;
 pub(super) enum Dim {
     /// `hidden_size`.
     Width,
+    /// Number of query heads.
+    Heads,
     /// Rows of all query heads.
     Queries,
     /// Rows of all key or value heads.
@@ -61,6 +63,8 @@ pub(super) struct Role {
     pub change: Change,
     /// A bias of as many values as the weight has rows may stand beside it.
     pub bias: bool,
+    /// The source has no `.weight` behind its name.
+    pub bare: bool,
 }
 
 /// How expert matrices are named.
@@ -72,8 +76,12 @@ pub(super) struct ExpertNames {
     pub gate_up_down: [&'static str; 3],
     /// All experts of gate and up, and of down, in one tensor each; newer files have these.
     pub stacked: [&'static str; 2],
+    /// All experts of gate, up and down in three tensors, as MLX has them.
+    pub switched: &'static str,
     /// Configuration fields of the width of one expert; the first that is there counts.
     pub width: &'static str,
+    /// gpt-oss: always in one tensor, with biases, rows of gate and up in turns; without quantization transposed.
+    pub interleaved: bool,
 }
 
 /// How the vocabulary is found.
@@ -130,10 +138,12 @@ pub(super) struct Row {
     pub keys: WriteKeys,
     /// Settings that its configurations have.
     pub settings: &'static [Setting],
+    /// llama.cpp applies the second-level scales of NVFP4 in its feed-forward network as well as in attention.
+    pub feed_forward_scales: bool,
 }
 
 const fn role(source: &'static str, target: &'static str, shape: &'static [Dim]) -> Role {
-    Role { source, target, shape, change: Change::Keep, bias: false }
+    Role { source, target, shape, change: Change::Keep, bias: false, bare: false }
 }
 
 const fn linear(source: &'static str, target: &'static str, shape: &'static [Dim]) -> Role {
@@ -144,7 +154,7 @@ const fn shifted(source: &'static str, target: &'static str, shape: &'static [Di
     Role { change: Change::AddOne, ..role(source, target, shape) }
 }
 
-use Dim::{Experts, FeedForward, Fused, GateUp, Head, Keys, One, Queries, SharedWidth, Width};
+use Dim::{Experts, FeedForward, Fused, GateUp, Head, Heads, Keys, One, Queries, SharedWidth, Width};
 
 const NORMS: &[Role] =
     &[role("input_layernorm", "attn_norm", &[Width]), role("post_attention_layernorm", "ffn_norm", &[Width])];
@@ -185,6 +195,12 @@ const FUSED_DENSE: &[Role] =
     &[role("mlp.gate_up_proj", "ffn_up", &[GateUp, Width]), role("mlp.down_proj", "ffn_down", &[Width, FeedForward])];
 const ROUTER: &[Role] = &[role("mlp.gate", "ffn_gate_inp", &[Experts, Width])];
 const MIXTRAL_ROUTER: &[Role] = &[role("block_sparse_moe.gate", "ffn_gate_inp", &[Experts, Width])];
+const GPT_OSS_NORMS: &[Role] = &[
+    role("input_layernorm", "attn_norm", &[Width]),
+    role("post_attention_layernorm", "post_attention_norm", &[Width]),
+];
+const SINKS: &[Role] = &[Role { bare: true, ..role("self_attn.sinks", "attn_sinks", &[Heads]) }];
+const GPT_OSS_ROUTER: &[Role] = &[linear("mlp.router", "ffn_gate_inp", &[Experts, Width])];
 const SHARED_EXPERT: &[Role] = &[
     role("mlp.shared_expert.gate_proj", "ffn_gate_shexp", &[SharedWidth, Width]),
     role("mlp.shared_expert.up_proj", "ffn_up_shexp", &[SharedWidth, Width]),
@@ -196,13 +212,25 @@ const QWEN_EXPERTS: ExpertNames = ExpertNames {
     prefix: "mlp.experts.",
     gate_up_down: ["gate_proj", "up_proj", "down_proj"],
     stacked: ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+    switched: "mlp.switch_mlp.",
     width: "moe_intermediate_size",
+    interleaved: false,
 };
 const MIXTRAL_EXPERTS: ExpertNames = ExpertNames {
     prefix: "block_sparse_moe.experts.",
     gate_up_down: ["w1", "w3", "w2"],
     stacked: ["block_sparse_moe.experts.gate_up_proj", "block_sparse_moe.experts.down_proj"],
+    switched: "block_sparse_moe.switch_mlp.",
     width: "intermediate_size",
+    interleaved: false,
+};
+const GPT_OSS_EXPERTS: ExpertNames = ExpertNames {
+    prefix: "mlp.experts.",
+    gate_up_down: QWEN_EXPERTS.gate_up_down,
+    stacked: QWEN_EXPERTS.stacked,
+    switched: QWEN_EXPERTS.switched,
+    width: "intermediate_size",
+    interleaved: true,
 };
 
 /// Infill tokens of CodeGemma; other models of the class have their vocabulary.
@@ -222,6 +250,7 @@ const fn plain(name: &str) -> Row {
         defaults: Vec::new,
         keys: hparams::common,
         settings: &[],
+        feed_forward_scales: false,
     }
 }
 
@@ -232,6 +261,7 @@ const LLAMA: Row = Row {
     derives_head_dim: true,
     defaults: llama_defaults,
     keys: hparams::llama,
+    feed_forward_scales: true,
     ..plain("llama")
 };
 
@@ -267,6 +297,7 @@ pub(super) const ROWS: &[Row] = &[
         layer: &[NORMS, ATTENTION, HEAD_NORMS, DENSE],
         defaults: qwen3_defaults,
         settings: &[Setting::SlidingWindow],
+        feed_forward_scales: true,
         ..plain("qwen3")
     },
     Row {
@@ -276,6 +307,7 @@ pub(super) const ROWS: &[Row] = &[
         vocabulary: VocabularyKind::ByteLevel,
         defaults: qwen3_moe_defaults,
         settings: &[Setting::SlidingWindow, Setting::NormalizedExperts],
+        feed_forward_scales: true,
         ..plain("qwen3moe")
     },
     Row {
@@ -315,6 +347,15 @@ pub(super) const ROWS: &[Row] = &[
         defaults: phi3_defaults,
         keys: hparams::phi3,
         ..plain("phi3")
+    },
+    Row {
+        classes: &["GptOssForCausalLM"],
+        layer: &[GPT_OSS_NORMS, ATTENTION, SINKS, GPT_OSS_ROUTER],
+        experts: Some(GPT_OSS_EXPERTS),
+        vocabulary: VocabularyKind::ByteLevel,
+        defaults: gpt_oss_defaults,
+        keys: hparams::gpt_oss,
+        ..plain("gpt-oss")
     },
 ];
 
@@ -394,6 +435,14 @@ defaults!(phi3_defaults {
     "vocab_size": 32064, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096,
     "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32, "num_attention_heads": 32,
     "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "partial_rotary_factor": 1.0,
+});
+defaults!(gpt_oss_defaults {
+    "vocab_size": 201088, "max_position_embeddings": 131072, "hidden_size": 2880, "intermediate_size": 2880,
+    "num_hidden_layers": 36, "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64,
+    "rms_norm_eps": 1e-5, "rope_theta": 150000.0, "sliding_window": 128, "num_local_experts": 128,
+    "num_experts_per_tok": 4,
+    "rope_scaling": json!({ "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
+        "original_max_position_embeddings": 4096 }),
 });
 
 #[cfg(test)]

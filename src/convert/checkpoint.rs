@@ -24,6 +24,9 @@ const LENGTH_BYTES: u64 = 8;
 
 const INDEX: &str = "model.safetensors.index.json";
 
+/// The name of a checkpoint that is one file.
+const WHOLE: &str = "model.safetensors";
+
 /// Element types that can be converted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Dense {
@@ -69,7 +72,8 @@ impl SourceTensor {
     }
 
     pub(super) fn elements(&self) -> u64 {
-        self.shape.iter().product()
+        // A zero makes any other dimension possible.
+        self.shape.iter().fold(1, |product: u64, dim| product.saturating_mul(*dim))
     }
 
     pub(super) fn shape_text(&self) -> String {
@@ -97,15 +101,25 @@ pub(super) struct Checkpoint {
 }
 
 impl Checkpoint {
-    pub(super) fn open(folder: &Folder) -> Result<Checkpoint, ConvertError> {
-        let index = read_index(folder)?;
-        let names = match &index {
-            Some(index) => index.files(),
-            None => {
-                let is_part = |name: &String| name.starts_with("model") && name.ends_with(".safetensors");
-                folder.names()?.into_iter().filter(is_part).collect()
-            }
+    pub(super) fn open(folder: &Folder, warnings: &mut Vec<String>) -> Result<Checkpoint, ConvertError> {
+        let is_part = |name: &String| name.starts_with("model") && name.ends_with(".safetensors");
+        let index = match read_index(folder) {
+            // What transformers loads where both are there, whatever an earlier save left beside it.
+            found if folder.has(WHOLE) => match Checkpoint::beside_index(folder, found, warnings)? {
+                Source::Whole(checkpoint) => return Ok(checkpoint),
+                Source::Index(index) => index,
+            },
+            found => found?,
         };
+        let names: Vec<String> = match &index {
+            Some(index) => index.files(),
+            None => folder.names()?.into_iter().filter(is_part).collect(),
+        };
+        let is_shard = |name: &String| name.contains("-of-");
+        if index.is_none() && names.iter().any(|name| name == WHOLE) && names.iter().any(is_shard) {
+            warnings.push(format!("{WHOLE} is read, the shards beside it are not: no {INDEX} names them"));
+            return Checkpoint::whole(folder);
+        }
         if names.is_empty() {
             let problem = match folder.names()?.iter().any(|name| name.ends_with(".bin") || name.ends_with(".pth")) {
                 true => "holds PyTorch files but no model*.safetensors; save the model as safetensors first",
@@ -123,7 +137,44 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// One file whose name does not matter; for tests of the header's checks.
+    /// Chooses between `model.safetensors`, which is there, and what an index names.
+    fn beside_index(
+        folder: &Folder,
+        index: Result<Option<Index>, ConvertError>,
+        warnings: &mut Vec<String>,
+    ) -> Result<Source, ConvertError> {
+        let index = match index {
+            Ok(None) => return Ok(Source::Index(None)),
+            Ok(Some(index)) => Some(index),
+            Err(_) => None,
+        };
+        if let Some(index) = index {
+            let files = index.files();
+            let is_part = files.iter().any(|name| name == WHOLE);
+            if is_part && files.len() > 1 {
+                return Ok(Source::Index(Some(index)));
+            }
+            let complete = !is_part && files.iter().all(|name| folder.has(name));
+            match Checkpoint::whole(folder) {
+                Ok(whole) if whole.compare(&index).is_ok() => return Ok(Source::Whole(whole)),
+                Ok(whole) if !complete || index.places.keys().all(|name| whole.find(name).is_some()) => {}
+                Err(error) if !complete => return Err(error),
+                _ => {
+                    warnings.push(format!("{WHOLE} is not the whole model; the files that {INDEX} names are read"));
+                    return Ok(Source::Index(Some(index)));
+                }
+            }
+        }
+        warnings.push(format!("{INDEX} does not belong to {WHOLE}; the whole file is read and the index ignored"));
+        Ok(Source::Whole(Checkpoint::whole(folder)?))
+    }
+
+    /// The checkpoint that is one file.
+    fn whole(folder: &Folder) -> Result<Checkpoint, ConvertError> {
+        Checkpoint::open_file(&folder.file(WHOLE))
+    }
+
+    /// One file whose name does not matter; for tests of the header's checks as well.
     pub(super) fn open_file(path: &Path) -> Result<Checkpoint, ConvertError> {
         let mut checkpoint = Checkpoint { shards: Vec::new(), tensors: Vec::new(), by_name: HashMap::new() };
         checkpoint.add_shard(path)?;
@@ -223,6 +274,13 @@ impl Checkpoint {
             }),
         }
     }
+}
+
+/// What is read of a folder that holds `model.safetensors`.
+enum Source {
+    Whole(Checkpoint),
+    /// What the index names, or every part where there is none.
+    Index(Option<Index>),
 }
 
 /// `model.safetensors.index.json`.

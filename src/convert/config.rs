@@ -52,7 +52,7 @@ impl Config {
                 values.extend(text);
                 true
             }
-            _ => false,
+            _ => ["vision_config", "audio_config"].iter().any(|part| values.get(*part).is_some_and(Value::is_object)),
         };
         let architecture = architecture.ok_or_else(|| ConvertError::Field {
             file: file.clone(),

@@ -86,6 +86,13 @@ pub(super) fn write(
     Ok(())
 }
 
+/// The model that this one was made from, as the model card says.
+pub(super) fn base_model(folder: &Folder) -> Option<String> {
+    let card = front_matter(&folder.text("README.md").ok()??);
+    let (_, values) = card.into_iter().find(|(key, _)| key == "base_model")?;
+    values.into_iter().next().filter(|name| !name.is_empty())
+}
+
 /// Words of a folder's name, capitalized unless they are numbers, versions or capitalized already.
 fn title(name: &str) -> String {
     let word = |word: &str| {

@@ -73,6 +73,37 @@ pub enum ConvertError {
         /// What is wrong and what to do.
         problem: String,
     },
+    /// The architecture needs a tensor that is not there.
+    #[error("{}: tensor {tensor} is missing; {class} needs it with shape {shape}, download the weights again", .file.display())]
+    Missing {
+        /// The folder.
+        file: PathBuf,
+        /// The tensor's name, quoted.
+        tensor: String,
+        /// The class that needs it.
+        class: String,
+        /// Its shape, rows first.
+        shape: String,
+    },
+    /// The folder holds tensors that the architecture does not have.
+    #[error(
+        "{}: {} {tensors} {} not part of {class} with {layers} layers; {advice}", .path.display(),
+        if *.plural { "tensors" } else { "tensor" }, if *.plural { "are" } else { "is" }
+    )]
+    Unknown {
+        /// The folder.
+        path: PathBuf,
+        /// The first names, quoted, and how many there are besides.
+        tensors: String,
+        /// More than one.
+        plural: bool,
+        /// The class that `config.json` names.
+        class: String,
+        /// The layers that `config.json` names.
+        layers: u64,
+        /// What the folder seems to be, and what to do.
+        advice: String,
+    },
     /// The pre-tokenizer is none that the engine's tokenizer knows.
     #[error(
         "{}: this pre-tokenizer is not known; not understood: {parts}; name the right one with --pre NAME, one of: \

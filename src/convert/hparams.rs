@@ -4,6 +4,8 @@
 
 use std::f32::consts::TAU;
 
+use serde_json::Value;
+
 use super::ConvertError;
 use super::config::{Config, Rope};
 use crate::gguf::Metadata;
@@ -148,6 +150,7 @@ pub(super) fn common(source: &Source, keys: &mut Keys) -> Result<Vec<RopeFactors
     keys.u32("feed_forward_length", sizes.feed_forward);
     keys.u32("attention.head_count", sizes.heads);
     keys.u32("attention.head_count_kv", sizes.key_heads);
+    write_causality(config, keys);
     write_rope_scaling(config, rope, keys)?;
     if let Some(theta) = rope.number(config, "rope_theta")? {
         keys.f32("rope.freq_base", theta);
@@ -183,6 +186,26 @@ pub(super) fn llama(source: &Source, keys: &mut Keys) -> Result<Vec<RopeFactors>
     keys.u32("vocab_size", sizes.vocab);
     keys.u32("rope.dimension_count", sizes.head);
     Ok(llama3_factors(config, sizes, rope)?.into_iter().collect())
+}
+
+/// Models in which a token sees those behind it as well: embedding models and text encoders.
+fn write_causality(config: &Config, keys: &mut Keys) {
+    // Gemma's word for it; "vision" concerns images only.
+    let both_ways = config.get("use_bidirectional_attention").is_some_and(|to| *to == true || *to == "all");
+    if both_ways && config.get("sliding_window").is_some() {
+        keys.warnings.push("use_bidirectional_attention is set: windows will be those of llama.cpp".to_owned());
+    }
+    if both_ways || config.get("is_causal").and_then(Value::as_bool) == Some(false) {
+        keys.metadata.set(&format!("{}.attention.causal", keys.prefix), false);
+    }
+}
+
+/// gpt-oss.
+pub(super) fn gpt_oss(source: &Source, keys: &mut Keys) -> Result<Vec<RopeFactors>, ConvertError> {
+    common(source, keys)?;
+    keys.u32("attention.sliding_window", source.config.count("sliding_window")?);
+    keys.u32("expert_feed_forward_length", source.sizes.expert_width);
+    Ok(Vec::new())
 }
 
 fn write_rope_scaling(config: &Config, rope: &Rope, keys: &mut Keys) -> Result<(), ConvertError> {
@@ -266,6 +289,7 @@ fn llama3_factors(config: &Config, sizes: &Sizes, rope: &Rope) -> Result<Option<
 /// Gemma 1 and 2.
 pub(super) fn gemma(source: &Source, keys: &mut Keys) -> Result<Vec<RopeFactors>, ConvertError> {
     let Source { arch, config, sizes, .. } = source;
+    write_causality(config, keys);
     keys.u32("context_length", config.count("max_position_embeddings")?);
     keys.u32("embedding_length", sizes.width);
     keys.u32("block_count", sizes.layers);
@@ -315,6 +339,7 @@ pub(super) fn phi3(source: &Source, keys: &mut Keys) -> Result<Vec<RopeFactors>,
         let problem = format!("is {original}, expected a context length");
         return Err(config.wrong("original_max_position_embeddings", problem));
     }
+    write_causality(config, keys);
     let rotated = sizes.rotated(config, rope)?;
     let (long, short) = (rope.numbers(config, "long_factor")?, rope.numbers(config, "short_factor")?);
     let mut factors = Vec::new();

@@ -12,13 +12,13 @@ mod description;
 mod differences;
 mod error;
 mod files;
-mod fp8;
 #[doc(hidden)]
 pub mod fuzzing;
 mod hparams;
 mod plan;
-mod scales;
+mod rows;
 mod vocabulary;
+mod weights;
 mod write;
 
 use std::fs::File;
@@ -29,7 +29,7 @@ use checkpoint::Checkpoint;
 use config::Config;
 use files::Folder;
 use hparams::{Sizes, Source};
-use plan::Plan;
+use plan::{Inputs, Plan};
 
 pub use error::ConvertError;
 
@@ -45,7 +45,7 @@ pub enum OutputType {
     F16,
     /// bfloat16.
     Bf16,
-    /// 8-bit blocks; matrices whose rows do not fit blocks of 32 become F16.
+    /// 8-bit blocks; matrices whose rows do not fit blocks of 32 become F16, of a BF16 source BF16.
     Q8_0,
 }
 
@@ -71,6 +71,17 @@ impl OutputType {
     }
 }
 
+/// `general.file_type` of files whose matrices kept the codes of the source.
+fn kept_file_type(ty: TensorType) -> u32 {
+    match ty {
+        TensorType::Q4_0 => 2,
+        TensorType::Q4_1 => 3,
+        TensorType::Q8_0 => 7,
+        TensorType::MXFP4 => 38,
+        _ => 39,
+    }
+}
+
 /// Class names in `config.json` that are converted to the architecture `name`.
 pub(crate) fn classes(name: &str) -> Vec<&'static str> {
     ROWS.iter().filter(|row| row.arch.name == name).flat_map(|row| row.classes).copied().collect()
@@ -79,8 +90,11 @@ pub(crate) fn classes(name: &str) -> Vec<&'static str> {
 /// What a user may choose.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Type of the matrices; `None` keeps the source's 16-bit type.
+    /// Type of the matrices; `None` keeps the source's 16-bit type, and MXFP4 and NVFP4 codes where ggml's blocks can hold
+    /// them.
     pub ty: Option<OutputType>,
+    /// With `ty` none, 4- and 8-bit integers stay as they are, too, where blocks of Q4_0, Q4_1 or Q8_0 can hold them.
+    pub keep_integers: bool,
     /// Pre-tokenizer, instead of recognizing it.
     pub pre: Option<String>,
     /// SentencePiece vocabularies without tokenizer.model get scores from the order of the merges.
@@ -121,10 +135,10 @@ impl Conversion {
             config.derive_head_dim()?;
         }
         let sizes = Sizes::read(&config, row.experts.map(|names| names.width))?;
-        let checkpoint = Checkpoint::open(&folder)?;
+        let mut warnings = Vec::new();
+        let checkpoint = Checkpoint::open(&folder, &mut warnings)?;
         let ty = options.ty.unwrap_or_else(|| plan::source_type(&checkpoint));
 
-        let mut warnings = Vec::new();
         let mut metadata = Metadata::new(folder.path().display().to_string());
         metadata.set("general.architecture", row.arch.name);
         metadata.set("general.type", "model");
@@ -133,10 +147,15 @@ impl Conversion {
         let source = Source { arch: row.arch, config: &config, sizes: &sizes, rope: config.rope()? };
         let factors = hparams::write(row.keys, &source, ty.file_type(), &mut keys, &mut warnings)?;
         differences::note(&config, row, &sizes, &mut warnings);
-        let plan = plan::make(&config, row, &sizes, &checkpoint, path.to_path_buf(), ty, factors)?;
+        let inputs =
+            Inputs { config: &config, row, sizes: &sizes, folder: &folder, checkpoint: &checkpoint, options, ty };
+        let plan = plan::make(inputs, factors, &mut warnings)?;
         description::write(&folder, options.name.as_deref(), &plan, &mut metadata)?;
         for (key, value) in keys.iter() {
             metadata.set(key, value.clone());
+        }
+        if let Some(kept) = plan.kept_blocks() {
+            metadata.set("general.file_type", kept_file_type(kept));
         }
         metadata.set("general.quantization_version", 2u32);
         vocabulary::write(&folder, row, sizes.vocab, options, &mut metadata, &mut warnings)?;
@@ -157,6 +176,11 @@ impl Conversion {
     /// Type of the matrices.
     pub fn output_type(&self) -> OutputType {
         self.ty
+    }
+
+    /// The type that most of the file has: that of codes which were kept, or that of the other matrices.
+    pub fn main_type(&self) -> TensorType {
+        self.plan.kept_blocks().unwrap_or(self.ty.tensor_type())
     }
 
     /// All metadata of the GGUF.

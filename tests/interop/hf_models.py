@@ -523,6 +523,27 @@ def phi4mini():
     return model.body(tied=True).layers(fused=True).dense(fused=True)
 
 
+def gpt_oss(inner):
+    """All but the experts, which come in more than one form."""
+    model = HfModel(
+        "gpt_oss", "gpt_oss", ["GptOssForCausalLM"], "gpt-4o", rope_theta=150000.0, sliding_window=32, head_dim=16,
+        num_local_experts=N_EXPERT, num_experts_per_tok=N_EXPERT_USED, attention_bias=True,
+        rope_scaling={"rope_type": "yarn", "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0,
+                      "original_max_position_embeddings": 128},
+    )
+    model.config["intermediate_size"] = inner
+    model.tokenizer(write_byte_level, [split(GPT4O, "Removed", True), byte_level()], [("<|endoftext|>", True)],
+                    {"eos_token": "<|endoftext|>"})
+    model.body().layers(bias=True)
+    for il in range(N_LAYER):
+        at = f"model.layers.{il}."
+        model.bias(f"{at}self_attn.o_proj", N_EMBD)
+        model.tensors[f"{at}self_attn.sinks"] = model.rng.normal(size=N_HEAD).astype(np.float32)
+        model.matrix(f"{at}mlp.router", N_EXPERT, N_EMBD, gain=2)
+        model.bias(f"{at}mlp.router", N_EXPERT)
+    return model
+
+
 def fp8(block=None):
     settings = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic"}
     if block:

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::families::recognize;
 use super::tokenizer_json::{AddedToken, MAX_TOKENS, Merge, Sources, TOKENIZER, TokenizerJson, Vocab};
-use super::{TokenType, Vocabulary, looks_special, padding_token};
+use super::{TokenType, Vocabulary, looks_special, padding_token, union};
 use crate::convert::ConvertError;
 use crate::gguf::shown;
 use crate::tokenizer::byte_alphabet;
@@ -16,6 +16,7 @@ pub(super) fn read(
     json: &TokenizerJson,
     size: u64,
     pre: Option<&str>,
+    warnings: &mut Vec<String>,
 ) -> Result<Vocabulary, ConvertError> {
     let ids = match &json.model.vocab {
         Vocab::Ids(ids) => ids,
@@ -32,7 +33,7 @@ pub(super) fn read(
         Some(name) => name.to_owned(),
         None => recognize(json).map_err(|parts| unknown_pre(sources, &parts))?.to_owned(),
     };
-    let added = added_tokens(sources, json, ids)?;
+    let added = added_tokens(sources, ids, warnings)?;
 
     let mut texts: HashMap<u64, &str> = HashMap::with_capacity(ids.len() + added.len());
     for (text, id) in ids {
@@ -74,16 +75,13 @@ fn unknown_pre(sources: &Sources, parts: &[String]) -> ConvertError {
 /// are in neither.
 pub(super) fn added_tokens(
     sources: &Sources,
-    json: &TokenizerJson,
     ids: &HashMap<String, u64>,
+    warnings: &mut Vec<String>,
 ) -> Result<HashMap<u64, AddedToken>, ConvertError> {
-    let mut added: HashMap<u64, AddedToken> = HashMap::new();
-    for token in json.added_tokens.iter().cloned().chain(sources.configured_tokens()?) {
-        if token.id >= MAX_TOKENS {
-            let problem = format!("has id {}; no vocabulary has so many tokens", token.id);
-            return Err(sources.wrong(TOKENIZER, "added_tokens", problem));
-        }
-        added.insert(token.id, token);
+    let mut added = union::added_tokens(sources, warnings)?;
+    if let Some(id) = added.keys().copied().filter(|id| *id >= MAX_TOKENS).max() {
+        let problem = format!("has id {id}; no vocabulary has so many tokens");
+        return Err(sources.wrong(TOKENIZER, "added_tokens", problem));
     }
     for (content, id) in sources.added_file()? {
         added.entry(id).or_insert(AddedToken { id, content, special: false, normalized: None });

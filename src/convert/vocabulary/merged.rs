@@ -33,12 +33,13 @@ pub(super) fn read(
     json: &TokenizerJson,
     size: u64,
     scores: Scores,
+    warnings: &mut Vec<String>,
 ) -> Result<Vocabulary, ConvertError> {
     let Vocab::Ids(ids) = &json.model.vocab else {
         return Err(sources.wrong(TOKENIZER, "model.vocab", "is a list, expected tokens with ids"));
     };
     check_steps(sources, json)?;
-    let added = added_tokens(sources, json, ids)?;
+    let added = added_tokens(sources, ids, warnings)?;
     let highest = ids.values().chain(added.keys()).max().copied().unwrap_or(0);
     if highest >= size {
         let problem =

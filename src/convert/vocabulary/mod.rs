@@ -8,6 +8,7 @@ mod merged;
 mod sentencepiece;
 mod special;
 mod tokenizer_json;
+mod union;
 
 use sentencepiece::Rules;
 use special::Special;
@@ -112,6 +113,13 @@ pub(super) fn write(
         VocabularyKind::Phi3 if is_gpt2_class(&sources) => None,
         _ => folder.bytes(sentencepiece::FILE)?,
     };
+    let model_file = match model_file {
+        Some(bytes) if sources.json.is_some() && sentencepiece::is_tiktoken(&bytes) => {
+            warnings.push(format!("{} is a tiktoken vocabulary; tokenizer.json counts", sentencepiece::FILE));
+            None
+        }
+        other => other,
+    };
     if row.vocabulary == VocabularyKind::Llama
         && let Some(add) = sources.setting("add_prefix_space").and_then(serde_json::Value::as_bool)
     {
@@ -125,7 +133,7 @@ pub(super) fn write(
         let sentencepiece_like = merged::fits(json);
         match row.vocabulary {
             VocabularyKind::Gemma { .. } | VocabularyKind::Phi3 if sentencepiece_like => {
-                (merged::read(&sources, json, size, merged::Scores::Ranks)?, Some(size))
+                (merged::read(&sources, json, size, merged::Scores::Ranks, warnings)?, Some(size))
             }
             VocabularyKind::Llama if sentencepiece_like => {
                 let scores = if options.rank_scores { merged::Scores::Ranks } else { merged::Scores::Equal };
@@ -137,9 +145,9 @@ pub(super) fn write(
                             .to_owned(),
                     );
                 }
-                (merged::read(&sources, json, size, scores)?, Some(size))
+                (merged::read(&sources, json, size, scores, warnings)?, Some(size))
             }
-            _ => (byte_level::read(&sources, json, size, options.pre.as_deref())?, None),
+            _ => (byte_level::read(&sources, json, size, options.pre.as_deref(), warnings)?, None),
         }
     };
     if vocabulary.model == "llama"

@@ -2,13 +2,17 @@
 //!
 //! The protobuf has many fields; those read here are stable since SentencePiece 0.1 (`sentencepiece_model.proto`).
 
+use std::collections::HashSet;
+
 use prost::bytes::{Buf, BufMut};
 use prost::encoding::{self, DecodeContext, WireType};
 use prost::{DecodeError, Message};
 
-use super::tokenizer_json::{CONFIG, Sources};
+use super::tokenizer_json::{AddedToken, Sources, TOKENIZER};
+use super::union::{self, Contradictions};
 use super::{TokenType, Vocabulary, looks_special};
 use crate::convert::ConvertError;
+use crate::gguf::shown;
 
 pub(super) const FILE: &str = "tokenizer.model";
 
@@ -98,6 +102,16 @@ pub(super) enum Rules {
     Phi3,
 }
 
+/// True for the other kind of file of this name: lines of a token in base64 and its rank.
+pub(super) fn is_tiktoken(bytes: &[u8]) -> bool {
+    let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let line = std::str::from_utf8(line).unwrap_or_default();
+    let is_base64 = |text: &str| {
+        !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte))
+    };
+    line.split_once(' ').is_some_and(|(token, rank)| is_base64(token) && rank.trim_end().parse::<u64>().is_ok())
+}
+
 const PADDING_SCORE: f32 = -10_000.0;
 const ADDED_SCORE: f32 = -1_000.0;
 
@@ -125,7 +139,8 @@ pub(super) fn read(
             model.pieces.len()
         ));
     }
-    for (id, piece) in model.pieces.into_iter().enumerate().take(size as usize) {
+    let piece_count = model.pieces.len().min(size as usize);
+    for (id, piece) in model.pieces.into_iter().enumerate().take(piece_count) {
         let kind = match piece.kind {
             Some(2) => TokenType::Unknown,
             Some(3) => TokenType::Control,
@@ -136,6 +151,7 @@ pub(super) fn read(
         };
         vocabulary.set(id, piece.piece.unwrap_or_default().into_bytes(), piece.score.unwrap_or(0.0), kind);
     }
+    union::compare_pieces(sources, &vocabulary.tokens[..piece_count], warnings);
     let mut skipped = 0;
     for (token, id) in sources.added_file()? {
         match id < size {
@@ -143,28 +159,39 @@ pub(super) fn read(
             false => skipped += 1,
         }
     }
-    let mut added = sources.configured_tokens()?;
-    if rules == Rules::Phi3
-        && let Some(json) = &sources.json
-    {
-        added.extend(json.added_tokens.iter().cloned());
-    }
+    let configured: HashSet<u64> = sources.configured_tokens()?.iter().map(|token| token.id).collect();
+    let mut contradictions = Contradictions::between([FILE, TOKENIZER], TOKENIZER);
+    let mut added: Vec<AddedToken> = union::added_tokens(sources, warnings)?.into_values().collect();
+    added.sort_unstable_by_key(|token| token.id);
     for token in added {
         if token.id >= size {
             skipped += 1;
             continue;
         }
+        let id = token.id as usize;
         let (text, kind) = match rules {
             Rules::Phi3 if token.special => (token.content, TokenType::Control),
             Rules::Phi3 => (token.content, TokenType::UserDefined),
             Rules::Common if token.special || looks_special(&token.content) => (token.content, TokenType::Control),
             Rules::Common => (token.content.replace('▁', " "), TokenType::UserDefined),
         };
-        vocabulary.set(token.id as usize, text.into_bytes(), ADDED_SCORE, kind);
+        if rules == Rules::Common && !configured.contains(&token.id) {
+            let same = vocabulary.tokens[id] == text.as_bytes();
+            // What the model says of these is more than that they are added.
+            if same && matches!(vocabulary.types[id], TokenType::Unknown | TokenType::Control | TokenType::Byte) {
+                continue;
+            }
+            let piece = String::from_utf8_lossy(&vocabulary.tokens[id]).replace('▁', " ");
+            if id < piece_count && piece != text.replace('▁', " ") {
+                contradictions.add(token.id, [&shown(&vocabulary.tokens[id]), &shown(text.as_bytes())]);
+            }
+        }
+        vocabulary.set(id, text.into_bytes(), ADDED_SCORE, kind);
     }
+    contradictions.note(warnings);
     if skipped > 0 {
         warnings.push(format!(
-            "{skipped} added tokens of {CONFIG} have ids above config.json's vocabulary of {size}; they are left out"
+            "{skipped} added tokens have ids above config.json's vocabulary of {size}; they are left out"
         ));
     }
     Ok(vocabulary)

@@ -72,8 +72,9 @@ impl Special {
             }
             kinds = special.read_post_processor(json.post_processor.as_ref(), &mut config);
         }
+        let no_config = Map::new();
+        special.template = read_template(sources.folder, config.as_ref().unwrap_or(&no_config), warnings)?;
         if let Some(config) = &config {
-            special.template = read_template(sources.folder, config, warnings)?;
             for (slot, Kind { name, .. }) in KINDS.iter().enumerate().take(kinds) {
                 if let Some(Value::Bool(add)) = config.get(&format!("add_{name}_token")) {
                     special.adds[slot] = Some(*add);
@@ -340,10 +341,11 @@ fn read_template(
     config: &Map<String, Value>,
     warnings: &mut Vec<String>,
 ) -> Result<Option<Template>, ConvertError> {
-    if let Some(template) = config.get("chat_template") {
-        return Ok(template_of(template, CONFIG, warnings));
-    }
+    let configured = config.get("chat_template");
     if let Some(text) = folder.text("chat_template.jinja")? {
+        if configured.and_then(Value::as_str).is_some_and(|copy| copy != text) {
+            warnings.push(format!("chat_template.jinja differs from the chat_template in {CONFIG}; the file counts"));
+        }
         let more = folder.file("additional_chat_templates");
         let more = if more.is_dir() { Folder::open(&more)?.names()? } else { Vec::new() };
         let more: Vec<String> = more.into_iter().filter(|name| name.ends_with(".jinja")).collect();
@@ -357,6 +359,9 @@ fn read_template(
             }
         }
         return Ok(Some(Template::Many(list)));
+    }
+    if let Some(template) = configured {
+        return Ok(template_of(template, CONFIG, warnings));
     }
     match folder.object("chat_template.json")? {
         Some(map) => Ok(map.get("chat_template").and_then(|found| template_of(found, "chat_template.json", warnings))),

@@ -185,8 +185,11 @@ impl<'a> Sources<'a> {
         const NAMES: [&str; 7] =
             ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
         let mut texts: Vec<String> = NAMES.iter().filter_map(|name| token_text(self.setting(name)?)).collect();
-        if let Some(Value::Array(more)) = self.setting("additional_special_tokens") {
-            texts.extend(more.iter().filter_map(token_text));
+        // The second name is that of transformers 5.
+        for more in ["additional_special_tokens", "extra_special_tokens"] {
+            if let Some(Value::Array(more)) = self.setting(more) {
+                texts.extend(more.iter().filter_map(token_text));
+            }
         }
         texts
     }

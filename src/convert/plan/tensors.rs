@@ -1,0 +1,272 @@
+//! The walk over a model's tensors: ends, layers, experts.
+
+use super::{Content, Output, Part, Planner, ValueChange};
+use crate::convert::ConvertError;
+use crate::convert::architectures::{Change, ExpertNames};
+use crate::gguf::{NewTensor, TensorType, shown};
+use crate::model::OutputMatrix;
+use crate::recipe::roles::{OUTPUT_WEIGHT, TOKEN_EMBD_WEIGHT};
+
+impl Planner<'_> {
+    /// Adds an output of `shape`, rows first.
+    fn push(&mut self, name: String, shape: &[u64], parts: Vec<Part>, change: Change) -> Result<(), ConvertError> {
+        let blocks = match change {
+            Change::AddOne => None,
+            _ => self.kept_blocks(&name, shape, &parts)?,
+        };
+        let blocks = blocks.filter(|ty| *ty != TensorType::NVFP4 || self.scale_is_applied(&name, &parts));
+        let ty = blocks.unwrap_or_else(|| self.storage(&name, shape));
+        let permuted_heads = match change {
+            Change::PermuteQueries => Some(self.sizes.heads),
+            Change::PermuteKeys => Some(self.sizes.key_heads),
+            Change::Keep | Change::AddOne => None,
+        };
+        // The values of a bias move as the rows of its weight do.
+        let strided = parts.iter().any(|part| part.step != 1 && self.plan.weights[part.weight].shape.len() <= 2);
+        let alone = (shape.len() == 1 && permuted_heads.is_some()) || (strided && !name.ends_with(".weight"));
+        let row_len = if alone { 1 } else { shape.last().copied().unwrap_or(1) };
+        let value_change = match (change, blocks) {
+            (Change::AddOne, _) => ValueChange::AddOne,
+            (_, Some(_)) => ValueChange::Blocks,
+            (_, None) => ValueChange::Keep,
+        };
+        let extra =
+            if blocks == Some(TensorType::NVFP4) { self.scale_outputs(&name, shape, &parts) } else { Vec::new() };
+        let tensor = NewTensor { name, shape: shape.iter().rev().copied().collect(), ty };
+        let content = Content::Rows { parts, row_len, permuted_heads, change: value_change };
+        self.plan.outputs.push(Output { tensor, content });
+        self.plan.outputs.extend(extra);
+        Ok(())
+    }
+
+    /// Second-level scales of NVFP4, and those of its activations: a tensor of one value, or one for each expert.
+    fn scale_outputs(&self, name: &str, shape: &[u64], parts: &[Part]) -> Vec<Output> {
+        let stem = name.strip_suffix("weight").unwrap_or(name);
+        let count = if shape.len() > 2 { shape[0] } else { 1 };
+        let matrices = || parts.iter().flat_map(|part| self.matrices(part));
+        let scales: Vec<f32> = matrices().map(|(coded, matrix)| coded.global_of(matrix)).collect();
+        let inputs: Vec<f32> = matrices().map(|(coded, matrix)| coded.input_of(matrix)).collect();
+        [("scale", scales), ("input_scale", inputs)]
+            .into_iter()
+            .filter(|(_, values)| values.iter().any(|value| *value != 1.0))
+            .map(|(suffix, mut values)| {
+                values.truncate(count as usize);
+                let tensor = NewTensor { name: format!("{stem}{suffix}"), shape: vec![count], ty: TensorType::F32 };
+                Output { tensor, content: Content::Values(values) }
+            })
+            .collect()
+    }
+
+    /// The matrices that a part's rows are of.
+    fn matrices(&self, part: &Part) -> impl Iterator<Item = (&super::weights::Coded, u64)> {
+        let weight = &self.plan.weights[part.weight];
+        let rows = weight.rows_per_matrix().max(1);
+        let last = part.first + (part.count.max(1) - 1) * part.step;
+        let range = part.first / rows..=last / rows;
+        weight.coded().into_iter().flat_map(move |coded| range.clone().map(move |matrix| (coded, matrix)))
+    }
+
+    /// llama.cpp multiplies the products of these tensors by their second-level scale; others it takes as 1.
+    fn scale_is_applied(&mut self, name: &str, parts: &[Part]) -> bool {
+        let ones =
+            parts.iter().flat_map(|part| self.matrices(part)).all(|(coded, matrix)| coded.global_of(matrix) == 1.0);
+        let feed_forward = name.contains(".ffn_");
+        let applied = name != TOKEN_EMBD_WEIGHT && (!feed_forward || self.row.feed_forward_scales);
+        if !ones && !applied {
+            let fallback = self.ty.tensor_type();
+            let arch = self.row.arch.name;
+            let note = format!(
+                "NVFP4 weights of {} become {fallback}: llama.cpp does not apply their second scale in {arch}",
+                if feed_forward { "the feed-forward network" } else { "the embedding" }
+            );
+            if !self.warnings.contains(&note) {
+                self.warnings.push(note);
+            }
+        }
+        ones || applied
+    }
+
+    /// All rows of a weight; for a permuted vector each value is a row.
+    fn whole(&self, weight: usize, change: Change) -> Vec<Part> {
+        let shape = &self.plan.weights[weight].shape;
+        let permuted = matches!(change, Change::PermuteQueries | Change::PermuteKeys);
+        let rows = match (shape.as_slice(), permuted) {
+            ([len], true) => *len,
+            (shape, _) => shape.iter().rev().skip(1).product(),
+        };
+        vec![Part::rows(weight, 0, rows)]
+    }
+
+    /// Embedding, last norm, output matrix.
+    pub(super) fn ends(&mut self) -> Result<(), ConvertError> {
+        let (vocabulary, width) = (self.sizes.vocab, self.sizes.width);
+        let spare = |planner: &Self, name: &str| {
+            let found = planner.names.get(name).map(|index| planner.plan.weights[*index].shape.as_slice());
+            match found {
+                Some([rows, _]) if planner.row.spare_rows && *rows > vocabulary => *rows,
+                _ => vocabulary,
+            }
+        };
+        let rows = spare(self, "model.embed_tokens.weight");
+        let embedding = self.require("model.embed_tokens.weight", &[rows, width])?;
+        let kept = vec![Part::rows(embedding, 0, vocabulary)];
+        self.push(TOKEN_EMBD_WEIGHT.into(), &[vocabulary, width], kept, Change::Keep)?;
+
+        let norm = self.require("model.norm.weight", &[width])?;
+        let change = if self.row.shifted_norms { Change::AddOne } else { Change::Keep };
+        let parts = self.whole(norm, change);
+        self.push("output_norm.weight".into(), &[width], parts, change)?;
+
+        let rows = spare(self, "lm_head.weight");
+        let output = self.find("lm_head.weight", &[rows, width])?;
+        let tied = self.config.bool("tie_word_embeddings");
+        match output {
+            Some(output) => {
+                let always_tied = self.row.arch.output == OutputMatrix::Tied;
+                if (tied || always_tied) && !self.own_head(embedding, output, always_tied)? {
+                    return Ok(());
+                }
+                let kept = vec![Part::rows(output, 0, vocabulary)];
+                self.push(OUTPUT_WEIGHT.into(), &[vocabulary, width], kept, Change::Keep)
+            }
+            None if self.row.arch.output == OutputMatrix::Own => Err(self.missing("lm_head.weight", &[rows, width])),
+            None if tied || self.row.arch.output == OutputMatrix::Tied => Ok(()),
+            None if self.config.architecture().ends_with("Model") => Ok(()),
+            None => {
+                let tie = match self.config.get("tie_word_embeddings") {
+                    None => "absent from config.json",
+                    Some(_) => "false",
+                };
+                self.warnings.push(format!(
+                    "lm_head.weight is missing and tie_word_embeddings is {tie}: the embedding is assumed to be the output \
+                     matrix as well, as llama.cpp does"
+                ));
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn layer(&mut self, layer: u64) -> Result<(), ConvertError> {
+        for role in self.row.roles() {
+            let shape = self.dims(role.shape);
+            let source = format!("model.layers.{layer}.{}", role.source);
+            let target = format!("blk.{layer}.{}", role.target);
+            let name = if role.bare { source.clone() } else { format!("{source}.weight") };
+            let weight = self.require(&name, &shape)?;
+            let parts = self.whole(weight, role.change);
+            self.push(format!("{target}.weight"), &shape, parts, role.change)?;
+            if role.bias
+                && let Some(bias) = self.find(&format!("{source}.bias"), &shape[..1])?
+            {
+                let parts = self.whole(bias, role.change);
+                self.push(format!("{target}.bias"), &shape[..1], parts, role.change)?;
+            }
+        }
+        match self.row.experts {
+            None => Ok(()),
+            Some(names) => self.experts(layer, names),
+        }
+    }
+
+    fn experts(&mut self, layer: u64, names: ExpertNames) -> Result<(), ConvertError> {
+        let (count, inner, width) = (self.sizes.experts, self.sizes.expert_width, self.sizes.width);
+        let target = |part: &str, suffix: &str| format!("blk.{layer}.ffn_{part}_exps.{suffix}");
+        let shapes = [[count, inner, width], [count, inner, width], [count, width, inner]];
+        let mut parts = [Vec::new(), Vec::new(), Vec::new()];
+
+        let [fused, down] = names.stacked.map(|name| format!("model.layers.{layer}.{name}"));
+        let spelled = |planner: &Self, name: &str| {
+            let weight = format!("{name}.weight");
+            if planner.names.contains_key(&weight) { weight } else { name.to_owned() }
+        };
+        let (fused_weight, down_weight) = (spelled(self, &fused), spelled(self, &down));
+        if names.interleaved && self.is_transposed(&fused_weight) {
+            let fused = self.require(&fused_weight, &[count, width, 2 * inner])?;
+            let down = self.require(&down_weight, &[count, inner, width])?;
+            let columns =
+                |weight, first, count, step, matrix| Part { weight, first, count, step, transposed: Some(matrix) };
+            for expert in 0..count {
+                parts[0].push(columns(fused, 0, inner, 2, expert));
+                parts[1].push(columns(fused, 1, inner, 2, expert));
+                parts[2].push(columns(down, 0, width, 1, expert));
+            }
+        } else if self.names.contains_key(&fused_weight) || names.interleaved {
+            let fused = self.require(&fused_weight, &[count, 2 * inner, width])?;
+            let down = self.require(&down_weight, &[count, width, inner])?;
+            for expert in 0..count {
+                let [gate, up] = halves(fused, expert * 2 * inner, inner, names.interleaved);
+                parts[0].push(gate);
+                parts[1].push(up);
+            }
+            parts[2] = self.whole(down, Change::Keep);
+        } else if let Some(switched) = self.switched(layer, names) {
+            for (slot, name) in switched.iter().enumerate() {
+                let weight = self.require(name, &shapes[slot])?;
+                parts[slot] = self.whole(weight, Change::Keep);
+            }
+        } else {
+            for expert in 0..count {
+                for (slot, name) in names.gate_up_down.iter().enumerate() {
+                    let source = format!("model.layers.{layer}.{}{expert}.{name}.weight", names.prefix);
+                    let weight = self.require(&source, &shapes[slot][1..])?;
+                    parts[slot].extend(self.whole(weight, Change::Keep));
+                }
+            }
+        }
+        for ((part, shape), parts) in ["gate", "up", "down"].into_iter().zip(shapes).zip(parts) {
+            self.push(target(part, "weight"), &shape, parts, Change::Keep)?;
+        }
+        if names.interleaved {
+            let fused = self.require(&format!("{fused}_bias"), &[count, 2 * inner])?;
+            let down = self.require(&format!("{down}_bias"), &[count, width])?;
+            for (slot, part) in ["gate", "up"].into_iter().enumerate() {
+                // Values alternate through all experts' biases.
+                let [gate, up] = halves(fused, 0, count * inner, true);
+                let parts = vec![if slot == 0 { gate } else { up }];
+                self.push(target(part, "bias"), &[count, inner], parts, Change::Keep)?;
+            }
+            let parts = self.whole(down, Change::Keep);
+            self.push(target("down", "bias"), &[count, width], parts, Change::Keep)?;
+        }
+        Ok(())
+    }
+
+    /// Names of MLX's stacks of experts, if they are there.
+    fn switched(&self, layer: u64, names: ExpertNames) -> Option<[String; 3]> {
+        let parts = ["gate_proj", "up_proj", "down_proj"];
+        let switched = parts.map(|part| format!("model.layers.{layer}.{}{part}.weight", names.switched));
+        self.names.contains_key(&switched[0]).then_some(switched)
+    }
+
+    /// True for experts whose inputs are rows: gpt-oss without quantization, where a product is `x W`.
+    fn is_transposed(&self, name: &str) -> bool {
+        let Some(index) = self.names.get(name) else { return false };
+        let weight = &self.plan.weights[*index];
+        weight.coded().is_none() && weight.shape == [self.sizes.experts, self.sizes.width, 2 * self.sizes.expert_width]
+    }
+
+    /// An equal head is left out; another is written, with a warning. False if it is left out.
+    fn own_head(&mut self, embedding: usize, output: usize, always_tied: bool) -> Result<bool, ConvertError> {
+        let Some(difference) = self.head_difference(embedding, output)? else { return Ok(false) };
+        let name = shown(self.plan.weights[output].name.as_bytes());
+        let what_becomes = match always_tied {
+            true => "it is left out, since llama.cpp knows no other output matrix for this architecture",
+            false => {
+                "it is written; remove it from the folder if the embedding should count (transformers 4 takes the embedding, 5 this tensor)"
+            }
+        };
+        self.warnings.push(format!(
+            "{name} differs from the embedding that config.json ties it to ({difference}): {what_becomes}"
+        ));
+        Ok(!always_tied)
+    }
+}
+
+/// The rows of gate and up in a matrix that has both: one after the other, or in turns.
+fn halves(weight: usize, first: u64, count: u64, interleaved: bool) -> [Part; 2] {
+    let part = |first, step| Part { weight, first, count, step, transposed: None };
+    match interleaved {
+        true => [part(first, 2), part(first + 1, 2)],
+        false => [part(first, 1), part(first + count, 1)],
+    }
+}
