@@ -137,7 +137,7 @@ impl<'a> TaskRequest<'a> {
         let started = Instant::now();
         let opened = Opened::open(self.model)?;
         let base = self.base.map(Opened::open).transpose()?;
-        self.tasks.warnings().iter().for_each(|line| watch.warn(&printable(line)));
+        self.tasks.tell(watch);
         let prepare = |opened: &Opened<'_>| -> Result<PreparedTasks, EvalError> {
             let tokenizer = opened.tokenizer(self.pre.as_deref(), watch)?;
             Ok(PreparedTasks::new(self.tasks, &tokenizer, self.llama_compat)?)

@@ -175,7 +175,7 @@ impl<'a> ComparisonRequest<'a> {
         let mut tasks = Vec::new();
         for (path, kind) in &files {
             let set = TaskSet::read(path, *kind, &options).map_err(EvalError::from)?;
-            set.warnings().iter().for_each(|line| watch.warn(&printable(line)));
+            set.tell(watch);
             let prepared = PreparedTasks::new(&set, tokenizer, asked.llama_compat).map_err(EvalError::from)?;
             let unique = files.iter().filter(|(other, _)| stem(other) == stem(path)).count() == 1;
             let name = if unique { stem(path) } else { file_name(&path.display().to_string()) };

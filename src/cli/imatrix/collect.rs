@@ -75,7 +75,7 @@ impl CollectArgs {
     pub fn run(&self, common: &Common) -> Result<()> {
         let Some(path) = &self.model else { bail!("MODEL is needed") };
         let model = Gguf::open(path)?;
-        let text = Text::read_or(&self.file, Set::Calibration)?;
+        let text = Text::read_or(&self.file, Set::Calibration, &common.watch())?;
         let output = match (&self.output, self.format) {
             (Some(output), _) => output.clone(),
             (None, Some(FormatArg::Dat)) => default_path(path).with_extension("dat"),
