@@ -8,6 +8,7 @@ use clap::Args;
 use super::writing::FormatArg;
 use crate::cli::Common;
 use crate::cli::args::ModelArgs;
+use crate::cli::output_name::wrong_extension;
 use lwq::compute::Precision;
 use lwq::gguf::Gguf;
 use lwq::imatrix::{Collection, Form, Shard, default_path};
@@ -82,6 +83,7 @@ impl CollectArgs {
             (None, _) => default_path(path),
         };
         let form = self.format.map_or_else(|| Form::of_name(&output), Form::from);
+        wrong_extension(&output, form == Form::Gguf).into_iter().for_each(|line| common.warn(line));
         let report = Collection::new(&model, &text)
             .n_ctx(self.ctx.map(|n| n as usize))
             .chunks(self.chunks.map(|n| n as usize))
