@@ -238,9 +238,9 @@ fn unusable_input_is_refused_in_one_line() {
         assert!(line.contains(name) && line.contains("512"), "{line}");
     }
     assert!(error_line(&ppl(&folder.path().join("absent.txt"), &[])).contains("absent.txt"));
-    // Bytes that are no text are still bytes to predict.
     let binary: Vec<u8> = (0..4000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-    stdout_of(ppl(&write(&folder, "binary.txt", &binary), &[]));
+    let line = error_line(&ppl(&write(&folder, "binary.txt", &binary), &[]));
+    assert!(line.contains("binary.txt: byte 0 is NUL; this is binary data, no text"), "{line}");
 
     let damaged = write(&folder, "damaged.gguf", &std::fs::read(doclet()).unwrap()[..5000]);
     let line = error_line(&run(args!["eval", "kld", &damaged, "--base", doclet(), "-f", text()]));

@@ -15,6 +15,7 @@ enum Key {
     F32(f32),
     Str(Vec<u8>),
     I32s(Vec<i32>),
+    Bool(bool),
 }
 
 #[derive(Clone)]
@@ -93,6 +94,7 @@ impl Spec {
                 Key::F32(v) => file.f32(key, *v),
                 Key::Str(v) => file.str(key, v),
                 Key::I32s(v) => file.i32s(key, v),
+                Key::Bool(v) => file.bool(key, *v),
             };
         }
         for (index, (name, shape)) in self.tensors.iter().enumerate() {
@@ -126,6 +128,12 @@ impl Spec {
                 false
             }
         }
+    }
+
+    /// What the model warns of.
+    fn warnings(&self) -> Vec<String> {
+        let gguf = Gguf::from_bytes(self.build()).unwrap();
+        Model::open(&gguf).unwrap().warnings().to_vec()
     }
 }
 
@@ -168,6 +176,90 @@ fn sound_models() -> Vec<Spec> {
 fn the_models_that_the_other_tests_break_are_sound() {
     for spec in sound_models() {
         assert_eq!(spec.run(), Ok(()), "{}", spec.arch);
+    }
+}
+
+#[test]
+fn sound_models_warn_of_nothing() {
+    for spec in sound_models() {
+        assert_eq!(spec.warnings(), Vec::<String>::new(), "{}", spec.arch);
+    }
+}
+
+#[test]
+fn keys_that_the_forward_pass_ignores_are_told_unless_they_change_nothing() {
+    let text = |text: &str| Key::Str(text.into());
+    let cases = [
+        ("attention.scale", Key::F32(0.3), Key::F32(0.5)),
+        ("attention.clamp_kqv", Key::F32(8.0), Key::F32(0.0)),
+        ("attention.sliding_window", Key::U32(8), Key::U32(64)),
+        ("attention.max_alibi_bias", Key::F32(8.0), Key::F32(0.0)),
+        ("attention.layer_norm_epsilon", Key::F32(1e-3), Key::F32(1e-5)),
+        ("logit_scale", Key::F32(2.0), Key::F32(1.0)),
+        ("embedding_scale", Key::F32(12.0), Key::F32(0.0)),
+        ("residual_scale", Key::F32(0.5), Key::F32(1.0)),
+        ("expert_weights_scale", Key::F32(2.5), Key::F32(1.0)),
+        ("expert_gating_func", Key::U32(2), Key::U32(1)),
+        ("expert_weights_norm", Key::Bool(false), Key::Bool(true)),
+        ("expert_shared_count", Key::U32(1), Key::U32(0)),
+        ("final_logit_softcapping", Key::F32(30.0), Key::F32(0.0)),
+        ("attn_logit_softcapping", Key::F32(50.0), Key::F32(0.0)),
+        ("rope.scaling.yarn_beta_fast", Key::F32(16.0), Key::F32(32.0)),
+        ("rope.scaling.yarn_log_multiplier", Key::F32(0.1), Key::F32(0.0)),
+        ("rope.dimension_sections", Key::I32s(vec![1, 1, 0, 0]), Key::I32s(vec![0; 4])),
+        ("rope.freq_base_swa", Key::F32(5e3), Key::F32(1e4)),
+        ("use_parallel_residual", Key::Bool(true), Key::Bool(false)),
+        ("hidden_activation", text("gelu"), text("silu")),
+        ("nextn_predict_layers", Key::U32(1), Key::U32(0)),
+        ("interleave_moe_layer_step", Key::U32(2), Key::U32(1)),
+        ("mystery", text("on"), text("")),
+    ];
+    let mut base = Spec::new("llama", true);
+    base.set("rope.scaling.type", text("yarn"));
+    base.set("rope.scaling.factor", Key::F32(4.0));
+    assert_eq!(base.warnings(), Vec::<String>::new());
+    for (key, on, off) in cases {
+        let mut spec = base.clone();
+        spec.set(key, on);
+        let found = spec.warnings();
+        let begin = format!("metadata key llama.{key} is ");
+        assert!(found.len() == 1 && found[0].starts_with(&begin) && found[0].contains("ignores"), "{key}: {found:?}");
+        spec.set(key, off);
+        assert_eq!(spec.warnings(), Vec::<String>::new(), "{key}");
+    }
+}
+
+#[test]
+fn rotary_factors_that_are_not_read_are_told_unless_they_are_one() {
+    let mut spec = Spec::new("qwen2", false);
+    spec.tensor("rope_freqs.weight", &[2]);
+    let found = spec.warnings();
+    assert!(found.len() == 1 && found[0].contains("rope_freqs.weight") && found[0].contains("ignores"), "{found:?}");
+    let mut spec = Spec::new("llama", false);
+    spec.tensor("blk.1.rope_freqs.weight", &[2]);
+    assert_eq!(spec.warnings().len(), 1);
+    spec.tensors.remove("blk.1.rope_freqs.weight");
+    spec.tensor("rope_freqs.weight", &[2]);
+    assert_eq!(spec.warnings(), Vec::<String>::new());
+}
+
+#[test]
+fn a_file_of_many_unknown_keys_gives_few_lines() {
+    let mut spec = Spec::new("llama", false);
+    (0..1000).for_each(|number| spec.set(&format!("mystery.{number}"), Key::U32(7)));
+    let found = spec.warnings();
+    assert!(found.len() == 21 && found[20].starts_with("980 more"), "{found:?}");
+}
+
+#[test]
+fn attention_both_ways_runs_and_shares_no_prefix() {
+    for mut spec in sound_models() {
+        spec.set("attention.causal", Key::Bool(false));
+        let error = spec.run().unwrap_err();
+        assert!(error.contains("needs causal attention"), "{}: {error}", spec.arch);
+        spec.set("attention.causal", Key::U32(0));
+        let error = spec.run().unwrap_err();
+        assert!(error.contains("attention.causal") && error.contains("bool"), "{}: {error}", spec.arch);
     }
 }
 

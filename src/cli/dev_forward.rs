@@ -107,6 +107,7 @@ impl PerplexityArgs {
         let tokens = self.run.tokens()?;
         let gguf = Gguf::open(&self.run.model)?;
         let model = Model::open(&gguf).with_context(|| self.run.model.display().to_string())?;
+        model.check_predicts()?;
         let pass = model.pass(self.run.options(), Overrides::new())?;
         let windows = Windows::chunks(tokens, self.ctx, self.chunks, self.bos)?;
         let memory = self.memory.map(|mb| mb.saturating_mul(1_000_000));

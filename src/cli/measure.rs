@@ -48,7 +48,7 @@ impl MeasureArgs {
         let gguf = open_source(&self.model)?;
         let output = self.output.clone().unwrap_or_else(|| measurement_path(&self.model, None, true, common));
         let importance = self.importance.open(&self.model, true, common)?;
-        let mut request = Request::new(&gguf).probes(self.probes.options()?);
+        let mut request = Request::new(&gguf).probes(self.probes.options(&common.watch())?);
         if let Some(opened) = &importance {
             request = request.imatrix(opened.named());
         }

@@ -15,6 +15,7 @@ mod inspect;
 mod list;
 mod manual;
 mod measure;
+mod output_name;
 mod plan;
 mod progress;
 mod quantize;

@@ -115,7 +115,7 @@ impl MakeArgs {
         let calibration = self.rounding.calibration(method, &self.calibration, &gguf, &watch)?;
         let importance = self.importance.open(model, true, common)?;
         let mut request =
-            Request::new(budget).probes(self.probes.options()?).rounding(rounding(method, calibration.as_ref()));
+            Request::new(budget).probes(self.probes.options(&watch)?).rounding(rounding(method, calibration.as_ref()));
         if let Some(opened) = &importance {
             request = request.imatrix(opened.named());
         }

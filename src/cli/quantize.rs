@@ -11,8 +11,9 @@ use super::args::{
     BudgetArgs, ChoiceArgs, ImportanceArgs, RoundingFlags, TypeArgs, parse_override, parse_target, rounding,
 };
 use super::inspect::type_table;
+use super::output_name::{wrong_extension, wrong_type};
 use super::{Common, Usage, binary_size, count, decimal_size, make_folder, printable};
-use lwq::gguf::Gguf;
+use lwq::gguf::{Gguf, TensorType};
 use lwq::imatrix::EntryFilter;
 use lwq::plan::{self, PlanFile};
 use lwq::progress::Watch;
@@ -200,7 +201,7 @@ impl QuantizeArgs {
         let importance = self.importance.open(&self.input, wanted, common)?;
         let importance = importance.as_ref();
 
-        let mut requests: Vec<Request<'_>> = targets.into_iter().map(Request::target).collect();
+        let mut requests: Vec<Request<'_>> = targets.iter().copied().map(Request::target).collect();
         let matrix = importance.map(|opened| opened.matrix());
         for choices in self.choices(&plans, &gguf, matrix)? {
             requests.push(Request::choices(choices));
@@ -238,6 +239,9 @@ impl QuantizeArgs {
             })
             .collect();
         check_names(&outputs)?;
+        for (at, (draft, output)) in outputs.iter().enumerate() {
+            self.check_name(draft, output, targets.get(at).copied(), common);
+        }
         drafts.iter().flat_map(|draft| draft.notes()).for_each(|line| watch.warn(line));
         if self.dry_run {
             let reports: Vec<Report> = outputs.iter().map(|(draft, path)| draft.report(path)).collect();
@@ -251,6 +255,22 @@ impl QuantizeArgs {
             other => anyhow::Error::from(other),
         })?;
         print(&reports, common)
+    }
+
+    /// Warns of a name that says something else than what the file is. What plans and types by hand make has no name of its
+    /// own.
+    fn check_name(&self, draft: &Draft<'_>, output: &Path, target: Option<Target>, common: &Common) {
+        let paths = draft.paths(output);
+        let extension = paths.first().and_then(|path| wrong_extension(path, true));
+        let types: Vec<TensorType> = match target {
+            Some(Target::COPY) => {
+                draft.report(output).types.iter().filter_map(|row| TensorType::from_name(&row.name)).collect()
+            }
+            _ => Vec::new(),
+        };
+        let target = target.filter(|_| self.types.patterns().is_ok_and(|patterns| patterns.is_empty()));
+        let ty = target.and_then(|target| wrong_type(output, target, self.pure, &types));
+        extension.into_iter().chain(ty).for_each(|line| common.warn(line));
     }
 
     /// Adds what the flags say.

@@ -1,15 +1,15 @@
 //! `lwq tokenize`: text to token ids.
 
 use std::fmt::Write as _;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 
 use super::Common;
 use lwq::gguf::Gguf;
+use lwq::text::{read_text, read_text_from};
 use lwq::tokenizer::Tokenizer;
 
 /// Show the tokens of a text, as the model's own vocabulary cuts it
@@ -71,7 +71,7 @@ impl TokenizeArgs {
         }
         let mut report =
             TokenizeReport { model: gguf.label().to_owned(), pre: tokenizer.pre_name().to_owned(), texts: Vec::new() };
-        for text in self.texts()? {
+        for text in self.texts(common)? {
             let ids = tokenizer.encode(text, !self.no_bos, self.parse_special);
             if common.json {
                 report.texts.push(ids.iter().map(|id| token_report(&tokenizer, *id)).collect());
@@ -85,24 +85,20 @@ impl TokenizeArgs {
         if common.json { common.result_json(&report) } else { Ok(()) }
     }
 
-    fn texts(&self) -> anyhow::Result<Vec<Vec<u8>>> {
+    fn texts(&self, common: &Common) -> anyhow::Result<Vec<Vec<u8>>> {
         if let Some(text) = self.argument.as_ref().or(self.text.as_ref()) {
             return Ok(vec![text.as_bytes().to_vec()]);
         }
+        let watch = common.watch();
+        let read = |path: &Path| match path == Path::new("-") {
+            true => read_text_from(io::stdin().lock(), "stdin", &watch),
+            false => read_text(path, &watch),
+        };
         if self.file.is_empty() {
-            return Ok(vec![read_text(Path::new("-"))?]);
+            return Ok(vec![read(Path::new("-"))?]);
         }
-        self.file.iter().map(|path| read_text(path)).collect()
+        Ok(self.file.iter().map(|path| read(path)).collect::<Result<_, _>>()?)
     }
-}
-
-fn read_text(path: &Path) -> anyhow::Result<Vec<u8>> {
-    if path == Path::new("-") {
-        let mut text = Vec::new();
-        io::stdin().lock().read_to_end(&mut text).context("stdin")?;
-        return Ok(text);
-    }
-    std::fs::read(path).with_context(|| format!("{}", path.display()))
 }
 
 fn token_report(tokenizer: &Tokenizer, id: u32) -> TokenReport {

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::ConvertError;
 use crate::gguf::shown;
+use crate::text::{NotText, UTF8_MARK, utf8};
 
 /// Largest JSON, template or SentencePiece file, in bytes. The largest published vocabularies have about 40 MB.
 const MAX_FILE_BYTES: u64 = 512 << 20;
@@ -84,7 +85,10 @@ impl Folder {
     /// A JSON file, `None` if there is no such file.
     pub(super) fn json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, ConvertError> {
         let Some(bytes) = self.bytes(name)? else { return Ok(None) };
-        serde_json::from_slice(&bytes).map(Some).map_err(|e| {
+        if let Err(error @ NotText::Utf16 { .. }) = utf8(&bytes) {
+            return Err(ConvertError::Json { file: self.file(name), problem: error.to_string() });
+        }
+        serde_json::from_slice(bytes.strip_prefix(UTF8_MARK).unwrap_or(&bytes)).map(Some).map_err(|e| {
             // serde quotes what it found, which may be anything.
             let problem: String = e.to_string().chars().filter(|c| !c.is_control()).take(200).collect();
             let problem = if e.is_data() {

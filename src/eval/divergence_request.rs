@@ -189,9 +189,9 @@ impl<'a> DivergenceRequest<'a> {
         if let Some((path, replace)) = &self.save_logits {
             check_target(path, replace.is_allowed())?;
         }
-        let opened = models.iter().map(|gguf| Opened::open(gguf)).collect::<Result<Vec<_>, _>>()?;
+        let opened = models.iter().map(|gguf| Opened::open(gguf, watch)).collect::<Result<Vec<_>, _>>()?;
         let base = match self.original {
-            Original::Model(base, _) => Some(Opened::open(base)?),
+            Original::Model(base, _) => Some(Opened::open(base, watch)?),
             Original::Logits(_) => None,
         };
         let Some(main) = base.as_ref().or(opened.first()) else {

@@ -34,12 +34,15 @@ pub(crate) struct Opened<'g> {
 }
 
 impl<'g> Opened<'g> {
+    /// Opens a model; `watch` gets its warnings.
+    ///
     /// # Errors
-    /// When the forward pass cannot run the model.
-    pub(crate) fn open(gguf: &'g Gguf) -> Result<Opened<'g>, EvalError> {
-        let model = Model::open(gguf);
+    /// When the forward pass cannot run the model, or it predicts no next token.
+    pub(crate) fn open(gguf: &'g Gguf, watch: &dyn Watch) -> Result<Opened<'g>, EvalError> {
+        let model = Model::open(gguf).and_then(|model| model.check_predicts().map(|()| model));
         let file = || printable(gguf.label());
         let model = model.map_err(|source| EvalError::OpenModel { file: file(), source: source.into() })?;
+        model.warn(watch);
         Ok(Opened { gguf, model })
     }
 

@@ -105,7 +105,7 @@ impl<'a> PerplexityRequest<'a> {
         if let Some((path, replace)) = &self.save_logits {
             check_target(path, replace.is_allowed())?;
         }
-        let opened = Opened::open(self.model)?;
+        let opened = Opened::open(self.model, watch)?;
         let tokenizer = opened.tokenizer(options.pre.as_deref(), watch)?;
         let n_ctx = opened.context(options.n_ctx)?;
         let windows = match self.stride {

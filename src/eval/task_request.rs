@@ -135,9 +135,9 @@ impl<'a> TaskRequest<'a> {
     /// context, or the run was stopped before any task was finished.
     pub fn run(&self, watch: &dyn Watch) -> Result<TaskReport, EvalError> {
         let started = Instant::now();
-        let opened = Opened::open(self.model)?;
-        let base = self.base.map(Opened::open).transpose()?;
-        self.tasks.warnings().iter().for_each(|line| watch.warn(&printable(line)));
+        let opened = Opened::open(self.model, watch)?;
+        let base = self.base.map(|base| Opened::open(base, watch)).transpose()?;
+        self.tasks.tell(watch);
         let prepare = |opened: &Opened<'_>| -> Result<PreparedTasks, EvalError> {
             let tokenizer = opened.tokenizer(self.pre.as_deref(), watch)?;
             Ok(PreparedTasks::new(self.tasks, &tokenizer, self.llama_compat)?)

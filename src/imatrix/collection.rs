@@ -179,7 +179,7 @@ impl<'a> Collection<'a> {
         Collection { process_output, ..self }
     }
 
-    /// Whether the perplexity of the text is computed, too; it is unless told otherwise.
+    /// Whether the perplexity of the text is computed, too; it is unless told otherwise, or attention is not causal.
     pub fn perplexity(self, perplexity: bool) -> Self {
         Collection { perplexity, ..self }
     }
@@ -283,6 +283,10 @@ impl<'a> Collection<'a> {
 
     /// The chunks that this run is to see.
     fn cut(&self, model: &Model<'_>, watch: &dyn Watch) -> Result<Chunks, ImatrixError> {
+        model.warn(watch);
+        if self.perplexity && !model.is_causal() {
+            watch.note("attention.causal is false: the model predicts no next token, and the text has no perplexity");
+        }
         let tokenizer = open_tokenizer(model, self.pre.as_deref(), watch)?;
         let n_ctx = calibration_context(self.n_ctx, model, "chunks", watch);
         let (tokens, datasets) = self.tokens(&tokenizer, n_ctx)?;
@@ -432,7 +436,7 @@ impl<'a> Collection<'a> {
         }
         let rows: Vec<usize> = (0..tokens).collect();
         pass.tap_output(&hidden, &rows, &mut state.collector)?;
-        if self.perplexity {
+        if self.perplexity && pass.model().is_causal() {
             score_chunks(pass, &hidden, n_ctx, &mut NoTaps, &mut state.perplexity)?;
         }
         Ok(())

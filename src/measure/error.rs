@@ -23,6 +23,14 @@ pub enum MeasureError {
         /// What is wrong.
         source: ModelError,
     },
+    /// The model predicts no next token.
+    #[error("{file}: {source}; `lwq plan --method error` does without")]
+    NoPredictions {
+        /// The model.
+        file: String,
+        /// Why.
+        source: ModelError,
+    },
     /// The probe text is not usable.
     #[error("{name}: {source}")]
     Text {

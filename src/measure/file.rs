@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{FeedbackErrors, MeasureError};
 use crate::atomic_file::AtomicFile;
 use crate::gguf::TensorType;
+use crate::text::utf8;
 
 /// The version of the form that this program writes, and the only one it reads.
 pub const SENSITIVITY_VERSION: u32 = 1;
@@ -133,13 +134,13 @@ impl Sensitivity {
         let bad = |reason: String| MeasureError::BadFile { path: path.to_owned(), reason };
         let failed = |source: std::io::Error| bad(source.to_string());
         let file = File::open(path).map_err(failed)?;
-        let mut text = String::new();
-        file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(failed)?;
+        let mut text = Vec::new();
+        file.take(MAX_BYTES + 1).read_to_end(&mut text).map_err(failed)?;
         if text.len() as u64 > MAX_BYTES {
             return Err(bad(format!("is larger than {MAX_BYTES} bytes, no file of lwq measure")));
         }
-        let found: Sensitivity =
-            serde_json::from_str(&text).map_err(|e| bad(format!("no file of lwq measure: {e}")))?;
+        let found: Sensitivity = serde_json::from_str(utf8(&text).map_err(|error| bad(error.to_string()))?)
+            .map_err(|e| bad(format!("no file of lwq measure: {e}")))?;
         if found.lwq_sensitivity != SENSITIVITY_VERSION {
             let version = found.lwq_sensitivity;
             return Err(bad(format!("has version {version}, expected {SENSITIVITY_VERSION}; measure again")));

@@ -227,6 +227,8 @@ impl Job<'_> {
         let file = || printable(self.gguf.label());
         let named = |source| MeasureError::OfModel { file: file(), source };
         let model = Model::open(self.gguf).map_err(named)?;
+        model.check_predicts().map_err(|source| MeasureError::NoPredictions { file: file(), source })?;
+        model.warn(watch);
         let tokenizer = open_tokenizer(&model, None, watch)?;
         let (text, name) = self.text(&model, &tokenizer)?;
         let provenance = self.provenance(&text, name);

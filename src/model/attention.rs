@@ -1,4 +1,4 @@
-//! Causal attention over the sequences of a tile.
+//! Attention over the sequences of a tile, causal or both ways.
 
 use rayon::prelude::*;
 
@@ -17,6 +17,9 @@ pub(super) struct AttentionParams<'a> {
     pub scale: f32,
     pub cap: Option<f32>,
     pub window: Option<usize>,
+    /// False where every position sees all of its sequence. A window then limits only what lies before a position, as
+    /// `LLAMA_SWA_TYPE_STANDARD` does without a causal mask.
+    pub causal: bool,
     /// One logit per head that takes part in the softmax and attends to nothing.
     pub sinks: Option<&'a [f32]>,
 }
@@ -75,7 +78,9 @@ fn attend_block(
     let kv_head = task.head / (params.n_head / params.n_head_kv);
     let queries = task.out.len() / head;
     let first_position = span.first_position + task.first;
-    let end_position = first_position + queries;
+    // What a block of queries sees ends with its last one, or with the sequence.
+    let own_rows = if params.causal { task.first + queries } else { span.rows.len() };
+    let end_position = span.first_position + own_rows;
     let visible_from = |position: usize| params.window.map_or(0, |window| (position + 1).saturating_sub(window));
     let start = visible_from(first_position);
     let width = end_position - start;
@@ -84,7 +89,7 @@ fn attend_block(
     // Rows of the tile that hold positions start..end_position, in order.
     let mut pieces = Vec::with_capacity(span.past.len() + 1);
     let mut position = 0;
-    let own = span.rows.start..span.rows.start + task.first + queries;
+    let own = span.rows.start..span.rows.start + own_rows;
     for rows in span.past.iter().chain([&own]) {
         let skipped = start.saturating_sub(position).min(rows.len());
         if skipped < rows.len() {
@@ -100,7 +105,8 @@ fn attend_block(
     }
     for (i, row) in scores.chunks_exact_mut(width).enumerate() {
         let position = first_position + i;
-        let (from, to) = (visible_from(position) - start, position + 1 - start);
+        let to = if params.causal { position + 1 - start } else { width };
+        let from = visible_from(position) - start;
         row[..from].fill(0.0);
         row[to..].fill(0.0);
         let visible = &mut row[from..to];
@@ -131,7 +137,7 @@ mod tests {
             for (i, row) in span.rows.clone().enumerate() {
                 let position = span.first_position + i;
                 let mut seen: Vec<usize> = span.past.iter().flat_map(|r| r.clone()).collect();
-                seen.extend(span.rows.start..=row);
+                seen.extend(span.rows.start..if params.causal { row + 1 } else { span.rows.end });
                 let seen = &seen[params.window.map_or(0, |w| (position + 1).saturating_sub(w))..];
                 for h in 0..params.n_head {
                     let at = |row: usize, heads: usize, h: usize| (row * heads + h) * head;
@@ -160,6 +166,24 @@ mod tests {
         out
     }
 
+    /// Compares a group of sequences with the textbook, without and with window, cap and sinks.
+    fn compare(group: &TokenGroup, causal: bool) {
+        let sinks = [0.5, -1.0, 2.0, 0.0];
+        let mut random = Random::new(1);
+        let mut random = |n: usize| -> Vec<f32> { (0..n).map(|_| random.signed()).collect() };
+        let n = group.len();
+        for (window, cap, sinks) in [(None, None, None), (Some(33), Some(2.0), Some(&sinks[..]))] {
+            let params = AttentionParams { n_head: 4, n_head_kv: 2, head: 10, scale: 0.7, cap, window, causal, sinks };
+            let (q, k, v) = (random(n * 40), random(n * 20), random(n * 20));
+            let want = naive(group, &params, &q, &k, &v);
+            let mut got = q.clone();
+            attend(&group.tiles(usize::MAX)[0], &params, &mut got, &k, &v);
+            for (g, w) in got.iter().zip(&want) {
+                assert!((f64::from(*g) - w).abs() < 1e-5, "{g} {w}");
+            }
+        }
+    }
+
     #[test]
     fn agrees_with_the_textbook_for_trees_windows_caps_and_sinks() {
         let mut group = TokenGroup::new();
@@ -168,19 +192,12 @@ mod tests {
         group.push_continuation(root, &[0; 7]).unwrap();
         group.push_continuation(a, &[0; 101]).unwrap();
         group.push(&[0; 30]);
-        let sinks = [0.5, -1.0, 2.0, 0.0];
-        let mut random = Random::new(1);
-        let mut random = |n: usize| -> Vec<f32> { (0..n).map(|_| random.signed()).collect() };
-        let n = group.len();
-        for (window, cap, sinks) in [(None, None, None), (Some(33), Some(2.0), Some(&sinks[..]))] {
-            let params = AttentionParams { n_head: 4, n_head_kv: 2, head: 10, scale: 0.7, cap, window, sinks };
-            let (q, k, v) = (random(n * 40), random(n * 20), random(n * 20));
-            let want = naive(&group, &params, &q, &k, &v);
-            let mut got = q.clone();
-            attend(&group.tiles(usize::MAX)[0], &params, &mut got, &k, &v);
-            for (g, w) in got.iter().zip(&want) {
-                assert!((f64::from(*g) - w).abs() < 1e-5, "{g} {w}");
-            }
-        }
+        compare(&group, true);
+    }
+
+    #[test]
+    fn both_ways_every_position_sees_all_of_its_own_sequence() {
+        // Sequences of several blocks of queries, of one, and of a single token.
+        compare(&TokenGroup::from_sequences([vec![0; 2 * QUERY_BLOCK + 50], vec![0; 30], vec![0; 1]]), false);
     }
 }

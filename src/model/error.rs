@@ -32,6 +32,14 @@ pub enum ModelError {
         /// What would be accepted.
         expected: String,
     },
+    /// A model that looks both ways was to predict the next token.
+    #[error(
+        "metadata key {key} is false: attention sees the tokens after a position, too; perplexity, divergence and tasks are made of predictions of the next token and need a causal model"
+    )]
+    NotCausal {
+        /// The key.
+        key: String,
+    },
     /// A tensor that this architecture needs.
     #[error("tensor {name} is missing; architecture {arch} needs it with shape {expected}")]
     MissingTensor {

@@ -16,9 +16,9 @@ struct Segment {
     first_position: usize,
 }
 
-/// Sequences of tokens that advance through the layers together. Attention is causal and never crosses from one
-/// sequence to another; a continuation sees the segment that it continues and that one's own past, so a prefix
-/// shared by several continuations is computed once.
+/// Sequences of tokens that advance through the layers together. Attention never crosses from one sequence to another. In
+/// causal models a continuation sees the segment that it continues and that one's own past, so a prefix shared by several
+/// continuations is computed once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TokenGroup {
     tokens: Vec<u32>,
@@ -98,6 +98,11 @@ impl TokenGroup {
     /// When there is no such segment.
     pub fn rows(&self, index: usize) -> Range<usize> {
         self.segments[index].rows.clone()
+    }
+
+    /// True if a segment continues another.
+    pub(super) fn has_continuations(&self) -> bool {
+        self.segments.iter().any(|segment| segment.parent.is_some())
     }
 
     /// Positions after the last one of the longest sequence.

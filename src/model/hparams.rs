@@ -72,6 +72,8 @@ pub struct Hparams {
     pub(super) score_cap: Option<f32>,
     /// Cap of logits.
     pub(super) logit_cap: Option<f32>,
+    /// `attention.causal`: false where every position sees all of its sequence.
+    pub(super) causal: bool,
     /// Window per layer; `None` sees everything.
     pub(super) window: Vec<Option<usize>>,
     /// Experts, when the model has any.
@@ -254,6 +256,7 @@ impl Hparams {
                 .unwrap_or(n_ctx_train),
             rope_attn_factor: keys.finite("rope.scaling.attn_factor")?.unwrap_or(1.0),
             score_scale,
+            causal: metadata.bool(&keys.name("attention.causal"))?.unwrap_or(true),
             score_cap: cap(arch.score_cap, "attn_logit_softcapping")?,
             logit_cap: cap(arch.logit_cap, "final_logit_softcapping")?,
             window,

@@ -37,6 +37,7 @@ pub(crate) mod math;
 mod pass;
 mod rope;
 mod taps;
+mod unused;
 mod weights;
 
 pub(crate) use arch::{ARCHITECTURES, Activation, Architecture, Gating, OutputMatrix, Sliding};
@@ -48,8 +49,10 @@ pub use pass::{Activations, ForwardOptions, Pass};
 pub use taps::{Expert, NoTaps, Rows, TapInput, Taps};
 pub use weights::Overrides;
 
+use crate::display::printable;
 use crate::gguf::{Gguf, TensorInfo};
 use crate::os;
+use crate::progress::Watch;
 use crate::recipe::roles::split_block;
 use weights::Weights;
 
@@ -66,6 +69,7 @@ pub struct Model<'g> {
     weights: Weights<'g>,
     /// Tensors of each layer, to be prefetched and released.
     layer_tensors: Vec<Vec<&'g TensorInfo>>,
+    warnings: Vec<String>,
 }
 
 impl<'g> Model<'g> {
@@ -85,7 +89,8 @@ impl<'g> Model<'g> {
                 tensors.push(tensor);
             }
         }
-        Ok(Model { gguf, hparams, weights, layer_tensors })
+        let warnings = unused::unused(gguf, &hparams);
+        Ok(Model { gguf, hparams, weights, layer_tensors, warnings })
     }
 
     /// The file.
@@ -93,9 +98,36 @@ impl<'g> Model<'g> {
         self.gguf
     }
 
+    /// What the file says of the model and the forward pass leaves aside, one line each.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Tells `watch` the warnings, with the file's name.
+    pub(crate) fn warn(&self, watch: &dyn Watch) {
+        let file = printable(self.gguf.label());
+        self.warnings.iter().for_each(|line| watch.warn(&format!("{file}: {line}")));
+    }
+
     /// Hyperparameters.
     pub fn hparams(&self) -> &Hparams {
         &self.hparams
+    }
+
+    /// False if every position sees all of its sequence (`attention.causal` is false): such a model predicts no next token.
+    pub fn is_causal(&self) -> bool {
+        self.hparams.causal
+    }
+
+    /// Refuses models that do not predict the next token.
+    ///
+    /// # Errors
+    /// [`ModelError::NotCausal`].
+    pub fn check_predicts(&self) -> Result<(), ModelError> {
+        if self.is_causal() {
+            return Ok(());
+        }
+        Err(ModelError::NotCausal { key: format!("{}.attention.causal", self.hparams.arch.name) })
     }
 
     /// Number of layers.

@@ -171,6 +171,10 @@ impl<'m, 'g, 'o> Pass<'m, 'g, 'o> {
             let reason = format!("hidden states of width {} for a model of {}", hidden.n_embd, model.hparams.n_embd);
             return Err(ModelError::BadInput { reason });
         }
+        if !model.hparams.causal && hidden.group.has_continuations() {
+            let reason = "continuations share what lies before them, which needs causal attention".to_owned();
+            return Err(ModelError::BadInput { reason });
+        }
         if let Some(next) = model.layer_tensors.get(il + 1) {
             next.iter().for_each(|t| model.gguf.prefetch_rows(t, 0, t.rows()));
         }
@@ -292,6 +296,7 @@ impl<'m, 'g, 'o> Pass<'m, 'g, 'o> {
             scale: h.score_scale,
             cap: h.score_cap,
             window: h.window[il],
+            causal: h.causal,
             sinks: sinks.as_deref(),
         };
         attend(tile, &params, &mut q, &k, &v);

@@ -71,6 +71,7 @@ impl<'g> Calibration<'g> {
     ) -> Result<Calibration<'g>, MomentsError> {
         let model = Model::open(model)
             .map_err(|source| MomentsError::CannotRun { file: printable(model.label()), source: Box::new(source) })?;
+        model.warn(watch);
         let tokenizer = open_tokenizer(&model, None, watch)?;
         let n_ctx = calibration_context(options.ctx, &model, "sequences", watch);
         let cut = |text: &Text, most: usize| {

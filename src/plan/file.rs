@@ -14,6 +14,7 @@ use crate::display::six_digits;
 use crate::gguf::{TensorType, shown};
 use crate::measure::SourceFile;
 use crate::rounding::RoundingRecord;
+use crate::text::utf8;
 
 /// The version of the form that this program writes, and the only one it reads.
 pub const PLAN_VERSION: u32 = 1;
@@ -171,8 +172,8 @@ impl PlanFile {
             return Err(PlanError::TooLarge { file, bytes: text.len() as u64, limit: MAX_BYTES });
         }
         let malformed = |problem: &str| PlanError::Malformed { file: file.clone(), problem: problem.to_owned() };
-        let text = String::from_utf8(text).map_err(|_| malformed("it is not valid UTF-8"))?;
-        Ok((PlanFile::parse(&text, &file)?, PlanFile::digest(&text)))
+        let plan = PlanFile::parse(utf8(&text).map_err(|error| malformed(&error.to_string()))?, &file)?;
+        Ok((plan, format!("{:x}", Sha256::digest(&text))))
     }
 
     /// Parses and checks a plan; `file` names it in errors.

@@ -95,8 +95,8 @@ impl<'a> ComparisonRequest<'a> {
     /// When a model, the text or a task file is not usable, vocabularies or shapes differ, or the run was stopped before
     /// anything was scored.
     pub fn run(&self, models: &[&Gguf], watch: &dyn Watch) -> Result<Comparison, ReportError> {
-        let base = Opened::open(self.base)?;
-        let files = models.iter().map(|gguf| Opened::open(gguf)).collect::<Result<Vec<_>, _>>()?;
+        let base = Opened::open(self.base, watch)?;
+        let files = models.iter().map(|gguf| Opened::open(gguf, watch)).collect::<Result<Vec<_>, _>>()?;
         files.iter().try_for_each(|file| base.check_same_vocabulary(file))?;
         let tokenizer = base.tokenizer(self.options.pre.as_deref(), watch)?;
         let n_ctx = base.context(self.options.n_ctx)?;
@@ -175,7 +175,7 @@ impl<'a> ComparisonRequest<'a> {
         let mut tasks = Vec::new();
         for (path, kind) in &files {
             let set = TaskSet::read(path, *kind, &options).map_err(EvalError::from)?;
-            set.warnings().iter().for_each(|line| watch.warn(&printable(line)));
+            set.tell(watch);
             let prepared = PreparedTasks::new(&set, tokenizer, asked.llama_compat).map_err(EvalError::from)?;
             let unique = files.iter().filter(|(other, _)| stem(other) == stem(path)).count() == 1;
             let name = if unique { stem(path) } else { file_name(&path.display().to_string()) };

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::NotText;
 use crate::tokenizer::TokenizerError;
 
 /// Errors of reading a text and of cutting it into tokens.
@@ -15,6 +16,14 @@ pub enum TextError {
         path: PathBuf,
         /// The system's answer.
         source: io::Error,
+    },
+    /// A file is no text, or one in another encoding.
+    #[error("{name}: {source}")]
+    NotText {
+        /// The file.
+        name: String,
+        /// What it is.
+        source: NotText,
     },
     /// The text is too short for two sequences.
     #[error(

@@ -1,16 +1,22 @@
 //! Texts: built-in ones and files, their tokens in a model's vocabulary, and the sequences that a model sees.
 //!
-//! A [`Text`] is bytes with a name. [`open_tokenizer`] cuts it as the model wants it, and [`Sequences`] are what passes
+//! A [`Text`] is bytes with a name; files are read by [`read_text`], which takes UTF-8 and what can be made it.
+//! [`open_tokenizer`] cuts it as the model wants it, and [`Sequences`] are what passes
 //! over the layers run on. `lwq eval` cuts its windows itself, as llama-perplexity does.
 
 mod built_in;
+mod decode;
 mod error;
+mod read;
 mod sequences;
 
 use std::path::PathBuf;
 
 pub use built_in::Set;
+pub use decode::NotText;
+pub(crate) use decode::{Remark, UTF8_MARK, decode, known_kind, utf8};
 pub use error::TextError;
+pub use read::{read_text, read_text_from};
 pub use sequences::Sequences;
 
 use crate::display::printable;
@@ -43,18 +49,18 @@ impl Text {
         }
     }
 
-    /// A document of your own.
+    /// A document of your own; its bytes are taken as they are.
     pub fn new(name: impl Into<String>, bytes: impl Into<Vec<u8>>) -> Text {
         Text { parts: vec![Part { name: name.into(), bytes: bytes.into(), built_in: false }] }
     }
 
-    /// Files, each a document.
+    /// Files, each a document; `watch` gets what [`read_text`] says of them.
     ///
     /// # Errors
-    /// When one cannot be read.
-    pub fn read(files: &[PathBuf]) -> Result<Text, TextError> {
+    /// When one cannot be read or is no text.
+    pub fn read(files: &[PathBuf], watch: &dyn Watch) -> Result<Text, TextError> {
         let part = |path: &PathBuf| {
-            let bytes = std::fs::read(path).map_err(|source| TextError::Read { path: path.clone(), source })?;
+            let bytes = read_text(path, watch)?;
             Ok(Part { name: path.display().to_string(), bytes, built_in: false })
         };
         Ok(Text { parts: files.iter().map(part).collect::<Result<_, TextError>>()? })
@@ -63,9 +69,9 @@ impl Text {
     /// Files, or where there are none the text that is compiled in.
     ///
     /// # Errors
-    /// When a file cannot be read.
-    pub fn read_or(files: &[PathBuf], set: Set) -> Result<Text, TextError> {
-        if files.is_empty() { Ok(Text::built_in(set)) } else { Text::read(files) }
+    /// When a file cannot be read or is no text.
+    pub fn read_or(files: &[PathBuf], set: Set, watch: &dyn Watch) -> Result<Text, TextError> {
+        if files.is_empty() { Ok(Text::built_in(set)) } else { Text::read(files, watch) }
     }
 
     /// The names of all documents in one line.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 from llama_reference import Reference, kl_divergence
-from tiny_models import MODELS, N_VOCAB, gpt_oss, llama
+from tiny_models import BOTH_WAYS, MODELS, N_VOCAB, gpt_oss, llama
 
 LWQ = os.environ.get("LWQ_BIN", "target/release/lwq")
 DATA = Path(__file__).parent.parent / "data"
@@ -33,9 +33,9 @@ def random_sequences(n_vocab, n, length=N_CTX, seed=7):
     return list(np.random.default_rng(seed).integers(0, n_vocab, (n, length)))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *BOTH_WAYS])
 def test_logits_agree_with_llama_cpp(name, tmp_path):
-    path = MODELS[name]().write(tmp_path / f"{name}.gguf")
+    path = (MODELS | BOTH_WAYS)[name]().write(tmp_path / f"{name}.gguf")
     sequences = random_sequences(N_VOCAB, 2)
     reference = Reference(path)
     want = reference.logits(sequences, N_CTX)

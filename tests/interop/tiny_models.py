@@ -43,6 +43,9 @@ class TinyModel:
     def f32(self, key, value):
         self.keys[f"{self.arch}.{key}"] = ("float32", value)
 
+    def bool(self, key, value):
+        self.keys[f"{self.arch}.{key}"] = ("bool", value)
+
     def string(self, key, value):
         self.keys[f"{self.arch}.{key}"] = ("string", value)
 
@@ -261,6 +264,11 @@ def gpt_oss(n_layer=4):
     return model
 
 
+def both_ways(model):
+    model.bool("attention.causal", False)
+    return model
+
+
 MODELS = {
     "llama": llama,
     "llama-tied-with-biases": llama_tied_with_biases,
@@ -278,4 +286,10 @@ MODELS = {
     "phi3": lambda: phi3_longrope(CONTEXT),
     "phi3-beyond-original-context": lambda: phi3_longrope(64),
     "gpt-oss": gpt_oss,
+}
+
+# Attention that is not causal. Windows limit what lies before a position, and nothing behind it.
+BOTH_WAYS = {
+    "llama-both-ways": lambda: both_ways(llama()),
+    "gemma3-both-ways": lambda: both_ways(gemma3()),
 }

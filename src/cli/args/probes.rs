@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::Args;
 
 use lwq::measure::ProbeOptions;
+use lwq::progress::Watch;
 use lwq::text::Text;
 
 /// Flags of probes.
@@ -24,8 +25,8 @@ impl ProbeArgs {
     ///
     /// # Errors
     /// When a text cannot be read.
-    pub fn options(&self) -> Result<ProbeOptions> {
-        let text = if self.file.is_empty() { None } else { Some(Text::read(&self.file)?) };
+    pub fn options(&self, watch: &dyn Watch) -> Result<ProbeOptions> {
+        let text = if self.file.is_empty() { None } else { Some(Text::read(&self.file, watch)?) };
         Ok(ProbeOptions { text, tokens: self.probe_tokens.map(|n| n as usize) })
     }
 }

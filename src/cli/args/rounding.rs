@@ -116,8 +116,8 @@ impl RoundingFlags {
         }
         let defaults = CalibrationOptions::default();
         let options = CalibrationOptions {
-            text: Text::read_or(files, Set::Calibration)?,
-            gate: Text::read_or(&self.gate_file, Set::Gate)?,
+            text: Text::read_or(files, Set::Calibration, watch)?,
+            gate: Text::read_or(&self.gate_file, Set::Gate, watch)?,
             tokens: self.calibration_tokens.map_or(defaults.tokens, |n| n as usize),
             ctx: self.calibration_ctx.map(|n| n as usize),
             damping: self.damping.map_or(Damping::Chosen, Damping::Given),

@@ -40,7 +40,7 @@ impl TextArgs {
     /// # Errors
     /// When a file cannot be read.
     pub fn read(&self, common: &Common) -> Result<Text> {
-        let text = Text::read_or(&self.file, Set::Evaluation)?;
+        let text = Text::read_or(&self.file, Set::Evaluation, &common.watch())?;
         if self.file.is_empty() {
             common.note(format!("text: {}", text.name()));
         }

@@ -8,6 +8,7 @@ use clap::Args;
 use super::writing::FormatArg;
 use crate::cli::Common;
 use crate::cli::args::ModelArgs;
+use crate::cli::output_name::wrong_extension;
 use lwq::compute::Precision;
 use lwq::gguf::Gguf;
 use lwq::imatrix::{Collection, Form, Shard, default_path};
@@ -75,13 +76,14 @@ impl CollectArgs {
     pub fn run(&self, common: &Common) -> Result<()> {
         let Some(path) = &self.model else { bail!("MODEL is needed") };
         let model = Gguf::open(path)?;
-        let text = Text::read_or(&self.file, Set::Calibration)?;
+        let text = Text::read_or(&self.file, Set::Calibration, &common.watch())?;
         let output = match (&self.output, self.format) {
             (Some(output), _) => output.clone(),
             (None, Some(FormatArg::Dat)) => default_path(path).with_extension("dat"),
             (None, _) => default_path(path),
         };
         let form = self.format.map_or_else(|| Form::of_name(&output), Form::from);
+        wrong_extension(&output, form == Form::Gguf).into_iter().for_each(|line| common.warn(line));
         let report = Collection::new(&model, &text)
             .n_ctx(self.ctx.map(|n| n as usize))
             .chunks(self.chunks.map(|n| n as usize))

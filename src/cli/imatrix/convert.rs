@@ -33,6 +33,7 @@ impl ConvertArgs {
         let mut imatrix = Imatrix::open(&self.input)?;
         warnings.add_of_file(&self.input, &imatrix.warnings);
         let form = self.writing.form(&self.output);
+        warnings.add_of_name(&self.output, form);
         if (imatrix.form, form) == (Form::Dat, Form::Gguf) {
             let chunk_size = self.writing.chunk_size.unwrap_or(DEFAULT_CHUNK_SIZE);
             if self.writing.chunk_size.is_none() {

@@ -42,6 +42,7 @@ impl MergeArgs {
         let mut merged = merger.finish()?;
         warnings.add(std::mem::take(&mut merged.warnings));
         let form = self.writing.form(&self.output);
+        warnings.add_of_name(&self.output, form);
         warnings.add(merged.save(&self.output, form, common.force)?);
         report(
             common,

@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use crate::cli::output_name::wrong_extension;
 use crate::cli::{Common, count, printable};
 use lwq::atomic_file::check_target;
 use lwq::imatrix::{Form, Warning};
@@ -73,6 +74,11 @@ impl Warnings<'_> {
 
     pub fn add_of_file(&mut self, file: &Path, warnings: &[Warning]) {
         self.add_lines(warnings.iter().map(|warning| format!("{}: {warning}", file.display())));
+    }
+
+    /// Warns of a name that belongs to another format.
+    pub fn add_of_name(&mut self, output: &Path, form: Form) {
+        self.add_lines(wrong_extension(output, form == Form::Gguf).into_iter());
     }
 
     fn add_lines(&mut self, lines: impl Iterator<Item = String>) {

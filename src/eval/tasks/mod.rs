@@ -24,6 +24,7 @@
 //! token is judged with the logits after the last token of the first; a WinoGrande choice that nothing follows
 //! scores NaN and loses. Not repeated is what depends on memory that llama-perplexity does not own.
 
+mod content;
 mod error;
 mod formats;
 mod results;
@@ -35,10 +36,15 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use content::Content;
 pub use error::TaskError;
 pub use results::{TaskComparison, TaskResult, TaskScores, TaskSummary};
 pub use score::{TaskOptions, score_tasks};
 pub use sequences::PreparedTasks;
+
+use crate::display::printable;
+use crate::progress::Watch;
+use crate::text::{decode, known_kind};
 
 /// Largest task file that is read.
 const MOST_BYTES: u64 = 1 << 30;
@@ -81,10 +87,13 @@ impl TaskKind {
             "txt" => Some(TaskKind::HellaSwag),
             "csv" => Some(TaskKind::WinoGrande),
             "bin" => Some(TaskKind::MultipleChoice),
-            "jsonl" => Some(formats::kind_of(&read_file(path)?).ok_or_else(|| TaskError::File {
-                file: path.display().to_string(),
-                problem: "the first line is no object with endings, sentence or choices; no kind of task fits".into(),
-            })?),
+            "jsonl" => {
+                let bytes = read_file(path)?;
+                let wrong = |problem: String| TaskError::File { file: path.display().to_string(), problem };
+                let (text, _) = decode(&bytes).map_err(|error| wrong(error.to_string()))?;
+                let problem = "the first line is no object with endings, sentence or choices; no kind of task fits";
+                Some(formats::kind_of(&text).ok_or_else(|| wrong(problem.to_owned()))?)
+            }
             _ => None,
         })
     }
@@ -101,7 +110,7 @@ pub enum TaskFormat {
     JsonLines,
 }
 
-/// One question and its possible answers. Texts are bytes: files need not be UTF-8.
+/// One question and its possible answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Task {
     /// Place in the file, from 1.
@@ -137,6 +146,7 @@ pub struct TaskSet {
     tasks: Vec<Task>,
     available: usize,
     warnings: Vec<String>,
+    notes: Vec<String>,
 }
 
 impl TaskSet {
@@ -153,8 +163,8 @@ impl TaskSet {
     /// # Errors
     /// As [`Self::read`].
     pub fn from_bytes(file: &str, bytes: &[u8], kind: TaskKind, options: &ReadOptions) -> Result<TaskSet, TaskError> {
-        let source = formats::Source { file, bytes, llama_compat: options.llama_compat };
-        let format = options.format.unwrap_or_else(|| format_of(bytes));
+        let Content { text, format, mut warnings, notes } = Content::of(file, bytes, kind, options)?;
+        let source = formats::Source { file, bytes: &text, llama_compat: options.llama_compat };
         let wanted = options.tasks.unwrap_or(usize::MAX);
         let choose = |total: usize| {
             if options.llama_compat {
@@ -164,17 +174,17 @@ impl TaskSet {
             }
         };
         let is_text = (format, kind) != (TaskFormat::Llama, TaskKind::MultipleChoice);
-        if is_text && memchr::memchr_iter(b'\n', bytes).count() > MOST_LINES {
+        if is_text && memchr::memchr_iter(b'\n', &text).count() > MOST_LINES {
             return Err(source.error(format!("has more than {MOST_LINES} lines; no task file has")));
         }
-        let mut warnings = Vec::new();
         let mut available = 0;
         let tasks = match (format, kind) {
             (TaskFormat::Llama, TaskKind::MultipleChoice) => {
                 let count = bytes.first_chunk().map_or(0, |count| u32::from_le_bytes(*count) as usize);
                 available = count;
                 let all = wanted >= count;
-                formats::multiple_choice(source, if all { None } else { Some(&choose) })?
+                formats::multiple_choice(source, if all { None } else { Some(&choose) })
+                    .map_err(|error| known_kind(bytes).map_or(error, |known| source.error(known.to_string())))?
             }
             (TaskFormat::Llama, TaskKind::HellaSwag) => chosen(formats::hellaswag(source)?, choose, &mut available),
             (TaskFormat::Llama, TaskKind::WinoGrande) => {
@@ -182,7 +192,7 @@ impl TaskSet {
             }
             (TaskFormat::JsonLines, _) => chosen(formats::json_lines(source, kind)?, choose, &mut available),
         };
-        Ok(TaskSet { kind, file: file.to_owned(), tasks, available, warnings })
+        Ok(TaskSet { kind, file: file.to_owned(), tasks, available, warnings, notes })
     }
 
     /// The kind.
@@ -219,6 +229,17 @@ impl TaskSet {
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
+
+    /// What was made of the file's encoding and line ends, one line each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Tells `watch` both.
+    pub(crate) fn tell(&self, watch: &dyn Watch) {
+        self.notes.iter().for_each(|line| watch.note(&printable(line)));
+        self.warnings.iter().for_each(|line| watch.warn(&printable(line)));
+    }
 }
 
 /// The tasks that `choose` names, in its order.
@@ -226,13 +247,6 @@ fn chosen(tasks: Vec<Task>, choose: impl Fn(usize) -> Vec<usize>, available: &mu
     *available = tasks.len();
     let mut tasks: Vec<Option<Task>> = tasks.into_iter().map(Some).collect();
     choose(tasks.len()).into_iter().filter_map(|index| tasks.get_mut(index)?.take()).collect()
-}
-
-/// JSON lines begin with an object. A binary file with the same first four bytes would count half a billion tasks.
-fn format_of(bytes: &[u8]) -> TaskFormat {
-    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii_start();
-    let printable = text.iter().take(4).all(|byte| (b' '..=b'~').contains(byte));
-    if text.first() == Some(&b'{') && printable { TaskFormat::JsonLines } else { TaskFormat::Llama }
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, TaskError> {
@@ -270,13 +284,6 @@ mod tests {
         assert_ne!(some(3), some(4));
         let compat = ReadOptions { tasks: Some(4), llama_compat: true, ..Default::default() };
         assert_eq!(numbers(&compat), [6, 12, 9, 11]);
-    }
-
-    #[test]
-    fn json_lines_are_recognized() {
-        assert_eq!(format_of(b"\n{\"context\":"), TaskFormat::JsonLines);
-        assert_eq!(format_of(&123u32.to_le_bytes()), TaskFormat::Llama);
-        assert_eq!(format_of(b"0,\"a _\",b,c,1"), TaskFormat::Llama);
     }
 
     proptest::proptest! {

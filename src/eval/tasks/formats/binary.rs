@@ -134,6 +134,13 @@ fn check(task: &Task, llama_compat: bool) -> Result<(), String> {
     if llama_compat {
         return Ok(());
     }
+    let texts = std::iter::once(("the question".to_owned(), &task.before));
+    let texts = texts.chain(task.choices.iter().enumerate().map(|(at, text)| (format!("answer {}", at + 1), text)));
+    for (what, text) in texts {
+        if let Err(error) = std::str::from_utf8(text) {
+            return Err(format!("{what} is not valid UTF-8 at byte {}; make the file from UTF-8", error.valid_up_to()));
+        }
+    }
     if task.choices.len() < 2 {
         return Err("has one answer; a choice needs at least two".into());
     }
