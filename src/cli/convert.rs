@@ -120,7 +120,7 @@ impl ConvertArgs {
             Some(output) => output.clone(),
             None => default_output(&self.folder, conversion.main_type()),
         };
-        super::output_name::check_converted(common, &output, conversion.output_type().tensor_type());
+        super::output_name::check_converted(common, &output, conversion.main_type());
         let layout = conversion.layout(&output.display().to_string())?;
         for warning in conversion.warnings() {
             common.warn(warning);
