@@ -49,6 +49,40 @@ pub(super) fn nothing_done(
     ))
 }
 
+/// Notes about tensors that go into the output as they are though llama.cpp cannot read them, a line a kind.
+pub(super) fn carried_over(sources: &Sources<'_>) -> Vec<String> {
+    let mut kinds: Vec<(String, &str, usize)> = Vec::new();
+    for (tensor, name) in sources {
+        let reasons = tensor.ty.foreign().map(|whose| format!("are of type {whose}, and are copied as they are"));
+        let limit = tensor.beyond_ggml().map(|limit| format!("are beyond llama.cpp: {limit}"));
+        for reason in reasons.into_iter().chain(limit) {
+            match kinds.iter().position(|(known, ..)| *known == reason) {
+                Some(at) => kinds[at].2 += 1,
+                None if kinds.len() < MOST_KINDS => kinds.push((reason, name, 1)),
+                None => {}
+            }
+        }
+    }
+    let line = |(reason, name, count): (String, &str, usize)| {
+        format!("{count} tensor(s), such as {}, {reason}", printable(name))
+    };
+    kinds.into_iter().map(line).collect()
+}
+
+/// Lines of [`carried_over`]: a file may make up as many kinds as it has tensors.
+const MOST_KINDS: usize = 16;
+
+/// The problem of tensors of unknown type in a file of the other byte order.
+pub(super) fn unswappable(gguf: &Gguf, sources: &Sources<'_>) -> Option<String> {
+    let (tensor, name) = sources.iter().find(|(tensor, _)| gguf.is_big_endian() && tensor.ty.info().is_none())?;
+    Some(format!(
+        "{} is of type {} in a big-endian file, and what of it has to be swapped is unknown; convert the file to little \
+         endian with the program that made it",
+        printable(name),
+        tensor.ty.foreign().unwrap_or_default()
+    ))
+}
+
 /// The smallest magnitude that becomes infinity in float16.
 const BEYOND_F16: f32 = 65520.0;
 

@@ -154,6 +154,8 @@ impl<'a> Draft<'a> {
         if let Goal::Target(target) = request.goal {
             notes.extend(checks::nothing_done(&input, target, &sources, &recipe.choices));
         }
+        notes.extend(checks::carried_over(&sources));
+        problems.extend(checks::unswappable(gguf, &sources));
         if !request.allow_requantize {
             problems.extend(checks::requantized(&sources, &recipe.choices));
         }
@@ -237,7 +239,9 @@ impl<'a> Draft<'a> {
                 split::plan_like_input(&shard_of, self.gguf.shards().len())
             }
             Split::MaxBytes(max_bytes) => {
-                let bytes: Vec<u64> = new_tensors.iter().map(|tensor| unpadded_bytes(tensor).unwrap_or(0)).collect();
+                let bytes = new_tensors.iter().zip(&self.tensors);
+                let bytes = bytes.map(|(new, tensor)| unpadded_bytes(new).or(tensor.source.bytes).unwrap_or(0));
+                let bytes: Vec<u64> = bytes.collect();
                 split::plan_by_size(&bytes, max_bytes, metadata.alignment()?)
             }
             Split::Whole => std::iter::once(0..new_tensors.len()).collect(),
@@ -245,9 +249,12 @@ impl<'a> Draft<'a> {
         let Ok(shard_count) = u16::try_from(shards.len()) else {
             return Err(QuantizeError::TooManyFiles { count: shards.len() });
         };
+        // The size of a type that nobody here knows is that in the source.
+        let sized: Vec<(NewTensor, Option<u64>)> =
+            new_tensors.into_iter().zip(&self.tensors).map(|(new, tensor)| (new, tensor.source.bytes)).collect();
         for (file, range) in shards.into_iter().enumerate() {
-            let shard_metadata = split::shard_metadata(metadata, file as u16, shard_count, new_tensors.len() as u64);
-            let layout = GgufLayout::new(self.gguf.label(), &shard_metadata, new_tensors[range.clone()].to_vec())?;
+            let shard_metadata = split::shard_metadata(metadata, file as u16, shard_count, sized.len() as u64);
+            let layout = GgufLayout::carried(self.gguf.label(), &shard_metadata, sized[range.clone()].to_vec())?;
             for (tensor, placed) in self.tensors[range].iter_mut().zip(layout.tensors()) {
                 tensor.file = file;
                 tensor.offset = placed.offset;

@@ -326,6 +326,9 @@ impl<'a> Chooser<'a> {
             return Some(Keep::LeaveOutput);
         }
         if roles::is_unconvertible(tensor.ty) {
+            if tensor.ty.info().is_none() {
+                return Some(Keep::SourceType);
+            }
             self.notes.push(Note::SourceTypeKept { tensor: tensor.name.to_owned(), ty: tensor.ty });
             return Some(Keep::SourceType);
         }

@@ -13,6 +13,8 @@ pub enum RecipeError {
     UnknownTarget { found: String },
     #[error("{place}: unknown tensor type {found:?}; known types: {}", super::overrides::storable_types())]
     UnknownType { place: String, found: String },
+    #[error("{place}: {found:?} is {whose}; known types: {}", super::overrides::storable_types())]
+    ForeignType { place: String, found: String, whose: &'static str },
     #[error("{place}: {text:?} is not of the form REGEX=TYPE ({problem}), for example attn_v=q6_K")]
     MalformedOverride { place: String, text: String, problem: &'static str },
     #[error("{place}: pattern {pattern:?} is not a valid regular expression: {problem}")]

@@ -131,7 +131,10 @@ pub fn parse_override_list(text: &str, file: &str) -> Result<Vec<TypeOverride>, 
 pub fn parse_storable_type(name: &str, place: &str) -> Result<TensorType, RecipeError> {
     TensorType::from_name(name)
         .filter(|ty| is_storable(*ty))
-        .ok_or_else(|| RecipeError::UnknownType { place: place.to_owned(), found: shorten(name) })
+        .ok_or_else(|| match TensorType::foreign_name(name) {
+            Some(whose) => RecipeError::ForeignType { place: place.to_owned(), found: shorten(name), whose },
+            None => RecipeError::UnknownType { place: place.to_owned(), found: shorten(name) },
+        })
 }
 
 /// Types that weights can be converted to: not the integers, not F64, not ggml's formats for activations.

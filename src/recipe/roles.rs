@@ -103,7 +103,7 @@ pub enum Keep {
     Named(&'static str),
     /// `--leave-output-tensor`.
     LeaveOutput,
-    /// The source type holds integers or doubles, which are no model weights.
+    /// The source type holds integers or doubles, which are no model weights, or is none that ggml has.
     SourceType,
 }
 
@@ -115,7 +115,7 @@ impl fmt::Display for Keep {
             Keep::NotAWeight => f.write_str("name does not end in weight"),
             Keep::Named(part) => write!(f, "{} is never quantized", part.trim_matches('.')),
             Keep::LeaveOutput => f.write_str("--leave-output-tensor"),
-            Keep::SourceType => f.write_str("not a floating-point or quantized source"),
+            Keep::SourceType => f.write_str("its type holds no weights that are known"),
         }
     }
 }

@@ -51,7 +51,10 @@ impl<'a> Worker<'a> {
     pub(super) fn convert(&mut self, work: &TensorWork<'_>, piece: &Piece) -> Result<Written, PipelineError> {
         let Self { gguf, source, floats, encoded, clock, .. } = self;
         let tensor = work.source;
-        let source = gguf.load_rows(tensor, piece.first_row, piece.rows, source)?;
+        let source = match tensor.ty.info() {
+            Some(_) => gguf.load_rows(tensor, piece.first_row, piece.rows, source)?,
+            None => gguf.load_bytes(tensor, piece.first_row, piece.rows, source)?,
+        };
         clock.book(|stages| &mut stages.reading);
         let out = if work.target == tensor.ty {
             check_copied(gguf, tensor, piece, source)?;
