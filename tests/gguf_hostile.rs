@@ -326,7 +326,10 @@ fn alignment_must_be_a_u32_power_of_two_and_is_honoured() {
 #[test]
 fn tensor_names_are_bounded_valid_and_unique() {
     refused(&one_info("", &[1], TensorType::F32), &["tensor number 0 (\"\"): has an empty name", DAMAGED]);
-    refused(&one_info(&"n".repeat(1025), &[1], TensorType::F32), &["tensor number 0: name has 1025 bytes, at most 1024"]);
+    refused(
+        &one_info(&"n".repeat(1025), &[1], TensorType::F32),
+        &["tensor number 0: name has 1025 bytes, at most 1024"],
+    );
     assert_eq!(accepted(one_info(&"n".repeat(63), &[1], TensorType::F32)).tensors()[0].beyond_ggml(), None);
     // Image models of other programs have longer names: they are read, and whose limit it is is said.
     for len in [64, 1024] {

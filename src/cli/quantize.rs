@@ -8,7 +8,8 @@ use clap::{ArgGroup, Args};
 use serde::Serialize;
 
 use super::args::{
-    BudgetArgs, ChoiceArgs, ImportanceArgs, RoundingFlags, TypeArgs, parse_missing, parse_override, parse_target, rounding,
+    BudgetArgs, ChoiceArgs, ImportanceArgs, RoundingFlags, TypeArgs, parse_missing, parse_override, parse_target,
+    rounding,
 };
 use super::inspect::type_table;
 use super::{Common, Usage, binary_size, count, decimal_size, make_folder, printable};
@@ -17,7 +18,8 @@ use lwq::imatrix::EntryFilter;
 use lwq::plan::{self, PlanFile};
 use lwq::progress::Watch;
 use lwq::quantize::{
-    Choices, Draft, MissingImportance, QuantizeError, Report, Request, Rounding, RoundingReport, Split, open_source, write_all,
+    Choices, Draft, MissingImportance, QuantizeError, Report, Request, Rounding, RoundingReport, Split, open_source,
+    write_all,
 };
 use lwq::recipe::{TARGETS, Target};
 use lwq::rounding::RoundingMethod;

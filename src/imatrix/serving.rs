@@ -22,6 +22,10 @@ pub enum Served {
 /// Most experts that are looked for one by one (`LLAMA_MAX_EXPERTS` is 1024).
 const MOST_EXPERTS: u64 = 1 << 12;
 
+/// Most values that are made for one tensor; a model with 512 experts of 16,384 columns needs an eighth. A shape of no
+/// weights may have as many matrices as it likes.
+const MOST_VALUES: u64 = 1 << 26;
+
 /// Parts of a tensor's name, and those of other tensors of the same block that see the same input.
 ///
 /// The values of multi-head latent attention and the older matrix of keys and values both see the compressed state.
@@ -101,8 +105,12 @@ fn same_input(part: &str) -> &'static [&'static str] {
 /// How an entry of this name serves the tensor, as far as shapes tell.
 fn fit(entry: &Entry, tensor: &ModelTensor<'_>, name: &str) -> Option<Served> {
     let found = entry.sums.len() as u64;
-    if found == tensor.row_len.saturating_mul(tensor.matrices) {
+    let wanted = tensor.row_len.saturating_mul(tensor.matrices);
+    if found == wanted {
         return Some(Served::AsIs);
+    }
+    if wanted > MOST_VALUES {
+        return None;
     }
     // One row for all matrices of a tensor; or a row for each head where the tensor has them side by side.
     let one_for_all = found == tensor.row_len && tensor.matrices > 1;
@@ -158,21 +166,22 @@ pub(super) fn data<'a>(
             Some(Cow::Owned(Entry { sums: sums.to_vec(), counts: vec![count] }))
         }
         Served::Experts => {
+            let of_expert = |expert: u64| {
+                let entry = imatrix.entries.get(&expert_name(name, expert)?)?;
+                (entry.sums.len() == row_len && entry.counts.len() == 1).then_some(entry)
+            };
+            let matrices = tensor.matrices.min(MOST_EXPERTS);
+            if matrices.saturating_mul(tensor.row_len) > MOST_VALUES || (0..matrices).all(|at| of_expert(at).is_none())
+            {
+                return None;
+            }
             let mut stack = Entry::default();
-            for expert in 0..tensor.matrices.min(MOST_EXPERTS) {
-                let entry = imatrix.entries.get(&expert_name(name, expert)?);
-                match entry.filter(|entry| entry.sums.len() == row_len && entry.counts.len() == 1) {
-                    Some(entry) => {
-                        stack.sums.extend_from_slice(&entry.sums);
-                        stack.counts.push(entry.counts[0]);
-                    }
-                    // Nobody would hold rows of nothing for a shape that the file makes up.
-                    None if stack.sums.is_empty() && imatrix.entries.len() as u64 <= expert => return None,
-                    None => {
-                        stack.sums.resize(stack.sums.len() + row_len, 0.0);
-                        stack.counts.push(0);
-                    }
+            for expert in 0..matrices {
+                match of_expert(expert) {
+                    Some(entry) => stack.sums.extend_from_slice(&entry.sums),
+                    None => stack.sums.resize(stack.sums.len() + row_len, 0.0),
                 }
+                stack.counts.push(of_expert(expert).map_or(0, |entry| entry.counts[0]));
             }
             Some(Cow::Owned(stack))
         }

@@ -25,12 +25,7 @@ pub(super) fn requantized(sources: &Sources<'_>, choices: &[Choice]) -> Option<S
 }
 
 /// A note where a run does nothing of what its target says: adapters whose rows no block fits, files of vectors.
-pub(super) fn nothing_done(
-    input: &str,
-    target: Target,
-    sources: &Sources<'_>,
-    choices: &[Choice],
-) -> Option<String> {
+pub(super) fn nothing_done(input: &str, target: Target, sources: &Sources<'_>, choices: &[Choice]) -> Option<String> {
     let base = target.base();
     let done = |choice: &Choice| if base.is_quantized() { choice.ty.is_quantized() } else { choice.ty == base };
     if target == Target::COPY || choices.iter().any(done) {

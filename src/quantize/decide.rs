@@ -184,7 +184,8 @@ impl<'a> Draft<'a> {
             },
         };
         // What the user says of the file holds, as in llama-quantize.
-        for (key, number) in [("general.quantization_version", QUANTIZATION_VERSION), ("general.file_type", file_type)] {
+        for (key, number) in [("general.quantization_version", QUANTIZATION_VERSION), ("general.file_type", file_type)]
+        {
             if !request.metadata.iter().any(|(by_hand, _)| by_hand == key) {
                 metadata.set(key, number);
             }

@@ -140,22 +140,25 @@ impl Matching<'_, '_> {
         values: &mut HashMap<String, Vec<f32>>,
     ) -> Option<String> {
         let names: HashSet<&str> = names.iter().map(String::as_str).collect();
-        let mut plain = Vec::new();
+        let (mut plain, mut uniform) = (Vec::new(), false);
         for ((tensor, name), choice) in self.sources.iter().zip(choices) {
             if !names.contains(name.as_str()) || !choice.requires_imatrix {
                 continue;
             }
             choice.requires_imatrix = false;
             plain.push((name, choice.ty));
-            if quant::codec(choice.ty).is_some_and(quant::Codec::needs_importance) {
+            // A shape without weights may have as many columns as it likes.
+            if quant::codec(choice.ty).is_some_and(quant::Codec::needs_importance) && tensor.elements() > 0 {
                 let columns = tensor.row_len().saturating_mul(tensor.matrices());
                 values.insert(name.clone(), vec![1.0; usize::try_from(columns).unwrap_or(0)]);
+                uniform = true;
             }
         }
         let (first, ty) = plain.first()?;
+        let how = if uniform { "all their columns count the same" } else { "they are rounded without" };
         Some(format!(
             "--missing-importance plain: {} tensors without importance data, such as {} ({ty}), have types that need them; \
-             all their columns count the same, and quality suffers",
+             {how}, and quality suffers",
             plain.len(),
             printable(first)
         ))

@@ -19,7 +19,6 @@ pub(super) enum Expected {
     F32OrList,
 }
 
-
 use Expected::{Bool, F32, F32OrList, I32, List, Text, U16, U32, U32OrList};
 
 /// Whole names of keys.
@@ -306,7 +305,8 @@ const GENERAL_TEXTS: &[&str] = &[
 ];
 
 /// Namespaces that are no architecture.
-const NO_ARCHITECTURE: &[&str] = &["general", "tokenizer", "split", "adapter", "xielu", "clip", "imatrix", "lwq", "quantize"];
+const NO_ARCHITECTURE: &[&str] =
+    &["general", "tokenizer", "split", "adapter", "xielu", "clip", "imatrix", "lwq", "quantize"];
 
 /// What readers expect of the key, `None` for a key that is not known.
 pub(super) fn expected(key: &str) -> Option<Expected> {

@@ -7,10 +7,10 @@
 mod checks;
 mod decide;
 mod error;
+pub mod feedback;
 mod importance;
 mod known_keys;
 mod override_kv;
-pub mod feedback;
 mod report;
 mod request;
 mod run;

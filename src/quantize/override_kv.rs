@@ -83,7 +83,9 @@ impl Wanted {
             Some(Expected::Bool) => known(ValueType::Bool),
             Some(Expected::Text) => known(ValueType::String),
             // Lists come from callers of the library, never from the command line.
-            Some(Expected::List) => matches!(value, Value::Array(_)).then_some(Wanted { ty: ValueType::Array, known: true }),
+            Some(Expected::List) => {
+                matches!(value, Value::Array(_)).then_some(Wanted { ty: ValueType::Array, known: true })
+            }
             None => match (old, value) {
                 (Some(Value::Array(_)), Value::Array(_)) => known(ValueType::Array),
                 (Some(Value::Array(_)), _) => None,

@@ -463,7 +463,8 @@ impl<'a> Chooser<'a> {
                 self.notes.push(Note::PatternMatchesNothing { pattern });
                 continue;
             }
-            let mut matching = self.tensors.iter().zip(choices).filter(|(tensor, _)| rule.matches(tensor.name) == Ok(true));
+            let mut matching =
+                self.tensors.iter().zip(choices).filter(|(tensor, _)| rule.matches(tensor.name) == Ok(true));
             let all_kept = matching.clone().all(|(_, choice)| matches!(choice.reason, Reason::Kept(_)));
             self.notes.push(match matching.next().filter(|_| all_kept) {
                 Some((tensor, _)) => Note::PatternOnlyExempt { pattern, tensor: tensor.name.to_owned() },

@@ -19,7 +19,9 @@ pub enum RecipeError {
     MalformedOverride { place: String, text: String, problem: &'static str },
     #[error("{place}: pattern {pattern:?} is not a valid regular expression: {problem}")]
     BadPattern { place: String, pattern: String, problem: String },
-    #[error("{place}: pattern {pattern:?} tries too many ways to match {tensor:?}; write it without nested repetitions")]
+    #[error(
+        "{place}: pattern {pattern:?} tries too many ways to match {tensor:?}; write it without nested repetitions"
+    )]
     PatternTooSlow { place: String, pattern: String, tensor: String },
     #[error("{key} is missing, the mix for this target needs it; add --override-kv {key}={form}")]
     MissingKey { key: String, form: &'static str },
@@ -91,6 +93,8 @@ pub enum Note {
     InputsOfRemovedLayers { key: String, layers: u64 },
     /// A single layer that a key names and that is removed.
     LayerOfKeyRemoved { key: String, layer: u64 },
+    /// A list of layers that is empty now.
+    NoLayerLeft { key: String },
     /// Two layers whose inputs are taken become the same.
     InputsFallTogether { key: String },
     /// A layer whose keys and values later layers use is removed.
@@ -162,6 +166,9 @@ impl fmt::Display for Note {
                 f,
                 "--prune-layers: {key} names layer {layer}, which is removed; the layer that follows takes its place"
             ),
+            Note::NoLayerLeft { key } => {
+                write!(f, "--prune-layers: all layers that {key} names are removed; the list is empty now")
+            }
             Note::InputsFallTogether { key } => write!(
                 f,
                 "--prune-layers: {key} names layers that become the same one, so the projector gets fewer inputs than it expects"

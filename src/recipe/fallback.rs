@@ -81,7 +81,10 @@ mod tests {
         assert_eq!(fit(TensorType::Q4_K, 576, TensorType::F16).ty, TensorType::Q5_0);
         assert_eq!(fit(TensorType::IQ2_XXS, 576, TensorType::F16).ty, TensorType::IQ4_NL);
         assert_eq!(fit(TensorType::Q6_K, 100, TensorType::F16).ty, TensorType::F16);
-        assert_eq!(fit(TensorType::Q4_K, 768, TensorType::F16), Fit { ty: TensorType::Q4_K, from: None, beyond_reference: false });
+        assert_eq!(
+            fit(TensorType::Q4_K, 768, TensorType::F16),
+            Fit { ty: TensorType::Q4_K, from: None, beyond_reference: false }
+        );
         assert!(fit(TensorType::Q8_0, 100, TensorType::F16).beyond_reference);
         assert!(fit(TensorType::Q1_0, 576, TensorType::F16).beyond_reference);
         assert_eq!(fit(TensorType::Q1_0, 576, TensorType::F16).ty, TensorType::Q4_0);

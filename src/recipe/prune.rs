@@ -156,9 +156,14 @@ mod tests {
 
     #[test]
     fn both_stacks_of_an_encoder_decoder_are_renumbered_alike() {
-        let names = ["dec.blk.0.a", "dec.blk.1.a", "dec.blk.2.a", "dec.blk.10.a", "enc.blk.0.a", "enc.blk.1.a", "enc.blk.2.a"];
+        let names =
+            ["dec.blk.0.a", "dec.blk.1.a", "dec.blk.2.a", "dec.blk.10.a", "enc.blk.0.a", "enc.blk.1.a", "enc.blk.2.a"];
         let plan = PrunePlan::new(names, &[1]).unwrap();
-        assert_eq!(plan.rename("dec.blk.10.a").as_deref(), Some("dec.blk.9.a"), "a layer without tensors stays a layer");
+        assert_eq!(
+            plan.rename("dec.blk.10.a").as_deref(),
+            Some("dec.blk.9.a"),
+            "a layer without tensors stays a layer"
+        );
         assert_eq!(plan.rename("enc.blk.2.a").as_deref(), Some("enc.blk.1.a"));
         assert_eq!(plan.rename("enc.blk.1.a"), None);
         assert_eq!(plan.stacks().collect::<Vec<_>>(), ["dec.", "enc."]);

@@ -280,7 +280,9 @@ impl Rewrite<'_> {
             (Kind::PerLayer | Kind::PerLayerOrPeriod, Value::Array(array)) => self.per_layer(array, notes),
             (Kind::PerLayer, _) => None,
             (Kind::PerLayerOrPeriod, _) => {
-                let first = FULL_LAYER_FIRST.iter().any(|architecture| self.key.strip_prefix(*architecture).is_some_and(|rest| rest.starts_with('.')));
+                let first = FULL_LAYER_FIRST
+                    .iter()
+                    .any(|architecture| self.key.strip_prefix(*architecture).is_some_and(|rest| rest.starts_with('.')));
                 self.note_period(value, if first { Phase::First } else { Phase::Last }, notes);
                 None
             }
@@ -358,6 +360,9 @@ impl Rewrite<'_> {
             };
             new.push(number);
         }
+        if new.is_empty() && !array.is_empty() {
+            notes.push(Note::NoLayerLeft { key: shown(self.key.as_bytes()) });
+        }
         if self.kind == Kind::Inputs && new.windows(2).any(|pair| pair[0] == pair[1] && pair[0] >= 0) {
             notes.push(Note::InputsFallTogether { key: shown(self.key.as_bytes()) });
         }
@@ -395,19 +400,16 @@ fn number(value: &Value) -> Option<u64> {
 }
 
 /// Says so where the architecture's own period no longer fits.
-fn note_unstated_period(
-    plan: &PrunePlan,
-    architecture: &str,
-    layers: u64,
-    metadata: &Metadata,
-    notes: &mut Vec<Note>,
-) {
+fn note_unstated_period(plan: &PrunePlan, architecture: &str, layers: u64, metadata: &Metadata, notes: &mut Vec<Note>) {
     let of_architecture = UNSTATED_PERIODS.iter().filter(|row| row.0 == architecture);
     for (_, key, period) in of_architecture {
         let full = format!("{architecture}.{key}");
-        let one_by_one = *key == FULL_ATTENTION_INTERVAL && metadata.contains(&format!("{architecture}.{RECURRENT_LAYERS}"));
-        let windowed = *key != "attention.sliding_window_pattern"
-            || metadata.u64(&format!("{architecture}.attention.sliding_window")).ok().flatten() != Some(0);
+        let one_by_one =
+            *key == FULL_ATTENTION_INTERVAL && metadata.contains(&format!("{architecture}.{RECURRENT_LAYERS}"));
+        // Without a window there is no pattern; two architectures have one by themselves.
+        let window = metadata.u64(&format!("{architecture}.attention.sliding_window")).ok().flatten();
+        let window = window.unwrap_or(u64::from(matches!(architecture, "gemma2" | "llama4")));
+        let windowed = *key != "attention.sliding_window_pattern" || window > 0;
         if metadata.contains(&full) || one_by_one || !windowed {
             continue;
         }

@@ -51,7 +51,9 @@ mod tests {
 
     #[test]
     fn malformed_overrides_say_what_is_wrong() {
-        for text in ["a", "a=int", "=int:1", "a=int:x", "a=int:9223372036854775808", "a=float:nan", "a=bool:yes", "a=u8:1"] {
+        for text in
+            ["a", "a=int", "=int:1", "a=int:x", "a=int:9223372036854775808", "a=float:nan", "a=bool:yes", "a=u8:1"]
+        {
             assert!(parse_override(text).unwrap_err().to_string().contains(text), "{text}");
         }
     }

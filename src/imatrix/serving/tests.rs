@@ -76,4 +76,11 @@ fn a_made_up_number_of_experts_costs_nothing() {
     assert_eq!(served(&single, "blk.1.ffn_up_exps.weight", 4096), None);
     let tensor = ModelTensor { name: "b.0.ffn_up_exps.weight", row_len: u64::MAX, matrices: 2, need: Need::Optional };
     assert_eq!(find(&single, &EntryFilter::All, &tensor, tensor.name), None);
+    // Shapes of no weights at all.
+    let own = imatrix(&[("blk.0.attn_v_b.weight", &[2.0, 4.0], &[2]), ("blk.0.ffn_up.1.weight", &[1.0, 2.0], &[1])]);
+    assert_eq!(served(&own, "blk.0.attn_v_b.weight", 1 << 60), None);
+    for (name, row_len) in [("blk.0.ffn_up_exps.weight", 1 << 60), ("blk.0.attn_v_b.weight", 1 << 60)] {
+        let tensor = ModelTensor { name, row_len, matrices: 2, need: Need::Optional };
+        assert_eq!(find(&own, &EntryFilter::All, &tensor, name), None);
+    }
 }

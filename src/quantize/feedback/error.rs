@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::atomic_file::OutputError;
 use super::super::write::Overflow;
+use crate::atomic_file::OutputError;
 use crate::gguf::GgufError;
 use crate::moments::MomentsError;
 use crate::progress::Interrupted;

@@ -1,7 +1,7 @@
 //! One tensor: rounded with feedback and by search, judged on the text of the gate.
 
-use super::RoundingError;
 use super::super::write::Overflow;
+use super::RoundingError;
 use super::outcome::{Kept, Outcome};
 use crate::display::six_digits;
 use crate::gguf::{Gguf, TensorInfo, TensorType};

@@ -63,11 +63,11 @@ mod tests {
     fn the_row_and_the_weight_are_those_of_the_block() {
         let tensor = |ty| TensorInfo { name: "w".to_owned(), shape: vec![64, 4], ty, offset: 0, bytes: None, shard: 0 };
         let mut rows = vec![1.0_f32; 128];
-        rows[100] = -7e6;
+        rows[100] = -9e6;
         rows[101] = 6e6;
         for (ty, text) in [
-            (TensorType::F16, "row 8: weight -7000000 is too large for f16, whose largest number is 65504"),
-            (TensorType::Q8_0, "row 8: weight -7000000 is too large for q8_0;"),
+            (TensorType::F16, "row 8: weight -9000000 is too large for f16, whose largest number is 65504"),
+            (TensorType::Q8_0, "row 8: weight -9000000 is too large for q8_0;"),
         ] {
             let mut encoded = vec![0; 2 * ty.info().unwrap().row_bytes(64).unwrap() as usize];
             quant::quantize_rows(ty, &rows, 64, None, &mut encoded).unwrap();

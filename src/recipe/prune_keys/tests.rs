@@ -60,7 +60,11 @@ fn lists_per_layer_lose_the_layers_and_others_of_their_length_do_not() {
     assert_eq!(get("m.attention.sliding_window_pattern"), flags(&[true, true, false]));
     assert_eq!(get("m.swiglu_clamp_exp"), floats(&[1.0, 3.0, 4.0]));
     assert_eq!(get("xielu.alpha_n"), floats(&[1.0, 3.0, 4.0]));
-    assert_eq!(get("m.attention.compress_ratios"), list(ValueType::U32, &[1, 3, 4, 9]), "values behind the layers stay");
+    assert_eq!(
+        get("m.attention.compress_ratios"),
+        list(ValueType::U32, &[1, 3, 4, 9]),
+        "values behind the layers stay"
+    );
     for key in [
         "m.rope.dimension_sections",
         "m.classifier.output_labels",
@@ -83,17 +87,21 @@ fn a_list_that_is_too_short_is_left_and_named() {
     assert_eq!(of_layers.get("m.attention.head_count"), Some(&short));
     assert!(notes[0].to_string().contains("m.attention.head_count"), "{notes:?}");
     // Layers for multi-token prediction may have no value.
-    let mut with_nextn =
-        metadata(4, &[("m.attention.head_count", short), ("m.nextn_predict_layers", Value::U32(1))]);
+    let mut with_nextn = metadata(4, &[("m.attention.head_count", short), ("m.nextn_predict_layers", Value::U32(1))]);
     assert_eq!(rewrite(&plan("", 4, &[1]), "m", &mut with_nextn), []);
     assert_eq!(with_nextn.get("m.attention.head_count"), Some(&list(ValueType::U32, &[1, 3])));
 }
 
 #[test]
 fn counts_of_first_and_last_layers_lose_theirs() {
-    for (removed, dense, nextn, shared) in
-        [(&[0][..], 2, 2, 3), (&[3], 3, 2, 3), (&[8], 3, 1, 2), (&[0, 1, 9], 1, 1, 2), (&[8, 9], 3, 0, 1), (&[7], 3, 2, 2)]
-    {
+    for (removed, dense, nextn, shared) in [
+        (&[0][..], 2, 2, 3),
+        (&[3], 3, 2, 3),
+        (&[8], 3, 1, 2),
+        (&[0, 1, 9], 1, 1, 2),
+        (&[8, 9], 3, 0, 1),
+        (&[7], 3, 2, 2),
+    ] {
         let mut metadata = metadata(
             10,
             &[
@@ -118,6 +126,9 @@ fn numbers_of_layers_follow_the_renumbering() {
     let mut of_layers = metadata(8, &[(key, list(ValueType::I32, &[-1, 0, 3, 4, 7]))]);
     rewrite(&plan("", 8, &[0, 3]), "m", &mut of_layers);
     assert_eq!(of_layers.get(key), Some(&list(ValueType::I32, &[-1, 2, 5])));
+    let mut of_layers = metadata(8, &[(key, list(ValueType::U32, &[3]))]);
+    let notes = rewrite(&plan("", 8, &[3]), "m", &mut of_layers);
+    assert_eq!(notes, [Note::NoLayerLeft { key: format!("\"{key}\"") }]);
 }
 
 #[test]
@@ -131,7 +142,7 @@ fn periods_warn_only_where_they_break() {
     for key in ["m.full_attention_interval", "m.attention.sliding_window_pattern", "m.interleave_moe_layer_step"] {
         assert!(broken(key, 4, &[1]), "{key}");
         assert!(!broken(key, 4, &[4, 5, 6, 7]), "{key}: a whole period goes");
-        assert!(!broken(key, 4, &[0, 5, 6, 7]) || key.is_empty(), "{key}: three of one kind and one of the other");
+        assert!(!broken(key, 4, &[3, 4, 5, 6]), "{key}: three of one kind and one of the other");
         assert!(!broken(key, 1, &[1]) && !broken(key, 0, &[1]), "{key}");
     }
     assert!(broken("m.rescale_every_n_layers", 6, &[0]) && !broken("m.rescale_every_n_layers", 6, &[11]));
@@ -154,6 +165,9 @@ fn an_architecture_keeps_its_own_period_too() {
     assert!(notes[0].to_string().contains("gemma2.attention.sliding_window_pattern"), "{notes:?}");
     metadata.set("gemma2.block_count", 4u32);
     assert_eq!(rewrite(&plan("", 4, &[1, 2]), "gemma2", &mut metadata), []);
+    let mut metadata = Metadata::new("test");
+    metadata.set("exaone4.block_count", 8u32);
+    assert_eq!(rewrite(&plan("", 8, &[1]), "exaone4", &mut metadata), [], "no window, no pattern");
 }
 
 #[test]
