@@ -45,8 +45,7 @@ pub(crate) fn read_rows(gguf: &Gguf, tensor: &TensorInfo, first: u64, count: u64
 /// # Errors
 /// When they cannot be decoded, or a weight is not finite.
 pub(crate) fn decode(tensor: &TensorInfo, first: u64, data: &[u8], weights: &mut [f32]) -> Result<(), RowError> {
-    quant::dequantize(tensor.ty, data, weights)
-        .map_err(|source| RowError::Codec { tensor: tensor.shown_name(), source })?;
+    decode_any(tensor, data, weights)?;
     match quant::first_non_finite(weights) {
         Some(at) => Err(RowError::NonFinite {
             tensor: tensor.shown_name(),
@@ -55,4 +54,13 @@ pub(crate) fn decode(tensor: &TensorInfo, first: u64, data: &[u8], weights: &mut
         }),
         None => Ok(()),
     }
+}
+
+/// As [`decode`], without a check of the weights.
+///
+/// # Errors
+/// When they cannot be decoded.
+pub(crate) fn decode_any(tensor: &TensorInfo, data: &[u8], weights: &mut [f32]) -> Result<(), RowError> {
+    quant::dequantize(tensor.ty, data, weights)
+        .map_err(|source| RowError::Codec { tensor: tensor.shown_name(), source })
 }

@@ -326,8 +326,17 @@ fn alignment_must_be_a_u32_power_of_two_and_is_honoured() {
 #[test]
 fn tensor_names_are_bounded_valid_and_unique() {
     refused(&one_info("", &[1], TensorType::F32), &["tensor number 0 (\"\"): has an empty name", DAMAGED]);
-    refused(&one_info(&"n".repeat(64), &[1], TensorType::F32), &["tensor number 0: name has 64 bytes, at most 63"]);
-    accepted(one_info(&"n".repeat(63), &[1], TensorType::F32));
+    refused(
+        &one_info(&"n".repeat(1025), &[1], TensorType::F32),
+        &["tensor number 0: name has 1025 bytes, at most 1024"],
+    );
+    assert_eq!(accepted(one_info(&"n".repeat(63), &[1], TensorType::F32)).tensors()[0].beyond_ggml(), None);
+    // Image models of other programs have longer names: they are read, and whose limit it is is said.
+    for len in [64, 1024] {
+        let long = accepted(one_info(&"n".repeat(len), &[1], TensorType::F32));
+        let problem = long.tensors()[0].beyond_ggml().unwrap();
+        assert!(problem.contains(&len.to_string()) && problem.contains("63 (GGML_MAX_NAME)"), "{problem}");
+    }
     for len in [1u64 << 30, u64::MAX] {
         let file = RawGguf { n_tensors: Some(1), ..base().raw_infos(&len.to_le_bytes()).raw_infos(&[b'n'; 80]) };
         refused(&file.build(), &["tensor number 0: name has", &len.to_string()]);
@@ -348,9 +357,14 @@ fn tensor_names_are_bounded_valid_and_unique() {
 #[test]
 fn dimensions_and_sizes_never_wrap() {
     // CVE-2024-21802: more dimensions than there is room for.
-    for n_dims in [5, 6, u32::MAX] {
-        let file = base().info("t", n_dims, &[1; 5], 0, 0).data(&[0; 64]).build();
-        refused(&file, &["tensor \"t\"", &format!("has {n_dims} dimensions, at most 4")]);
+    for n_dims in [9, 10, u32::MAX] {
+        let file = base().info("t", n_dims, &[1; 9], 0, 0).data(&[0; 64]).build();
+        refused(&file, &["tensor \"t\"", &format!("has {n_dims} dimensions, at most 8")]);
+    }
+    for n_dims in [5, 8] {
+        let gguf = accepted(base().info("t", n_dims, &[1; 8][..n_dims as usize], 0, 0).data(&[0; 64]).build());
+        let problem = gguf.tensors()[0].beyond_ggml().unwrap();
+        assert!(problem.contains(&format!("{n_dims} dimensions, and ggml takes 4 (GGML_MAX_DIMS)")), "{problem}");
     }
     refused(&one_info("t", &[-1], TensorType::F32), &["tensor \"t\": dimension 0 is -1, expected 0 to 2^63 - 1"]);
     refused(&one_info("t", &[4, i64::MIN], TensorType::F32), &["dimension 1 is -9223372036854775808"]);
@@ -416,7 +430,8 @@ fn unknown_types_are_kept_and_refused_only_where_their_data_is_needed() {
             base().info("new", 1, &[100], id, 0).data(&[7; 64]).info("next", 1, &[8], 0, 64).data(&[1; 32]).build();
         let gguf = accepted(file.clone());
         let tensor = gguf.tensor("new").unwrap();
-        assert_eq!((tensor.ty.0, tensor.bytes, tensor.ty.to_string()), (id, None, format!("type#{id}")));
+        let by_offset = Some(64);
+        assert_eq!((tensor.ty.0, tensor.bytes, tensor.ty.to_string()), (id, by_offset, format!("type#{id}")));
         for result in
             [gguf.data(tensor).map(drop), gguf.tensor_data(tensor).map(drop), gguf.read_rows(tensor, 0, 1).map(drop)]
         {

@@ -191,9 +191,15 @@ fn a_writer_refuses_what_its_layout_does_not_foresee() {
     says(refused(&[two[0].clone(), two[0].clone()]), "two tensors are named \"a\"");
     says(refused(&[tensor("a", TensorType(36))]), "type#36");
     says(refused(&[tensor("", TensorType::F32)]), "empty name");
-    says(refused(&[tensor(&"x".repeat(64), TensorType::F32)]), "64 bytes");
+    says(
+        refused(&[tensor(&"x".repeat(64), TensorType::F32)]),
+        "64 bytes, at most 63 are taken by ggml (GGML_MAX_NAME)",
+    );
     says(refused(&[tensor("a", TensorType::Q4_K)]), "not a multiple of 256");
-    says(refused(&[NewTensor { shape: vec![1; 5], ..two[0].clone() }]), "5 dimensions");
+    says(
+        refused(&[NewTensor { shape: vec![1; 5], ..two[0].clone() }]),
+        "5 dimensions, at most 4 are taken by ggml (GGML_MAX_DIMS)",
+    );
     let half = NewTensor { name: "c".to_owned(), shape: vec![1 << 62], ty: TensorType::I8 };
     let name = |name: &str| NewTensor { name: name.to_owned(), ..half.clone() };
     says(refused(&[name("a"), name("b"), name("c"), name("d")]), "2^64 bytes");

@@ -51,6 +51,9 @@ impl InspectArgs {
     /// When the file cannot be read as GGUF.
     pub fn run(&self, common: &Common) -> Result<()> {
         let gguf = Gguf::open(&self.input)?;
+        for line in beyond_llama_cpp(&gguf) {
+            common.warn(line);
+        }
         if common.json { common.result_json(&self.as_json(&gguf)) } else { common.result(self.as_text(&gguf)) }
     }
 
@@ -118,6 +121,23 @@ impl InspectArgs {
         }
         text
     }
+}
+
+/// Why llama.cpp cannot read the file, a line for each kind of reason.
+fn beyond_llama_cpp(gguf: &Gguf) -> Vec<String> {
+    /// A file may make up as many reasons as it has tensors.
+    const MOST_LINES: usize = 16;
+    let mut lines: Vec<(String, String)> = Vec::new();
+    for tensor in gguf.tensors() {
+        let of_type = tensor.ty.foreign().map(|whose| format!("is of type {whose}"));
+        let of_limit = tensor.beyond_ggml().map(|limit| format!("cannot be read by llama.cpp: {limit}"));
+        for reason in of_type.into_iter().chain(of_limit) {
+            if lines.len() < MOST_LINES && !lines.iter().any(|(known, _)| *known == reason) {
+                lines.push((reason, tensor.shown_name()));
+            }
+        }
+    }
+    lines.into_iter().map(|(reason, name)| format!("tensor {name} {reason}")).collect()
 }
 
 fn types(gguf: &Gguf) -> Vec<TypeRow> {

@@ -8,7 +8,8 @@ use clap::{ArgGroup, Args};
 use serde::Serialize;
 
 use super::args::{
-    BudgetArgs, ChoiceArgs, ImportanceArgs, RoundingFlags, TypeArgs, parse_override, parse_target, rounding,
+    BudgetArgs, ChoiceArgs, ImportanceArgs, RoundingFlags, TypeArgs, parse_missing, parse_override, parse_target,
+    rounding,
 };
 use super::inspect::type_table;
 use super::output_name::{wrong_extension, wrong_type};
@@ -18,7 +19,8 @@ use lwq::imatrix::EntryFilter;
 use lwq::plan::{self, PlanFile};
 use lwq::progress::Watch;
 use lwq::quantize::{
-    Choices, Draft, QuantizeError, Report, Request, Rounding, RoundingReport, Split, open_source, write_all,
+    Choices, Draft, MissingImportance, QuantizeError, Report, Request, Rounding, RoundingReport, Split, open_source,
+    write_all,
 };
 use lwq::recipe::{TARGETS, Target};
 use lwq::rounding::RoundingMethod;
@@ -68,6 +70,10 @@ pub struct QuantizeArgs {
     /// Ignore the importance of tensors whose name contains TEXT; repeatable
     #[arg(long, value_name = "TEXT", conflicts_with = "planned")]
     exclude_weights: Vec<String>,
+    /// Quantized matrices without importance data: refuse; plain, without, whatever their type; or a TYPE for them
+    /// [default: without, and refuse types that need data]
+    #[arg(long, value_name = "refuse|plain|TYPE", value_parser = parse_missing, conflicts_with = "planned")]
+    missing_importance: Option<MissingImportance>,
     #[command(flatten)]
     types: TypeArgs,
     /// Give every tensor the target's base type, without the mix
@@ -284,6 +290,7 @@ impl QuantizeArgs {
         Ok(request
             .rounding(rounding)
             .importance_of(EntryFilter::new(&self.include_weights, &self.exclude_weights).map_err(QuantizeError::from)?)
+            .missing_importance(self.missing_importance.unwrap_or_default())
             .output_tensor_type(self.types.output_tensor_type)
             .token_embedding_type(self.types.token_embedding_type)
             .tensor_types(self.types.patterns()?)

@@ -9,6 +9,7 @@ mod bytes;
 mod cursor;
 mod error;
 mod fingerprint;
+mod foreign;
 mod metadata;
 mod parse;
 mod reader;

@@ -12,7 +12,7 @@ use super::bytes::{Bytes, Source};
 use super::cursor::{Cursor, CutShort};
 use super::error::{DAMAGED, During, GgufError, shown};
 use super::metadata::Metadata;
-use super::tensor_info::{MAX_TENSOR_NAME, TensorInfo, align_up, checked_bytes, name_problem};
+use super::tensor_info::{Limits, TensorInfo, align_up, checked_bytes, name_problem};
 use super::tensor_type::TensorType;
 use super::value::{Array, Origin, Value, ValueType};
 
@@ -66,6 +66,7 @@ pub(crate) fn parse(source: &Arc<Source>, file: &str, shard: usize) -> Result<Pa
     }
     let data_start = parser.data_start(n_tensors, alignment)?;
     check_places(file, &tensors, data_start, alignment, bytes.len() as u64)?;
+    size_by_offsets(&mut tensors, (bytes.len() as u64).saturating_sub(data_start));
     Ok(ParsedFile { version, big_endian, metadata, tensors, data_start })
 }
 
@@ -339,20 +340,19 @@ impl Parser<'_> {
         };
         let number = || format!("number {index}");
         let len = self.cursor.u64().during(file, || format!("the name length of tensor number {index}"))?;
-        if len > MAX_TENSOR_NAME as u64 {
-            let problem = format!("name has {len} bytes, at most {MAX_TENSOR_NAME} are allowed");
+        if let Some(problem) = Limits::CARRIED.name_problem(len) {
             return Err(bad(number(), problem));
         }
         let raw = self.cursor.take(len).during(file, || format!("the name of tensor number {index}"))?;
-        if let Some(problem) = name_problem(raw) {
+        if let Some(problem) = name_problem(raw, Limits::CARRIED) {
             return Err(bad(format!("number {index} ({})", shown(raw)), problem));
         }
         let name = String::from_utf8_lossy(raw).into_owned();
         let item = || format!("the description of tensor {}", shown(raw));
 
         let n_dims = self.cursor.u32().during(file, item)?;
-        if n_dims as usize > super::tensor_info::MAX_DIMS {
-            return Err(bad(shown(raw), format!("has {n_dims} dimensions, at most 4 are allowed")));
+        if let Some(problem) = Limits::CARRIED.dims_problem(n_dims as usize) {
+            return Err(bad(shown(raw), problem));
         }
         let mut shape = Vec::with_capacity(n_dims as usize);
         for _ in 0..n_dims {
@@ -360,7 +360,7 @@ impl Parser<'_> {
         }
         let ty = TensorType(self.cursor.u32().during(file, item)?);
         let offset = self.cursor.u64().during(file, item)?;
-        let bytes = checked_bytes(file, &name, &shape, ty)?;
+        let bytes = checked_bytes(file, &name, &shape, ty, Limits::CARRIED)?;
         Ok(TensorInfo { name, shape, ty, offset, bytes, shard })
     }
 
@@ -423,6 +423,18 @@ fn append_numbers(cursor: &mut Cursor<'_>, width: u64, count: u64, out: &mut Vec
         numbers_to_little_endian(width as usize, &mut out[start..]);
     }
     Ok(())
+}
+
+/// Gives tensors of unknown type the bytes up to the next one, or up to the end of the file.
+fn size_by_offsets(tensors: &mut [TensorInfo], data_len: u64) {
+    let mut end = data_len;
+    for tensor in tensors.iter_mut().rev() {
+        if tensor.bytes.is_none() {
+            // The places were checked: they ascend and end inside the file.
+            tensor.bytes = end.checked_sub(tensor.offset);
+        }
+        end = tensor.offset;
+    }
 }
 
 /// Checks that the tensors lie in the data section one after the other, each at the next aligned offset, and that

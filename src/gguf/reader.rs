@@ -248,6 +248,40 @@ impl Gguf {
         buffer: &'a mut Vec<u8>,
     ) -> Result<&'a [u8], GgufError> {
         let (shard, range) = self.place(tensor, Some((first_row, n_rows)))?;
+        self.load(shard, range, buffer)?;
+        if shard.big_endian && !byte_order::is_order_free(tensor.ty) && !byte_order::to_little_endian(tensor.ty, buffer)
+        {
+            return Err(self.unknown_type(tensor));
+        }
+        Ok(buffer)
+    }
+
+    /// Reads `count` bytes of the tensor from byte `first` on into `buffer`, whatever its type, and returns them: for copies
+    /// of tensors whose layout is unknown.
+    ///
+    /// # Errors
+    /// If the tensor has fewer bytes, the file is big-endian (what is to be swapped is unknown) or cannot be read.
+    pub(crate) fn load_bytes<'a>(
+        &self,
+        tensor: &TensorInfo,
+        first: u64,
+        count: u64,
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<&'a [u8], GgufError> {
+        let shard = self.shards.get(tensor.shard).filter(|shard| !shard.big_endian);
+        let shard = shard.ok_or_else(|| self.unknown_type(tensor))?;
+        let start = shard.data_start.checked_add(tensor.offset).and_then(|start| start.checked_add(first));
+        let end = start.and_then(|start| start.checked_add(count)).filter(|end| *end <= shard.file_bytes());
+        let within = first.checked_add(count).is_some_and(|end| tensor.bytes.is_some_and(|bytes| end <= bytes));
+        match (start, end) {
+            // Below the file's length, so both fit usize.
+            (Some(start), Some(end)) if within => self.load(shard, start as usize..end as usize, buffer)?,
+            _ => return Err(self.unknown_type(tensor)),
+        }
+        Ok(buffer)
+    }
+
+    fn load(&self, shard: &Shard, range: Range<usize>, buffer: &mut Vec<u8>) -> Result<(), GgufError> {
         shard.source.load(range, buffer).map_err(|source| match source.kind() {
             io::ErrorKind::UnexpectedEof => GgufError::CutInUse { file: shard.label.clone() },
             _ => GgufError::Io {
@@ -256,12 +290,7 @@ impl Gguf {
                 source,
                 advice: "check the disk and run again",
             },
-        })?;
-        if shard.big_endian && !byte_order::is_order_free(tensor.ty) && !byte_order::to_little_endian(tensor.ty, buffer)
-        {
-            return Err(self.unknown_type(tensor));
-        }
-        Ok(buffer)
+        })
     }
 
     /// Lets the system drop the mapped pages of these rows, which count as resident memory of the process until
@@ -302,14 +331,18 @@ impl Gguf {
         GgufError::Tensor {
             file: self.shards.get(tensor.shard).map_or_else(String::new, |shard| shard.label.clone()),
             tensor: tensor.shown_name(),
-            problem: format!("is of type {}, whose layout is unknown, so its data cannot be read", tensor.ty),
-            advice: "a newer lwq may know the type",
+            problem: match tensor.ty.foreign() {
+                Some(whose) => format!("is of type {whose}, so its data cannot be decoded"),
+                None => format!("of type {} has no size", tensor.ty),
+            },
+            advice: "a newer lwq may know the type, --target COPY carries it over",
         }
     }
 
     /// Where a tensor's bytes (or those of some rows) are; checked again, since any `TensorInfo` can be passed in.
     fn place(&self, tensor: &TensorInfo, rows: Option<(u64, u64)>) -> Result<(&Shard, Range<usize>), GgufError> {
-        let mut bytes = tensor.bytes.ok_or_else(|| self.unknown_type(tensor))?;
+        let known = tensor.bytes.filter(|_| tensor.ty.info().is_some());
+        let mut bytes = known.ok_or_else(|| self.unknown_type(tensor))?;
         let wrong = |problem: String| GgufError::Tensor {
             file: self.label().to_owned(),
             tensor: tensor.shown_name(),

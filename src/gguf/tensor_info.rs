@@ -3,25 +3,44 @@
 use super::error::{DAMAGED, GgufError, shown};
 use super::tensor_type::TensorType;
 
-/// Most dimensions a tensor may have (`GGML_MAX_DIMS`).
+/// Most dimensions a tensor may have in ggml (`GGML_MAX_DIMS`).
 pub(crate) const MAX_DIMS: usize = 4;
 
 /// Longest tensor name in bytes: llama.cpp keeps 64 with the final NUL (`GGML_MAX_NAME`) and refuses longer ones.
 pub(crate) const MAX_TENSOR_NAME: usize = 63;
 
+/// What tables of tensors may hold. Image and video models are read by other programs than llama.cpp, which take more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Most dimensions.
+    pub dims: usize,
+    /// Longest name in bytes.
+    pub name: usize,
+    /// Whose limits these are.
+    whose: &'static str,
+}
+
+impl Limits {
+    /// What llama.cpp reads.
+    pub(crate) const GGML: Limits = Limits { dims: MAX_DIMS, name: MAX_TENSOR_NAME, whose: "by ggml" };
+    /// What is read and carried over.
+    pub(crate) const CARRIED: Limits = Limits { dims: 8, name: 1024, whose: "here" };
+}
+
 /// One tensor of a file, as its header describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorInfo {
-    /// Name, 1 to 63 bytes, unique over all shards. May hold anything but NUL: escape it before showing it.
+    /// Name, unique over all shards; llama.cpp reads up to 63 bytes. May hold anything but NUL: escape it before showing it.
     pub name: String,
-    /// Dimensions as stored, fastest first: `shape[0]` is the length of a row. 0 to 4 of them; a missing one counts
-    /// as 1, a zero makes the tensor empty.
+    /// Dimensions as stored, fastest first: `shape[0]` is the length of a row. A missing one counts as 1, a zero makes the
+    /// tensor empty; llama.cpp reads up to 4 of them.
     pub shape: Vec<u64>,
     /// Storage type, known or not.
     pub ty: TensorType,
     /// First byte, counted from the start of the shard's data section.
     pub offset: u64,
-    /// Size of the data in bytes without padding; `None` if the type is unknown.
+    /// Size of the data in bytes without padding. For an unknown type it is what the offsets tell, padding included; `None`
+    /// if they tell nothing.
     pub bytes: Option<u64>,
     /// The shard that holds the data, from 0.
     pub shard: usize,
@@ -63,6 +82,16 @@ impl TensorInfo {
         shown(self.name.as_bytes())
     }
 
+    /// Why llama.cpp cannot read this tensor, if it is for its name or shape.
+    pub fn beyond_ggml(&self) -> Option<String> {
+        if self.name.len() > MAX_TENSOR_NAME {
+            let length = self.name.len();
+            return Some(format!("its name has {length} bytes, and ggml takes {MAX_TENSOR_NAME} (GGML_MAX_NAME)"));
+        }
+        let dims = self.shape.len();
+        (dims > MAX_DIMS).then(|| format!("it has {dims} dimensions, and ggml takes {MAX_DIMS} (GGML_MAX_DIMS)"))
+    }
+
     /// Bytes of one row, `None` if the type is unknown.
     pub fn row_bytes(&self) -> Option<u64> {
         self.ty.info()?.row_bytes(self.row_len())
@@ -74,7 +103,7 @@ impl TensorInfo {
 pub struct TensorTotals {
     /// Weights in all.
     pub parameters: u64,
-    /// Bytes of data without padding; tensors of unknown type have none.
+    /// Bytes of data without padding; for tensors of unknown type what their offsets tell.
     pub bytes: u64,
 }
 
@@ -110,15 +139,21 @@ pub(crate) fn shape_text(shape: &[u64]) -> String {
 
 /// Checks name and shape as b10605's reader would, and computes the size in bytes: `None` for an unknown type.
 /// Used for tensors that were read and for those about to be written.
-pub(crate) fn checked_bytes(file: &str, name: &str, shape: &[u64], ty: TensorType) -> Result<Option<u64>, GgufError> {
+pub(crate) fn checked_bytes(
+    file: &str,
+    name: &str,
+    shape: &[u64],
+    ty: TensorType,
+    limits: Limits,
+) -> Result<Option<u64>, GgufError> {
     let bad = |problem: String, advice: &'static str| GgufError::Tensor {
         file: file.to_owned(),
         tensor: shown(name.as_bytes()),
         problem,
         advice,
     };
-    if shape.len() > MAX_DIMS {
-        return Err(bad(format!("has {} dimensions, at most {MAX_DIMS} are allowed", shape.len()), DAMAGED));
+    if let Some(problem) = limits.dims_problem(shape.len()) {
+        return Err(bad(problem, if limits == Limits::GGML { REDUCE } else { DAMAGED }));
     }
     if let Some(dim) = shape.iter().position(|len| *len > i64::MAX as u64) {
         return Err(bad(format!("dimension {dim} is {}, expected 0 to 2^63 - 1", shape[dim].cast_signed()), DAMAGED));
@@ -142,12 +177,31 @@ pub(crate) fn checked_bytes(file: &str, name: &str, shape: &[u64], ty: TensorTyp
     })
 }
 
-/// Checks that a name can be stored in a GGUF file that llama.cpp reads: says what is wrong with it, if anything.
-pub(crate) fn name_problem(name: &[u8]) -> Option<String> {
+/// Advice for shapes that only other programs read.
+const REDUCE: &str = "give the tensor fewer dimensions";
+
+impl Limits {
+    /// What is wrong with a name of this many bytes.
+    pub(crate) fn name_problem(self, length: u64) -> Option<String> {
+        let Limits { name, whose, .. } = self;
+        let constant = if self == Limits::GGML { " (GGML_MAX_NAME)" } else { "" };
+        (length > name as u64).then(|| format!("name has {length} bytes, at most {name} are taken {whose}{constant}"))
+    }
+
+    /// What is wrong with this many dimensions.
+    pub(crate) fn dims_problem(self, count: usize) -> Option<String> {
+        let Limits { dims, whose, .. } = self;
+        let constant = if self == Limits::GGML { " (GGML_MAX_DIMS)" } else { "" };
+        (count > dims).then(|| format!("has {count} dimensions, at most {dims} are taken {whose}{constant}"))
+    }
+}
+
+/// Checks that a name can be stored in a GGUF file within the limits: says what is wrong with it, if anything.
+pub(crate) fn name_problem(name: &[u8], limits: Limits) -> Option<String> {
     if name.is_empty() {
         Some("has an empty name".to_owned())
-    } else if name.len() > MAX_TENSOR_NAME {
-        Some(format!("name has {} bytes, at most {MAX_TENSOR_NAME} are allowed", name.len()))
+    } else if let Some(problem) = limits.name_problem(name.len() as u64) {
+        Some(problem)
     } else if name.contains(&0) {
         Some("name holds a NUL byte".to_owned())
     } else if std::str::from_utf8(name).is_err() {

@@ -161,6 +161,21 @@ impl Value {
         })
     }
 
+    /// A number of this integer type, `None` for another type or a number that it cannot hold.
+    pub(crate) fn integer(value_type: ValueType, number: i128) -> Option<Value> {
+        Some(match value_type {
+            ValueType::U8 => Value::U8(number.try_into().ok()?),
+            ValueType::I8 => Value::I8(number.try_into().ok()?),
+            ValueType::U16 => Value::U16(number.try_into().ok()?),
+            ValueType::I16 => Value::I16(number.try_into().ok()?),
+            ValueType::U32 => Value::U32(number.try_into().ok()?),
+            ValueType::I32 => Value::I32(number.try_into().ok()?),
+            ValueType::U64 => Value::U64(number.try_into().ok()?),
+            ValueType::I64 => Value::I64(number.try_into().ok()?),
+            _ => return None,
+        })
+    }
+
     /// The type for messages, with the value where it is short: `i32 (-1)`, `arr of str (32000 elements)`.
     pub(crate) fn describe(&self) -> String {
         match self {

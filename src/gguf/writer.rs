@@ -7,7 +7,7 @@ use byteorder::{LittleEndian, WriteBytesExt};
 
 use super::error::{GgufError, shown};
 use super::metadata::Metadata;
-use super::tensor_info::{TensorInfo, align_up, checked_bytes, name_problem};
+use super::tensor_info::{Limits, TensorInfo, align_up, checked_bytes, name_problem};
 use super::tensor_type::TensorType;
 use super::value::{in_memory, write_string};
 
@@ -16,9 +16,9 @@ const VERSION: u32 = 3;
 /// A tensor about to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewTensor {
-    /// Name, 1 to 63 bytes, unique in the file.
+    /// Name, unique in the file; llama.cpp reads up to 63 bytes.
     pub name: String,
-    /// Dimensions, fastest first; at most four.
+    /// Dimensions, fastest first; llama.cpp reads up to four.
     pub shape: Vec<u64>,
     /// Storage type, one whose layout is known.
     pub ty: TensorType,
@@ -66,8 +66,31 @@ impl GgufLayout {
         metadata: &Metadata,
         tensors: impl IntoIterator<Item = NewTensor>,
     ) -> Result<GgufLayout, GgufError> {
+        let sized = tensors.into_iter().map(|tensor| (tensor, None));
+        GgufLayout::within(Limits::GGML, file, metadata, sized)
+    }
+
+    /// As [`GgufLayout::new`], for tensors that come from another file: with the longer names and more dimensions that
+    /// programs other than llama.cpp take, and types whose layout is unknown, which have the bytes that are given.
+    ///
+    /// # Errors
+    /// As [`GgufLayout::new`], with wider limits.
+    pub(crate) fn carried(
+        file: &str,
+        metadata: &Metadata,
+        tensors: impl IntoIterator<Item = (NewTensor, Option<u64>)>,
+    ) -> Result<GgufLayout, GgufError> {
+        GgufLayout::within(Limits::CARRIED, file, metadata, tensors)
+    }
+
+    fn within(
+        limits: Limits,
+        file: &str,
+        metadata: &Metadata,
+        tensors: impl IntoIterator<Item = (NewTensor, Option<u64>)>,
+    ) -> Result<GgufLayout, GgufError> {
         let alignment = metadata.alignment()?;
-        let mut placed = place_tensors(file, tensors, alignment)?;
+        let mut placed = place_tensors(file, tensors, alignment, limits)?;
         check_names(file, &placed)?;
         check_keys(file, metadata)?;
 
@@ -166,20 +189,22 @@ impl GgufLayout {
 /// Computes sizes and offsets relative to the data section.
 fn place_tensors(
     file: &str,
-    tensors: impl IntoIterator<Item = NewTensor>,
+    tensors: impl IntoIterator<Item = (NewTensor, Option<u64>)>,
     alignment: u32,
+    limits: Limits,
 ) -> Result<Vec<PlacedTensor>, GgufError> {
     let mut placed = Vec::new();
     let mut offset = 0u64;
-    for tensor in tensors {
+    for (tensor, unknown_bytes) in tensors {
         let wrong = |problem: String| GgufError::Write {
             file: file.to_owned(),
             problem: format!("tensor {} {problem}", shown(tensor.name.as_bytes())),
         };
-        if let Some(problem) = name_problem(tensor.name.as_bytes()) {
+        if let Some(problem) = name_problem(tensor.name.as_bytes(), limits) {
             return Err(wrong(problem));
         }
-        let bytes = checked_bytes(file, &tensor.name, &tensor.shape, tensor.ty)?
+        let bytes = checked_bytes(file, &tensor.name, &tensor.shape, tensor.ty, limits)?
+            .or(unknown_bytes)
             .ok_or_else(|| wrong(format!("is of type {}, whose layout is unknown", tensor.ty)))?;
         let padded_bytes = align_up(bytes, alignment.into()).ok_or_else(|| too_large(file))?;
         let next = offset.checked_add(padded_bytes).ok_or_else(|| too_large(file))?;

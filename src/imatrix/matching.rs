@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use super::error::{Quoted, Warning};
+use super::serving::{self, Served};
 use super::{Entry, Imatrix};
 use crate::recipe::roles;
 
@@ -73,12 +74,26 @@ impl EntryFilter {
 pub struct MatchedEntry {
     /// Name of the tensor in the output.
     pub tensor: String,
-    /// Name of the entry: the tensor's own, or its old one where layers were renumbered.
+    /// Name of the entry: the tensor's own, its old one where layers were renumbered, or that of another tensor that sees
+    /// the same input.
     pub entry: String,
+    /// How the entry's values become those of the tensor.
+    pub served: Served,
+    /// Columns of the tensor.
+    pub row_len: u64,
     /// Matrices in the tensor.
     pub matrices: u64,
     /// Matrices that no token reached and that get weights of one.
     pub neutral_matrices: usize,
+}
+
+impl MatchedEntry {
+    /// The tensor's data, of the imatrix that was matched.
+    pub fn data<'a>(&self, imatrix: &'a Imatrix) -> Option<Cow<'a, Entry>> {
+        let MatchedEntry { tensor: name, row_len, matrices, .. } = self;
+        let tensor = ModelTensor { name, row_len: *row_len, matrices: *matrices, need: Need::Optional };
+        serving::data(imatrix, &self.entry, self.served, &tensor)
+    }
 }
 
 /// A tensor whose entry has another number of values.
@@ -109,6 +124,8 @@ pub struct MatchReport {
     pub wrong_length_embedding: Vec<WrongLength>,
     /// Tensors of which some matrices saw no token; also in `used`.
     pub neutral: Vec<MatchedEntry>,
+    /// Tensors whose data are those of an entry of another name or shape; also in `used`.
+    pub served: Vec<MatchedEntry>,
     /// Entries left after filtering.
     pub entries: usize,
     /// Entries that the filter removed.
@@ -131,11 +148,18 @@ pub enum MatchError {
     NothingLeft(usize),
     /// Tensors lack data that their types need.
     #[error(
-        "{} {} no imatrix data and a type that needs them: {}; use an imatrix made from this model, or choose larger types \
-         with --tensor-type",
-        .0.len(), if .0.len() == 1 { "tensor has" } else { "tensors have" }, list(.0)
+        "{} {} no imatrix data and a type that needs them: {}{}; use an imatrix made from this model, choose larger types \
+         with --tensor-type, or say with --missing-importance what to do: plain, or a type",
+        .0.len(), if .0.len() == 1 { "tensor has" } else { "tensors have" }, list(.0), cause(.0)
     )]
     MissingRequired(Vec<String>),
+    /// Matrices lack data, and the user wants none without.
+    #[error(
+        "{} {} matrices without imatrix data: {}{}; use an imatrix that has them, or say with --missing-importance what to \
+         do instead of refuse: plain, or a type",
+        .0.len(), if .0.len() == 1 { "tensor has" } else { "tensors have" }, list(.0), cause(.0)
+    )]
+    MissingRefused(Vec<String>),
     /// Entries belong to another model.
     #[error(
         "{} imatrix {} another length than the tensor, first {}: {} values, expected {}; the imatrix was made from another \
@@ -153,6 +177,20 @@ fn list(names: &[String]) -> String {
     let shown: Vec<String> = names.iter().take(LISTED_NAMES).map(|name| Quoted::from(name).to_string()).collect();
     let more = names.len() - shown.len();
     if more > 0 { format!("{} and {more} more", shown.join(", ")) } else { shown.join(", ") }
+}
+
+/// Why data are missing, as far as the names tell.
+fn cause(names: &[String]) -> &'static str {
+    let any = |part: &str| names.iter().any(|name| name.contains(part));
+    if any("attn_k_b.") {
+        " (attn_k_b sees another input than attn_kv_b, whose data therefore do not serve it)"
+    } else if any("nextn.") {
+        " (blocks for multi-token prediction do not run on calibration text)"
+    } else if any("_exps.") {
+        " (experts that no token of the calibration text reached)"
+    } else {
+        ""
+    }
 }
 
 fn first_tensor(wrong: &[WrongLength]) -> String {
@@ -202,6 +240,16 @@ impl MatchReport {
                 list(&self.unknown_names)
             ));
         }
+        if !self.served.is_empty() {
+            let pairs: Vec<String> = self.served.iter().take(LISTED_NAMES).map(served_text).collect();
+            let more = self.served.len() - pairs.len();
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            lines.push(format!(
+                "{} tensors are weighed by imatrix entries of another form that have the same input: {}{more}",
+                self.served.len(),
+                pairs.join(", ")
+            ));
+        }
         for wrong in &self.wrong_length_embedding {
             lines.push(format!(
                 "{}: its imatrix entry has {} values, expected {}; quantized without",
@@ -223,6 +271,36 @@ impl MatchReport {
     }
 }
 
+fn served_text(matched: &MatchedEntry) -> String {
+    let MatchedEntry { tensor, entry, served, .. } = matched;
+    let (tensor, from) = (Quoted::from(tensor), Quoted::from(entry));
+    match served {
+        Served::AsIs => format!("{tensor} by {from}"),
+        Served::Pooled => format!("{tensor} by {from}, one row for all"),
+        Served::Matrix(matrix) => format!("{tensor} by matrix {matrix} of {from}"),
+        Served::Experts => format!("{tensor} by those of its experts"),
+    }
+}
+
+impl MatchReport {
+    /// Quantized tensors without any data; token embeddings and the output matrix, which never have some in files of
+    /// llama-imatrix, do not count.
+    pub fn without_data(&self) -> Vec<String> {
+        let missing = self.missing_required.iter().chain(&self.missing_optional);
+        let named = missing.filter(|name| !roles::is_embedding_or_output(name)).cloned();
+        let empty = self.neutral.iter().filter(|entry| entry.neutral_matrices as u64 >= entry.matrices);
+        named.chain(empty.map(|entry| entry.tensor.clone())).collect()
+    }
+
+    /// As [`MatchReport::without_data`], with those of which only some matrices have none.
+    pub fn with_gaps(&self) -> Vec<String> {
+        let mut names = self.without_data();
+        let partly = self.neutral.iter().filter(|entry| (entry.neutral_matrices as u64) < entry.matrices);
+        names.extend(partly.map(|entry| entry.tensor.clone()));
+        names
+    }
+}
+
 /// Finds the entry of each tensor. `tensors` should hold every tensor of the model, also those that are kept, so
 /// that entries of theirs are not reported as unknown. `entry_name` gives the name that a tensor has in the
 /// imatrix: the old one where layers were pruned and the rest renumbered, else its own.
@@ -238,13 +316,19 @@ pub fn match_to_model<'a>(
     let mut known = BTreeSet::new();
     for tensor in tensors {
         let entry_name = entry_name(tensor.name);
-        let entry = imatrix.entries.get(&*entry_name).filter(|_| filter.keeps(&entry_name));
-        if let Some(entry) = entry
-            && tensor.need != Need::Kept
-        {
-            place(&mut report, tensor, &entry_name, entry);
-        } else {
-            place_missing(&mut report, tensor);
+        let own = imatrix.entries.get(&*entry_name).filter(|_| filter.keeps(&entry_name));
+        if tensor.need != Need::Kept {
+            match (serving::find(imatrix, filter, tensor, &entry_name), own) {
+                (Some((entry, served)), _) => {
+                    if served == Served::Experts {
+                        known.extend(serving::experts(imatrix, &entry, tensor.matrices).map(Cow::Owned));
+                    }
+                    known.insert(Cow::Owned(entry.clone().into_owned()));
+                    place(&mut report, tensor, &entry_name, &entry, served, imatrix);
+                }
+                (None, Some(own)) => place_wrong_length(&mut report, tensor, own),
+                (None, None) => place_missing(&mut report, tensor),
+            }
         }
         known.insert(entry_name);
     }
@@ -263,35 +347,48 @@ fn place_missing(report: &mut MatchReport, tensor: &ModelTensor<'_>) {
     }
 }
 
-fn place(report: &mut MatchReport, tensor: &ModelTensor<'_>, entry_name: &str, entry: &Entry) {
+fn place_wrong_length(report: &mut MatchReport, tensor: &ModelTensor<'_>, entry: &Entry) {
     let expected = tensor.row_len.saturating_mul(tensor.matrices);
-    if entry.sums.len() as u64 != expected {
-        let wrong = WrongLength { tensor: tensor.name.to_owned(), found: entry.sums.len(), expected };
-        // A wrong length of theirs llama-quantize bears.
-        if roles::is_embedding(tensor.name) {
-            report.wrong_length_embedding.push(wrong);
-            place_missing(report, tensor);
-        } else {
-            report.wrong_length.push(wrong);
-        }
-        return;
+    let wrong = WrongLength { tensor: tensor.name.to_owned(), found: entry.sums.len(), expected };
+    // A wrong length of theirs llama-quantize bears.
+    if roles::is_embedding(tensor.name) {
+        report.wrong_length_embedding.push(wrong);
+        place_missing(report, tensor);
+    } else {
+        report.wrong_length.push(wrong);
     }
-    if entry.is_empty() && tensor.need == Need::Required {
+}
+
+fn place(
+    report: &mut MatchReport,
+    tensor: &ModelTensor<'_>,
+    own_name: &str,
+    entry_name: &str,
+    served: Served,
+    imatrix: &Imatrix,
+) {
+    let data = serving::data(imatrix, entry_name, served, tensor);
+    let Some(data) = data.filter(|data| !(data.is_empty() && tensor.need == Need::Required)) else {
         place_missing(report, tensor);
         return;
-    }
+    };
     let matched = MatchedEntry {
         tensor: tensor.name.to_owned(),
         entry: entry_name.to_owned(),
+        served,
+        row_len: tensor.row_len,
         matrices: tensor.matrices,
-        neutral_matrices: match entry.neutral_matrices() {
+        neutral_matrices: match data.neutral_matrices() {
             // A single count stands for all matrices of the tensor.
-            1 if entry.matrices() == 1 => tensor.matrices as usize,
+            1 if data.matrices() == 1 => tensor.matrices as usize,
             neutral => neutral,
         },
     };
     if matched.neutral_matrices > 0 {
         report.neutral.push(matched.clone());
+    }
+    if served != Served::AsIs || entry_name != own_name {
+        report.served.push(matched.clone());
     }
     report.used.push(matched);
 }
@@ -357,7 +454,7 @@ mod tests {
     fn other_lengths_are_errors_except_for_token_embeddings() {
         let imatrix = imatrix(&[("token_embd.weight", entry(4, &[1])), ("blk.0.a.weight", entry(4, &[1]))]);
         let tensors =
-            [tensor("token_embd.weight", 8, 1, Need::Optional), tensor("blk.0.a.weight", 4, 2, Need::Optional)];
+            [tensor("token_embd.weight", 8, 1, Need::Optional), tensor("blk.0.a.weight", 8, 1, Need::Optional)];
         let report = match_to_model(&imatrix, &tensors, &EntryFilter::All, own_name);
         assert_eq!(report.used, []);
         assert_eq!(report.missing_optional, ["token_embd.weight"]);
@@ -385,6 +482,35 @@ mod tests {
         );
         assert_eq!(report.missing_required, ["a"]);
         assert_eq!((report.used[0].tensor.as_str(), report.used[0].neutral_matrices), ("b", 2));
+    }
+
+    #[test]
+    fn entries_of_another_form_serve_and_are_told() {
+        let imatrix = imatrix(&[
+            ("blk.0.attn_kv_b.weight", entry(16, &[1, 1])),
+            ("blk.0.ffn_up.0.weight", entry(8, &[1])),
+            ("blk.0.ffn_down_exps.weight", entry(16, &[1, 0])),
+        ]);
+        let tensors = [
+            tensor("blk.0.attn_v_b.weight", 8, 4, Need::Required),
+            tensor("blk.0.attn_k_b.weight", 4, 4, Need::Required),
+            tensor("blk.0.ffn_up_exps.weight", 8, 2, Need::Required),
+            tensor("blk.0.ffn_down.0.weight", 8, 1, Need::Required),
+        ];
+        let report = match_to_model(&imatrix, &tensors, &EntryFilter::All, own_name);
+        assert_eq!(report.served.len(), 3, "{report:?}");
+        assert_eq!(report.unknown_names, Vec::<String>::new());
+        assert_eq!(report.missing_required, ["blk.0.attn_k_b.weight"]);
+        assert_eq!(report.without_data(), ["blk.0.attn_k_b.weight"]);
+        assert_eq!(report.with_gaps(), ["blk.0.attn_k_b.weight", "blk.0.ffn_up_exps.weight"]);
+        let error = report.check().unwrap_err().to_string();
+        assert!(error.contains("another input than attn_kv_b") && error.contains("--missing-importance"), "{error}");
+        let warnings = report.warnings().join("\n");
+        for part in ["attn_v_b.weight\" by \"blk.0.attn_kv_b.weight", "by those of its experts", "by matrix 0 of"] {
+            assert!(warnings.contains(part), "{part}: {warnings}");
+        }
+        let values = report.used[0].data(&imatrix).unwrap().importance().values;
+        assert_eq!(values, [1.0; 32]);
     }
 
     #[test]

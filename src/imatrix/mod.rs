@@ -21,6 +21,7 @@ mod heatmap;
 mod legacy;
 mod matching;
 mod merge;
+mod serving;
 mod stats;
 mod stats_text;
 
@@ -41,6 +42,7 @@ pub use matching::{
     EntryFilter, MatchError, MatchReport, MatchedEntry, ModelTensor, Need, WrongLength, match_to_model,
 };
 pub use merge::{MergeOptions, Merger};
+pub use serving::Served;
 pub use stats::{ImatrixStats, LayerStats, SortBy, TensorStats};
 
 /// Tokens per chunk that llama-imatrix assumes of legacy files, its default context size.

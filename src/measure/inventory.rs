@@ -137,7 +137,7 @@ fn match_importance(
     notes.extend(report.warnings());
     let mut importance = HashMap::new();
     for used in &report.used {
-        let Some(entry) = imatrix.entries.get(&used.entry) else { continue };
+        let Some(entry) = used.data(imatrix) else { continue };
         // Data of an expert tensor that no token reached weigh nothing.
         if entry.is_empty() {
             continue;

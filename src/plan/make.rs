@@ -185,13 +185,12 @@ impl Sizes {
             Legal::Kept(_) => tensor.ty,
         };
         let pairs = || inventory.tensors.iter().zip(&inventory.legal);
-        let new_tensors = pairs().map(|(tensor, legal)| NewTensor {
-            name: tensor.name.clone(),
-            shape: tensor.shape.clone(),
-            ty: smallest(tensor, legal),
+        let new_tensors = pairs().map(|(tensor, legal)| {
+            let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
+            (NewTensor { name, shape, ty: smallest(tensor, legal) }, tensor.bytes)
         });
         let metadata = split::shard_metadata(metadata, 0, 1, inventory.tensors.len() as u64);
-        let layout = GgufLayout::new(inventory.gguf.label(), &metadata, new_tensors)?;
+        let layout = GgufLayout::carried(inventory.gguf.label(), &metadata, new_tensors)?;
         let chosen = |legal: &Legal| matches!(legal, Legal::Types(_));
         let placed = || layout.tensors().iter().zip(pairs());
         let planned: u64 =

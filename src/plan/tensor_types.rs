@@ -33,7 +33,8 @@ mod tests {
         let text = tensor_types(&plan);
         assert_eq!(text, "^..b.c$=q6_K\n^blk\\.0\\.attn_q\\.weight$=iq3_s\n");
         let rules = crate::recipe::parse_override_list(&text, "t").unwrap();
-        assert!(rules[1].matches("blk.0.attn_q.weight") && !rules[1].matches("blk.10.attn_q.weight"));
-        assert!(rules[0].matches("A b=c"));
+        assert_eq!(rules[1].matches("blk.0.attn_q.weight"), Ok(true));
+        assert_eq!(rules[1].matches("blk.10.attn_q.weight"), Ok(false));
+        assert_eq!(rules[0].matches("A b=c"), Ok(true));
     }
 }

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use super::request::{Goal, Request};
 use super::write::{RowRounding, TensorWork};
-use super::{QuantizeError, Report};
+use super::{QuantizeError, Report, checks, importance, override_kv};
 use crate::atomic_file::{AtomicFile, Replace, check_target, folder_of};
 use crate::display::{count, decimal_size, printable};
-use crate::gguf::{Array, Gguf, GgufLayout, Metadata, NewTensor, TensorInfo, TensorType, Value, split};
-use crate::imatrix::{EntryFilter, Imatrix, MatchReport, ModelTensor, Need, match_to_model};
+use crate::gguf::{Gguf, GgufLayout, Metadata, NewTensor, TensorInfo, TensorType, split};
+use crate::imatrix::Imatrix;
 use crate::moments::{Calibration, has_input, output_tensor};
 use crate::os;
 use crate::progress::Watch;
@@ -71,7 +71,7 @@ impl DraftTensor<'_> {
 }
 
 /// The source tensors of an output, in its order, with their names there.
-type Sources<'a> = Vec<(&'a TensorInfo, String)>;
+pub(super) type Sources<'a> = Vec<(&'a TensorInfo, String)>;
 
 impl<'a> Draft<'a> {
     /// Decides everything; the output gets `record` of its rounding.
@@ -83,12 +83,9 @@ impl<'a> Draft<'a> {
         let input = printable(gguf.label());
         let method = request.rounding.method();
         let mut metadata = gguf.metadata().clone();
-        for (key, value) in &request.metadata {
-            metadata.set(key, value.clone());
-        }
+        let mut notes = override_kv::apply(&mut metadata, &request.metadata)?;
         // Mixes follow the whole model, as in llama-quantize: pruning must not change the types of what stays.
         let facts = ModelFacts::from_metadata(&metadata);
-        let mut notes = Vec::new();
         let pruned = prune(request, gguf, &mut metadata, &mut notes)?;
         let sources = sources(request, gguf, pruned.as_ref());
 
@@ -126,32 +123,41 @@ impl<'a> Draft<'a> {
             Goal::Choices(choices) => Some(choices.as_ref()),
             Goal::Target(_) => None,
         };
+        if choices.is_none() {
+            notes.extend(checks::widen_fallbacks(gguf, &sources, &mut recipe.choices));
+        }
 
         let mut problems = Vec::new();
-        let importance = match (&imatrix, request.imatrix) {
-            (Some(imatrix), Some(named)) => {
-                let mut report = match_importance(&request.filter, imatrix, &sources, &recipe.choices, pruned.as_ref());
-                if let Some(plan) = &pruned {
-                    let removed = |name: &str| gguf.tensor(name).is_some() && plan.rename(name).is_none();
-                    report.unknown_names.retain(|name| !removed(name));
-                }
-                notes.extend(report.warnings());
-                if let Err(problem) = report.check() {
-                    problems.push(problem.to_string());
-                }
-                let name = choices.and_then(|choices| choices.imatrix_name.as_deref()).unwrap_or(named.name);
-                for (key, value) in imatrix.quantize_metadata(name, report.entries) {
-                    metadata.set(key, value);
-                }
-                importance_values(imatrix, &report)
-            }
-            _ => {
-                problems.extend(missing_imatrix(&sources, &recipe.choices));
-                HashMap::new()
-            }
+        let matching = importance::Matching {
+            filter: &request.filter,
+            missing: request.missing_importance,
+            imatrix: imatrix.as_deref(),
+            sources: &sources,
+            pruned: pruned.as_ref(),
+            by_feedback: &by_feedback,
         };
+        let found = matching.decide(&mut recipe.choices);
+        if let (Some(imatrix), Some(named), Some(mut report)) = (&imatrix, request.imatrix, found.report) {
+            if let Some(plan) = &pruned {
+                let removed = |name: &str| gguf.tensor(name).is_some() && plan.rename(name).is_none();
+                report.unknown_names.retain(|name| !removed(name));
+            }
+            notes.extend(report.warnings());
+            let name = choices.and_then(|choices| choices.imatrix_name.as_deref()).unwrap_or(named.name);
+            for (key, value) in imatrix.quantize_metadata(name, report.entries) {
+                metadata.set(key, value);
+            }
+        }
+        notes.extend(found.notes);
+        problems.extend(found.problem);
+        let importance = found.values;
+        if let Goal::Target(target) = request.goal {
+            notes.extend(checks::nothing_done(&input, target, &sources, &recipe.choices));
+        }
+        notes.extend(checks::carried_over(&sources));
+        problems.extend(checks::unswappable(gguf, &sources));
         if !request.allow_requantize {
-            problems.extend(requantized(&sources, &recipe.choices));
+            problems.extend(checks::requantized(&sources, &recipe.choices));
         }
         if fallback_cost.tensors > 0 {
             let cost = &fallback_cost;
@@ -177,8 +183,13 @@ impl<'a> Draft<'a> {
                 None => guess_file_type(sources.iter().map(|(tensor, _)| tensor.ty)),
             },
         };
-        metadata.set("general.quantization_version", QUANTIZATION_VERSION);
-        metadata.set("general.file_type", file_type);
+        // What the user says of the file holds, as in llama-quantize.
+        for (key, number) in [("general.quantization_version", QUANTIZATION_VERSION), ("general.file_type", file_type)]
+        {
+            if !request.metadata.iter().any(|(by_hand, _)| by_hand == key) {
+                metadata.set(key, number);
+            }
+        }
         if let Some(record) = &record {
             record.write(&mut metadata);
             notes.extend(choices.and_then(|choices| choices.rounding_note(record)));
@@ -229,7 +240,9 @@ impl<'a> Draft<'a> {
                 split::plan_like_input(&shard_of, self.gguf.shards().len())
             }
             Split::MaxBytes(max_bytes) => {
-                let bytes: Vec<u64> = new_tensors.iter().map(|tensor| unpadded_bytes(tensor).unwrap_or(0)).collect();
+                let bytes = new_tensors.iter().zip(&self.tensors);
+                let bytes = bytes.map(|(new, tensor)| unpadded_bytes(new).or(tensor.source.bytes).unwrap_or(0));
+                let bytes: Vec<u64> = bytes.collect();
                 split::plan_by_size(&bytes, max_bytes, metadata.alignment()?)
             }
             Split::Whole => std::iter::once(0..new_tensors.len()).collect(),
@@ -237,9 +250,12 @@ impl<'a> Draft<'a> {
         let Ok(shard_count) = u16::try_from(shards.len()) else {
             return Err(QuantizeError::TooManyFiles { count: shards.len() });
         };
+        // The size of a type that nobody here knows is that in the source.
+        let sized: Vec<(NewTensor, Option<u64>)> =
+            new_tensors.into_iter().zip(&self.tensors).map(|(new, tensor)| (new, tensor.source.bytes)).collect();
         for (file, range) in shards.into_iter().enumerate() {
-            let shard_metadata = split::shard_metadata(metadata, file as u16, shard_count, new_tensors.len() as u64);
-            let layout = GgufLayout::new(self.gguf.label(), &shard_metadata, new_tensors[range.clone()].to_vec())?;
+            let shard_metadata = split::shard_metadata(metadata, file as u16, shard_count, sized.len() as u64);
+            let layout = GgufLayout::carried(self.gguf.label(), &shard_metadata, sized[range.clone()].to_vec())?;
             for (tensor, placed) in self.tensors[range].iter_mut().zip(layout.tensors()) {
                 tensor.file = file;
                 tensor.offset = placed.offset;
@@ -474,32 +490,8 @@ fn prune(
                 .to_owned(),
         ));
     };
-    let key = format!("{architecture}.block_count");
-    let old_count = metadata.u64(&key).map_err(|error| refused(error.to_string()))?;
-    // Values given per block must lose the same blocks, or the pruned model has values for blocks that are gone.
-    let prefix = format!("{architecture}.");
-    let per_block: Vec<(String, Array)> = metadata
-        .iter()
-        .filter_map(|(key, value)| match value {
-            Value::Array(array) if key.starts_with(&prefix) && Some(array.len()) == old_count => {
-                Some((key.to_owned(), array.clone()))
-            }
-            _ => None,
-        })
-        .collect();
-    let kept = plan.kept_blocks();
-    for (key, array) in per_block {
-        let values: Vec<Value> = array
-            .iter()
-            .enumerate()
-            .filter(|(block, _)| kept.contains(&(*block as u64)))
-            .map(|(_, value)| value)
-            .collect();
-        metadata.set(&key, Array::of_values(array.elem_type(), &values));
-    }
-    let blocks = u32::try_from(plan.block_count()).map_err(|_| refused("block numbers beyond 32 bits".to_owned()))?;
-    metadata.set(&key, blocks);
-    notes.push(format!("{} of {} layers are removed", plan.removed(), plan.removed() + kept.len()));
+    notes.extend(plan.rewrite(&architecture, metadata).iter().map(ToString::to_string));
+    notes.push(format!("{} of {} layers are removed", plan.removed(), plan.layers()));
     Ok(Some(plan))
 }
 
@@ -513,72 +505,6 @@ fn choose(
     let tensors: Vec<TensorDesc> =
         sources.iter().map(|(tensor, name)| TensorDesc { name, shape: &tensor.shape, ty: tensor.ty }).collect();
     choose_types(facts, &tensors, &request.recipe_options(target, weighted))
-}
-
-fn match_importance(
-    filter: &EntryFilter,
-    imatrix: &Imatrix,
-    sources: &Sources<'_>,
-    choices: &[Choice],
-    pruned: Option<&PrunePlan>,
-) -> MatchReport {
-    let old_names: HashMap<&str, &str> = match pruned {
-        Some(_) => sources.iter().map(|(tensor, name)| (name.as_str(), tensor.name.as_str())).collect(),
-        None => HashMap::new(),
-    };
-    let tensors: Vec<ModelTensor> = sources
-        .iter()
-        .zip(choices)
-        .map(|((tensor, name), choice)| ModelTensor {
-            name,
-            row_len: tensor.row_len(),
-            matrices: tensor.matrices(),
-            need: match choice {
-                _ if choice.ty == tensor.ty || !choice.ty.is_quantized() => Need::Kept,
-                Choice { requires_imatrix: true, .. } => Need::Required,
-                _ => Need::Optional,
-            },
-        })
-        .collect();
-    let entry_name = |name| Cow::Borrowed(old_names.get(name).copied().unwrap_or(name));
-    match_to_model(imatrix, &tensors, filter, entry_name)
-}
-
-/// Importance by output tensor name, one matrix after another.
-fn importance_values(imatrix: &Imatrix, report: &MatchReport) -> HashMap<String, Vec<f32>> {
-    let values_of = |entry: &str| Some(imatrix.entries.get(entry)?.importance().values);
-    report.used.iter().filter_map(|used| Some((used.tensor.clone(), values_of(&used.entry)?))).collect()
-}
-
-fn missing_imatrix(sources: &Sources<'_>, choices: &[Choice]) -> Option<String> {
-    let needing: Vec<_> = sources.iter().zip(choices).filter(|(_, choice)| choice.requires_imatrix).collect();
-    let ((_, name), choice) = needing.first()?;
-    let others = match needing.len() - 1 {
-        0 => String::new(),
-        n => format!(" and {n} more"),
-    };
-    Some(format!(
-        "{} needs an importance matrix (tensor {}{others}); add --imatrix FILE",
-        choice.ty.to_string().to_uppercase(),
-        printable(name)
-    ))
-}
-
-fn requantized(sources: &Sources<'_>, choices: &[Choice]) -> Option<String> {
-    let affected: Vec<_> = sources
-        .iter()
-        .zip(choices)
-        .filter(|((tensor, _), choice)| tensor.ty.is_quantized() && tensor.ty != choice.ty)
-        .collect();
-    let ((tensor, name), _) = affected.first()?;
-    Some(format!(
-        "the source is quantized already ({} of {} tensors, {} is {}); take a 16-bit source, or add --allow-requantize \
-         and lose quality twice",
-        affected.len(),
-        sources.len(),
-        printable(name),
-        tensor.ty.to_string().to_uppercase()
-    ))
 }
 
 fn draft_tensors<'a>(

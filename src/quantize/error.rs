@@ -41,6 +41,18 @@ pub enum QuantizeError {
         /// What is wrong, and what to do.
         problem: String,
     },
+    /// A metadata value given by hand cannot be what readers of its key expect.
+    #[error("--override-kv {key}: readers of this key expect {expected}, found {found}; {advice}")]
+    Override {
+        /// The key, quoted and escaped.
+        key: String,
+        /// The type, with its range.
+        expected: String,
+        /// The value.
+        found: String,
+        /// What to do.
+        advice: &'static str,
+    },
     /// The importance matrix or the choice of its entries does not fit the model.
     #[error(transparent)]
     Match(#[from] MatchError),

@@ -4,9 +4,13 @@
 //! notes and problems, all that a dry run shows. [`Draft::write`] makes the files; [`write_all`] makes several from one
 //! model, which share the pass of [`Rounding::Feedback`].
 
+mod checks;
 mod decide;
 mod error;
 pub mod feedback;
+mod importance;
+mod known_keys;
+mod override_kv;
 mod report;
 mod request;
 mod run;
@@ -16,5 +20,5 @@ pub use decide::Draft;
 pub(crate) use decide::standard_file_bytes;
 pub use error::QuantizeError;
 pub use report::{Report, RoundingReport, TensorRounding, TensorRow, Times};
-pub use request::{Choices, Request, Rounding, Split, open_source};
+pub use request::{Choices, MissingImportance, Request, Rounding, Split, open_source};
 pub use run::write_all;

@@ -90,6 +90,21 @@ pub enum Split {
     MaxBytes(u64),
 }
 
+/// What becomes of matrices that are quantized and have no importance data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MissingImportance {
+    /// They are rounded without; a type that needs data is refused.
+    #[default]
+    ByType,
+    /// None may lack data, not even single experts of a stack. Token embeddings and the output matrix, for which
+    /// llama-imatrix collects none, are not asked.
+    Refuse,
+    /// They are rounded without, whatever their type: where it needs data, all columns count the same.
+    Plain,
+    /// They get this type.
+    Type(TensorType),
+}
+
 /// A request to quantize a model.
 ///
 /// ```
@@ -116,6 +131,7 @@ pub struct Request<'a> {
     pub(super) imatrix: Option<Named<'a>>,
     pub(super) rounding: Rounding<'a>,
     pub(super) filter: EntryFilter,
+    pub(super) missing_importance: MissingImportance,
     pub(super) output_tensor_type: Option<TensorType>,
     pub(super) token_embedding_type: Option<TensorType>,
     pub(super) tensor_types: Vec<TypeOverride>,
@@ -135,6 +151,7 @@ impl<'a> Request<'a> {
             imatrix: None,
             rounding: Rounding::Ggml,
             filter: EntryFilter::All,
+            missing_importance: MissingImportance::ByType,
             output_tensor_type: None,
             token_embedding_type: None,
             tensor_types: Vec::new(),
@@ -173,6 +190,12 @@ impl<'a> Request<'a> {
     /// Uses only some entries of the importance matrix.
     pub fn importance_of(mut self, filter: EntryFilter) -> Self {
         self.filter = filter;
+        self
+    }
+
+    /// What becomes of matrices without importance data.
+    pub fn missing_importance(mut self, missing: MissingImportance) -> Self {
+        self.missing_importance = missing;
         self
     }
 
@@ -236,7 +259,8 @@ impl<'a> Request<'a> {
         self
     }
 
-    /// Decides everything about the output without touching a tensor: types, importance, sizes, notes, problems.
+    /// Decides everything about the output: types, importance, sizes, notes, problems. No tensor is touched but those that
+    /// become float16 because no block fits their rows, to know whether it holds their weights.
     ///
     /// # Errors
     /// When the request or the files are wrong in a way that leaves nothing to decide.

@@ -94,8 +94,8 @@ pub fn legal_types(
         }
         let weighted = has_importance(tensor.name);
         let row_len = tensor.shape.first().copied().unwrap_or(1);
-        if let Some(wanted) = pinned(tensor, rules, tied, &mut used) {
-            let fit = fallback::fit(wanted, row_len);
+        if let Some(wanted) = pinned(tensor, rules, tied, &mut used)? {
+            let fit = fallback::fit(wanted, row_len, tensor.ty);
             if fit.from.is_some() {
                 let name = shown(tensor.name.as_bytes());
                 notes.push(format!("{name}: rows of {row_len} do not fit {wanted}; {} is used instead", fit.ty));
@@ -131,7 +131,12 @@ pub fn legal_types(
 }
 
 /// The type given by hand; the precedence is that of the standard recipes.
-fn pinned(tensor: &TensorDesc<'_>, rules: &Rules, tied: bool, used: &mut [bool]) -> Option<TensorType> {
+fn pinned(
+    tensor: &TensorDesc<'_>,
+    rules: &Rules,
+    tied: bool,
+    used: &mut [bool],
+) -> Result<Option<TensorType>, RecipeError> {
     let role = Role::of(tensor.name);
     let by_option = match role {
         Role::TokenEmbd => rules.token_embedding_type,
@@ -139,13 +144,15 @@ fn pinned(tensor: &TensorDesc<'_>, rules: &Rules, tied: bool, used: &mut [bool])
         _ => None,
     };
     if by_option.is_some() {
-        return by_option;
+        return Ok(by_option);
     }
-    if let Some(at) = rules.tensor_types.iter().position(|rule| rule.matches(tensor.name)) {
-        used[at] = true;
-        return Some(rules.tensor_types[at].ty);
+    for (rule, used) in rules.tensor_types.iter().zip(used) {
+        if rule.matches(tensor.name)? {
+            *used = true;
+            return Ok(Some(rule.ty));
+        }
     }
-    rules.output_tensor_type.filter(|_| role == Role::TokenEmbd && tied)
+    Ok(rules.output_tensor_type.filter(|_| role == Role::TokenEmbd && tied))
 }
 
 /// Types that fit the tensor's rows, smallest first, and whether they are substitutes of those that were asked for.
@@ -158,14 +165,14 @@ fn allowed(tensor: &TensorDesc<'_>, rules: &Rules, row_len: u64) -> (Vec<TensorT
             let fitting: Vec<TensorType> = listed.iter().copied().filter(fits).collect();
             if fitting.is_empty() {
                 substitutes = true;
-                listed.iter().map(|ty| fallback::fit(*ty, row_len).ty).collect()
+                listed.iter().map(|ty| fallback::fit(*ty, row_len, tensor.ty).ty).collect()
             } else {
                 fitting
             }
         }
         None => {
             let list = if row_len.is_multiple_of(256) { WIDE_ROW_TYPES } else { NARROW_ROW_TYPES };
-            let half = if tensor.ty == TensorType::BF16 { TensorType::BF16 } else { TensorType::F16 };
+            let half = fallback::half_type(tensor.ty);
             let mut types: Vec<TensorType> = list.iter().copied().filter(fits).collect();
             types.push(half);
             types.push(tensor.ty);

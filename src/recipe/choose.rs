@@ -82,6 +82,8 @@ pub enum Reason {
     Mix(Role, Verdict),
     /// A plan made for this model.
     Plan,
+    /// `--missing-importance`.
+    MissingImportance,
 }
 
 impl fmt::Display for Reason {
@@ -93,6 +95,7 @@ impl fmt::Display for Reason {
             Reason::Pattern(pattern) => write!(f, "--tensor-type {pattern}"),
             Reason::Base => f.write_str("base type"),
             Reason::Plan => f.write_str("plan"),
+            Reason::MissingImportance => f.write_str("--missing-importance"),
             Reason::Mix(role, verdict) => {
                 write!(f, "{role}")?;
                 if let Some(rule) = verdict.rule {
@@ -115,6 +118,14 @@ pub struct Choice {
     pub fallback_from: Option<TensorType>,
     /// True if the conversion needs importance weights for this tensor to give a usable result.
     pub requires_imatrix: bool,
+}
+
+impl Choice {
+    /// A type given by hand, or the one that takes its place where rows do not fit it.
+    pub(crate) fn by_hand(ty: TensorType, tensor: &TensorInfo, reason: Reason) -> Choice {
+        let fit = fallback::fit(ty, tensor.row_len(), tensor.ty);
+        Choice { ty: fit.ty, reason, fallback_from: fit.from, requires_imatrix: false }
+    }
 }
 
 /// What fallback types cost.
@@ -147,7 +158,7 @@ pub struct Recipe {
 /// # Errors
 /// A rule needs a fact that the metadata lacks or states wrongly; a fallback is needed and not allowed.
 pub fn choose_types(facts: &ModelFacts, tensors: &[TensorDesc], options: &Options) -> Result<Recipe, RecipeError> {
-    let mut chooser = Chooser::new(facts, tensors, options);
+    let mut chooser = Chooser::new(facts, tensors, options)?;
     let choices = (0..tensors.len()).map(|at| chooser.choose(at)).collect::<Result<Vec<_>, _>>()?;
     let fallback_cost = chooser.fallback_cost(&choices)?;
     let notes = chooser.into_notes(&choices);
@@ -179,22 +190,22 @@ struct Matches {
 }
 
 impl Matches {
-    fn new(tensors: &[TensorDesc], patterns: &[TypeOverride]) -> Matches {
+    fn new(tensors: &[TensorDesc], patterns: &[TypeOverride]) -> Result<Matches, RecipeError> {
         let mut first_pattern = vec![None; tensors.len()];
+        let mut any_tensor = Vec::with_capacity(patterns.len());
         // Patterns in the outer loop: the automaton of one stays in cache while it runs over all names.
-        let any_tensor = patterns.iter().enumerate().map(|(at, pattern)| {
+        for (at, pattern) in patterns.iter().enumerate() {
             let mut any = false;
             for (tensor, first) in tensors.iter().zip(&mut first_pattern) {
                 // A pattern that is known to match something need not be tried on a tensor that is taken.
-                if !(any && first.is_some()) && pattern.matches(tensor.name) {
+                if !(any && first.is_some()) && pattern.matches(tensor.name)? {
                     any = true;
                     first.get_or_insert(at);
                 }
             }
-            any
-        });
-        let any_tensor = any_tensor.collect();
-        Matches { first_pattern, any_tensor }
+            any_tensor.push(any);
+        }
+        Ok(Matches { first_pattern, any_tensor })
     }
 }
 
@@ -254,21 +265,25 @@ impl Intent {
 }
 
 impl<'a> Chooser<'a> {
-    fn new(facts: &'a ModelFacts, tensors: &'a [TensorDesc<'a>], options: &'a Options) -> Chooser<'a> {
-        Chooser {
+    fn new(
+        facts: &'a ModelFacts,
+        tensors: &'a [TensorDesc<'a>],
+        options: &'a Options,
+    ) -> Result<Chooser<'a>, RecipeError> {
+        Ok(Chooser {
             facts,
             options,
             tensors,
             tied: !tensors.iter().any(|tensor| tensor.name == roles::OUTPUT_WEIGHT),
             value_tensors: tensors.iter().filter(|tensor| Role::of(tensor.name).is_value()).count() as i64,
             seen: LayerCounts::default(),
-            matches: Matches::new(tensors, &options.tensor_types),
+            matches: Matches::new(tensors, &options.tensor_types)?,
             applied: vec![false; options.tensor_types.len()],
             out_of_range: Tally::default(),
             layered_by_hand: 0,
             overridden: 0,
             notes: Vec::new(),
-        }
+        })
     }
 
     fn choose(&mut self, at: usize) -> Result<Choice, RecipeError> {
@@ -283,7 +298,7 @@ impl<'a> Chooser<'a> {
         }
         let intent = self.intent(tensor, self.matches.first_pattern[at])?;
         let row_len = tensor.shape.first().copied().unwrap_or(1);
-        let fit = fallback::fit(intent.ty, row_len);
+        let fit = fallback::fit(intent.ty, row_len, tensor.ty);
         match (fit.from, intent.by_tensor_option) {
             (Some(from), Some(option)) => {
                 let (tensor, to) = (tensor.name.to_owned(), fit.ty);
@@ -311,6 +326,9 @@ impl<'a> Chooser<'a> {
             return Some(Keep::LeaveOutput);
         }
         if roles::is_unconvertible(tensor.ty) {
+            if tensor.ty.info().is_none() {
+                return Some(Keep::SourceType);
+            }
             self.notes.push(Note::SourceTypeKept { tensor: tensor.name.to_owned(), ty: tensor.ty });
             return Some(Keep::SourceType);
         }
@@ -337,7 +355,8 @@ impl<'a> Chooser<'a> {
             self.layered_by_hand += usize::from(count.is_some());
             return Ok(Intent::new(rule.ty, Reason::Pattern(rule.pattern.clone())));
         }
-        if options.pure || options.target.is_plain() {
+        // An adapter is no stack of layers that a mix could tell apart.
+        if options.pure || options.target.is_plain() || roles::adapted_name(tensor.name).is_some() {
             return Ok(Intent::new(options.target.base(), Reason::Base));
         }
         if let (Role::TokenEmbd, true, Some(ty)) = (role, self.tied, options.output_tensor_type) {
@@ -444,7 +463,8 @@ impl<'a> Chooser<'a> {
                 self.notes.push(Note::PatternMatchesNothing { pattern });
                 continue;
             }
-            let mut matching = self.tensors.iter().zip(choices).filter(|(tensor, _)| rule.matches(tensor.name));
+            let mut matching =
+                self.tensors.iter().zip(choices).filter(|(tensor, _)| rule.matches(tensor.name) == Ok(true));
             let all_kept = matching.clone().all(|(_, choice)| matches!(choice.reason, Reason::Kept(_)));
             self.notes.push(match matching.next().filter(|_| all_kept) {
                 Some((tensor, _)) => Note::PatternOnlyExempt { pattern, tensor: tensor.name.to_owned() },

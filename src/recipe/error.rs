@@ -13,10 +13,16 @@ pub enum RecipeError {
     UnknownTarget { found: String },
     #[error("{place}: unknown tensor type {found:?}; known types: {}", super::overrides::storable_types())]
     UnknownType { place: String, found: String },
+    #[error("{place}: {found:?} is {whose}; known types: {}", super::overrides::storable_types())]
+    ForeignType { place: String, found: String, whose: &'static str },
     #[error("{place}: {text:?} is not of the form REGEX=TYPE ({problem}), for example attn_v=q6_K")]
     MalformedOverride { place: String, text: String, problem: &'static str },
     #[error("{place}: pattern {pattern:?} is not a valid regular expression: {problem}")]
     BadPattern { place: String, pattern: String, problem: String },
+    #[error(
+        "{place}: pattern {pattern:?} tries too many ways to match {tensor:?}; write it without nested repetitions"
+    )]
+    PatternTooSlow { place: String, pattern: String, tensor: String },
     #[error("{key} is missing, the mix for this target needs it; add --override-kv {key}={form}")]
     MissingKey { key: String, form: &'static str },
     #[error("{key} is {found}, expected {expected}; correct it with --override-kv {key}={form}")]
@@ -35,6 +41,11 @@ pub enum RecipeError {
     },
     #[error("--prune-layers would remove all {blocks} layers, keep at least one")]
     NothingLeft { blocks: usize },
+    #[error(
+        "--prune-layers: tensor {tensor} holds rows for all layers at once, so none can be removed from this model; leave \
+         --prune-layers away"
+    )]
+    TensorOfAllLayers { tensor: String },
     #[error("tensor {tensor}: none of the types allowed fits rows of {row_len} weights; {advice}")]
     NoType { tensor: String, row_len: u64, advice: &'static str },
     #[error(
@@ -72,6 +83,22 @@ pub enum Note {
     SourceTypeKept { tensor: String, ty: TensorType },
     /// A layer to prune that the model lacks.
     LayerNotFound { layer: u32 },
+    /// A period of layers that the pruned model does not keep.
+    PeriodBroken { key: String, period: u64 },
+    /// A per-layer list that is too short for the layers.
+    NotPerLayer { key: String, values: u64, layers: u64 },
+    /// A list that may be per layer, of an unknown key.
+    UnknownList { key: String, values: u64 },
+    /// Inputs of the first layers, some of which are removed.
+    InputsOfRemovedLayers { key: String, layers: u64 },
+    /// A single layer that a key names and that is removed.
+    LayerOfKeyRemoved { key: String, layer: u64 },
+    /// A list of layers that is empty now.
+    NoLayerLeft { key: String },
+    /// Two layers whose inputs are taken become the same.
+    InputsFallTogether { key: String },
+    /// A layer whose keys and values later layers use is removed.
+    SharedSourceRemoved { key: String, layer: u64 },
 }
 
 impl fmt::Display for Note {
@@ -116,6 +143,41 @@ impl fmt::Display for Note {
                 write!(f, "{tensor} is {ty}, which holds no weights that could be quantized; it is copied")
             }
             Note::LayerNotFound { layer } => write!(f, "--prune-layers {layer}: the model has no such layer"),
+            Note::PeriodBroken { key, period } => write!(
+                f,
+                "--prune-layers: {key} is {period}, a period of layers that the pruned model no longer keeps: some layers run \
+                 as another kind than they were trained as; remove whole periods"
+            ),
+            Note::NotPerLayer { key, values, layers } => write!(
+                f,
+                "--prune-layers: {key} has {values} values for {layers} layers and is left as it is; correct it in the source"
+            ),
+            Note::UnknownList { key, values } => write!(
+                f,
+                "--prune-layers: {key} has {values} values, as many as there were layers, but is not known to be a list of \
+                 layers; it is left as it is"
+            ),
+            Note::InputsOfRemovedLayers { key, layers } => write!(
+                f,
+                "--prune-layers: {key} is {layers}, and some of these first layers are removed; their inputs now go to the \
+                 layers that follow"
+            ),
+            Note::LayerOfKeyRemoved { key, layer } => write!(
+                f,
+                "--prune-layers: {key} names layer {layer}, which is removed; the layer that follows takes its place"
+            ),
+            Note::NoLayerLeft { key } => {
+                write!(f, "--prune-layers: all layers that {key} names are removed; the list is empty now")
+            }
+            Note::InputsFallTogether { key } => write!(
+                f,
+                "--prune-layers: {key} names layers that become the same one, so the projector gets fewer inputs than it expects"
+            ),
+            Note::SharedSourceRemoved { key, layer } => write!(
+                f,
+                "--prune-layers: layer {layer}, whose keys and values the layers of {key} use, is removed; they use those of \
+                 the layer before"
+            ),
         }
     }
 }

@@ -13,6 +13,7 @@ mod fallback;
 mod mix;
 mod overrides;
 mod prune;
+mod prune_keys;
 pub mod roles;
 mod target;
 

@@ -103,7 +103,7 @@ pub enum Keep {
     Named(&'static str),
     /// `--leave-output-tensor`.
     LeaveOutput,
-    /// The source type holds integers or doubles, which are no model weights.
+    /// The source type holds integers or doubles, which are no model weights, or is none that ggml has.
     SourceType,
 }
 
@@ -115,7 +115,7 @@ impl fmt::Display for Keep {
             Keep::NotAWeight => f.write_str("name does not end in weight"),
             Keep::Named(part) => write!(f, "{} is never quantized", part.trim_matches('.')),
             Keep::LeaveOutput => f.write_str("--leave-output-tensor"),
-            Keep::SourceType => f.write_str("not a floating-point or quantized source"),
+            Keep::SourceType => f.write_str("its type holds no weights that are known"),
         }
     }
 }
@@ -175,6 +175,8 @@ pub fn exemption(name: &str, shape: &[u64]) -> Option<Keep> {
     if !shape.iter().skip(1).any(|&length| length > 1) {
         return Some(Keep::Vector);
     }
+    // The factors of an adapter are kept where the matrix that they adapt is.
+    let name = adapted_name(name).unwrap_or(name);
     if !name.ends_with("weight") {
         return Some(Keep::NotAWeight);
     }
@@ -182,9 +184,15 @@ pub fn exemption(name: &str, shape: &[u64]) -> Option<Keep> {
     whole.or_else(|| EXEMPT_PARTS.iter().find(|part| name.contains(**part))).map(|part| Keep::Named(part))
 }
 
-/// True for source types that cannot be turned into single precision weights.
+/// The name of the matrix that a factor of a LoRA adapter changes: `NAME.lora_a` or `NAME.lora_b`.
+pub(crate) fn adapted_name(name: &str) -> Option<&str> {
+    name.strip_suffix(".lora_a").or_else(|| name.strip_suffix(".lora_b"))
+}
+
+/// True for source types that cannot be turned into single precision weights: integers, and types of other programs.
 pub(crate) fn is_unconvertible(ty: TensorType) -> bool {
-    matches!(ty, TensorType::I8 | TensorType::I16 | TensorType::I32 | TensorType::I64 | TensorType::F64)
+    ty.info().is_none()
+        || matches!(ty, TensorType::I8 | TensorType::I16 | TensorType::I32 | TensorType::I64 | TensorType::F64)
 }
 
 /// True for tensors whose rows are looked up by token (`tensor_name_match_token_embd`).
@@ -284,6 +292,10 @@ mod tests {
         }
         assert_eq!(exemption("blk.0.attn_q.bias", &matrix), Some(Keep::NotAWeight));
         assert_eq!(exemption("w", &matrix), Some(Keep::NotAWeight));
+        assert_eq!(exemption("blk.0.attn_q.weight.lora_a", &matrix), None);
+        assert_eq!(exemption("blk.0.ffn_gate_inp.weight.lora_b", &matrix), Some(Keep::Named("ffn_gate_inp.weight")));
+        assert_eq!(exemption("blk.0.attn_q.bias.lora_b", &matrix), Some(Keep::NotAWeight));
+        assert_eq!(exemption("lora_a", &matrix), Some(Keep::NotAWeight));
         assert_eq!(exemption("blk.0.attn_q.weight", &matrix), None);
         assert_eq!(exemption("token_embd.weight", &matrix), None);
     }

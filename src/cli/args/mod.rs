@@ -12,7 +12,7 @@ mod types;
 
 pub use budget::BudgetArgs;
 pub use choice::{ChoiceArgs, measurement_path};
-pub use importance::ImportanceArgs;
+pub use importance::{ImportanceArgs, parse_missing};
 pub use model::{ActivationsArg, ModelArgs};
 pub use override_kv::parse_override;
 pub use probes::ProbeArgs;

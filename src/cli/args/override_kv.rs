@@ -4,10 +4,10 @@ use anyhow::{Context, bail};
 
 use lwq::gguf::Value;
 
-/// Parses one override. Integers become u32 of the absolute value, as llama-quantize stores them.
+/// Parses one override. The library brings the value to the type that readers of the key expect.
 ///
 /// # Errors
-/// When the text is not of the form, or the value does not fit its type.
+/// When the text is not of the form, or the value is none of its type.
 pub fn parse_override(text: &str) -> anyhow::Result<(String, Value)> {
     let form = "--override-kv takes KEY=TYPE:VALUE with TYPE int, float, bool or str";
     let (key, rest) = text.split_once('=').with_context(|| format!("{text:?}: {form}"))?;
@@ -17,17 +17,14 @@ pub fn parse_override(text: &str) -> anyhow::Result<(String, Value)> {
     }
     let value = match kind {
         "int" => {
-            let number: i64 = value.parse().with_context(|| format!("{text:?}: {value:?} is not a whole number"))?;
-            let number = u32::try_from(number.unsigned_abs())
-                .with_context(|| format!("{text:?}: {value} does not fit the 32 bits that such a key has"))?;
-            Value::U32(number)
+            Value::I64(value.parse().with_context(|| format!("{text:?}: {value:?} is not a whole number of 64 bits"))?)
         }
         "float" => {
-            let number: f32 = value.parse().with_context(|| format!("{text:?}: {value:?} is not a number"))?;
+            let number: f64 = value.parse().with_context(|| format!("{text:?}: {value:?} is not a number"))?;
             if !number.is_finite() {
-                bail!("{text:?}: {value} is not a finite 32-bit number");
+                bail!("{text:?}: {value} is not a finite number");
             }
-            Value::F32(number)
+            Value::F64(number)
         }
         "bool" => match value {
             "true" => Value::Bool(true),
@@ -46,15 +43,17 @@ mod tests {
 
     #[test]
     fn every_kind_is_parsed() {
-        assert_eq!(parse_override("llama.expert_used_count=int:-3").unwrap().1, Value::U32(3));
-        assert_eq!(parse_override("a.b=float:0.5").unwrap(), ("a.b".into(), Value::F32(0.5)));
+        assert_eq!(parse_override("llama.expert_used_count=int:-3").unwrap().1, Value::I64(-3));
+        assert_eq!(parse_override("a.b=float:0.5").unwrap(), ("a.b".into(), Value::F64(0.5)));
         assert_eq!(parse_override("a=bool:true").unwrap().1, Value::Bool(true));
         assert_eq!(parse_override("a=str:x=y:z").unwrap().1, Value::String("x=y:z".into()));
     }
 
     #[test]
     fn malformed_overrides_say_what_is_wrong() {
-        for text in ["a", "a=int", "=int:1", "a=int:x", "a=int:5000000000", "a=float:nan", "a=bool:yes", "a=u8:1"] {
+        for text in
+            ["a", "a=int", "=int:1", "a=int:x", "a=int:9223372036854775808", "a=float:nan", "a=bool:yes", "a=u8:1"]
+        {
             assert!(parse_override(text).unwrap_err().to_string().contains(text), "{text}");
         }
     }

@@ -20,7 +20,7 @@ pub struct TypeArgs {
     /// Type of the tensors whose name matches the pattern; repeatable, the first match wins
     #[arg(long, value_name = "REGEX=TYPE")]
     tensor_type: Vec<String>,
-    /// File with REGEX=TYPE patterns, separated by white space
+    /// File with REGEX=TYPE patterns, separated by white space; # begins a comment
     #[arg(long, value_name = "FILE")]
     tensor_type_file: Option<PathBuf>,
 }

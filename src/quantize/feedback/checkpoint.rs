@@ -83,7 +83,7 @@ impl PartialFolder {
         metadata.set("general.type", KIND);
         self.conditions.write(&mut metadata);
         metadata.set(&key(OUTCOMES), serde_json::to_string(outcomes).unwrap_or_default());
-        let layout = GgufLayout::new(&label, &metadata, tensors.iter().map(|(tensor, _)| tensor.clone()))?;
+        let layout = GgufLayout::carried(&label, &metadata, tensors.iter().map(|(tensor, _)| (tensor.clone(), None)))?;
         let mut writer = GgufWriter::new(AtomicFile::create(&path, true)?, layout)?;
         for (index, (_, data)) in tensors.iter().enumerate() {
             writer.write(index, data)?;

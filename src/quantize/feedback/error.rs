@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
+use super::super::write::Overflow;
 use crate::atomic_file::OutputError;
-use crate::gguf::{GgufError, TensorType};
+use crate::gguf::GgufError;
 use crate::moments::MomentsError;
 use crate::progress::Interrupted;
-use crate::quant::QuantError;
 use crate::rows::RowError;
 
 /// Errors of rounding with the model's own inputs.
@@ -36,15 +36,8 @@ pub enum RoundingError {
         problem: String,
     },
     /// No way of rounding gave sound blocks.
-    #[error("tensor {tensor}: the weights are too large for {ty} ({source}); give it another type with --tensor-type")]
-    Overflow {
-        /// The tensor's name.
-        tensor: String,
-        /// The wanted type.
-        ty: TensorType,
-        /// Which block is wrong.
-        source: QuantError,
-    },
+    #[error("{0}")]
+    Overflow(Overflow),
     /// What an earlier run left is damaged or belongs to another run.
     #[error("{}: {problem}", path.display())]
     Checkpoint {

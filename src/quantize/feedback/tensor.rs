@@ -1,5 +1,6 @@
 //! One tensor: rounded with feedback and by search, judged on the text of the gate.
 
+use super::super::write::Overflow;
 use super::RoundingError;
 use super::outcome::{Kept, Outcome};
 use crate::display::six_digits;
@@ -78,7 +79,7 @@ impl TensorJob<'_> {
             let weights = read_rows(self.gguf, self.source, index as u64 * rows + first, count)?;
             decoded.resize(weights.len(), 0.0);
             let range = first as usize * row_bytes..(first + count) as usize * row_bytes;
-            self.search(&weights, &importance, &mut out[range.clone()])?;
+            self.search(index as u64 * rows + first, &weights, &importance, &mut out[range.clone()])?;
             let (Ok(factor), true) = (&factor, sound) else { continue };
             let slice = &mut with_feedback[range.clone()];
             let mut error_of = |bytes: &[u8]| {
@@ -113,14 +114,12 @@ impl TensorJob<'_> {
         })
     }
 
-    fn search(&self, weights: &[f32], importance: &[f32], out: &mut [u8]) -> Result<(), RoundingError> {
+    /// Rounds the rows from `first_row` on by search.
+    fn search(&self, first_row: u64, weights: &[f32], importance: &[f32], out: &mut [u8]) -> Result<(), RoundingError> {
         let n = self.source.row_len() as usize;
         round_by_search(self.ty, weights, n, Some(importance), out).map_err(|e| self.refused(e.to_string()))?;
-        quant::validate(self.ty, out).map_err(|source| RoundingError::Overflow {
-            tensor: self.source.shown_name(),
-            ty: self.ty,
-            source,
-        })
+        quant::validate(self.ty, out)
+            .map_err(|error| RoundingError::Overflow(Overflow::new(self.source, first_row, weights, self.ty, &error)))
     }
 
     fn summarize(&self, matrices: &[MatrixOutcome], input: &Input) -> Outcome {

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use crate::gguf::{GgufError, TensorType};
+use super::Overflow;
+use crate::gguf::GgufError;
 use crate::progress::Interrupted;
 use crate::quant::QuantError;
 use crate::rows::RowError;
@@ -35,22 +36,13 @@ pub enum PipelineError {
         /// The codec's answer.
         source: QuantError,
     },
-    /// Encoding gave block scales that are not finite: the weights are too large for the type.
-    #[error(
-        "{file}: tensor {tensor}: rows from {row} on are too large for {target} ({source}); give it another type with \
-         --tensor-type"
-    )]
+    /// Encoding gave numbers that are not finite, though the weights are: they are too large for the type.
+    #[error("{file}: {overflow}")]
     Overflow {
         /// The source file.
         file: String,
-        /// The tensor's name.
-        tensor: String,
-        /// First row of the piece.
-        row: u64,
-        /// The wanted type.
-        target: TensorType,
-        /// Which block is wrong.
-        source: QuantError,
+        /// Which weight.
+        overflow: Overflow,
     },
     /// The output could not be written.
     #[error("{}: cannot write: {source}", .file.display())]

@@ -6,6 +6,7 @@
 //! on nothing but its rows, so the output is the same for any number of threads.
 
 mod error;
+mod overflow;
 mod pieces;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use crate::progress::{Interrupted, Watch};
 use crate::workers::work_off;
 
 pub use error::PipelineError;
+pub use overflow::Overflow;
 use pieces::cut;
 use worker::Worker;
 

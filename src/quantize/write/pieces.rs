@@ -12,7 +12,10 @@ pub(super) const CHUNK_WEIGHTS: u64 = 1 << 16;
 /// The encoders put sixteen blocks of up to 256 weights side by side; other counts leave lanes empty.
 const BATCH_WEIGHTS: u64 = 16 * 256;
 
-/// Rows of one matrix of one tensor.
+/// Bytes of a piece of a tensor whose rows are unknown.
+const PIECE_BYTES: u64 = 1 << 20;
+
+/// Rows of one matrix of one tensor. Of a tensor whose type is unknown its bytes take the part of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Piece {
     /// Index of the tensor in the work list.
@@ -39,6 +42,17 @@ fn gcd(a: u64, b: u64) -> u64 {
 pub(super) fn cut(work: &[TensorWork<'_>]) -> Vec<Piece> {
     let mut pieces = Vec::new();
     for (index, item) in work.iter().enumerate() {
+        if item.source.ty.info().is_none() {
+            let bytes = item.source.bytes.unwrap_or(0);
+            let piece = |bytes: std::ops::Range<u64>| Piece {
+                work: index,
+                first_row: bytes.start,
+                rows: bytes.end - bytes.start,
+                matrix: 0,
+            };
+            pieces.extend(workers::cut(bytes, PIECE_BYTES).map(piece));
+            continue;
+        }
         let row_len = item.source.row_len();
         let rows_per_matrix = item.source.rows_per_matrix();
         if row_len == 0 || rows_per_matrix == 0 {

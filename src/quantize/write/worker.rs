@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::pieces::{CHUNK_WEIGHTS, Piece, rows_within};
-use super::{PipelineError, RowRounding, Stages, TensorWork, Written};
+use super::{Overflow, PipelineError, RowRounding, Stages, TensorWork, Written};
 use crate::atomic_file::AtomicFile;
 use crate::gguf::{Gguf, TensorInfo};
 use crate::os;
@@ -51,7 +51,10 @@ impl<'a> Worker<'a> {
     pub(super) fn convert(&mut self, work: &TensorWork<'_>, piece: &Piece) -> Result<Written, PipelineError> {
         let Self { gguf, source, floats, encoded, clock, .. } = self;
         let tensor = work.source;
-        let source = gguf.load_rows(tensor, piece.first_row, piece.rows, source)?;
+        let source = match tensor.ty.info() {
+            Some(_) => gguf.load_rows(tensor, piece.first_row, piece.rows, source)?,
+            None => gguf.load_bytes(tensor, piece.first_row, piece.rows, source)?,
+        };
         clock.book(|stages| &mut stages.reading);
         let out = if work.target == tensor.ty {
             check_copied(gguf, tensor, piece, source)?;
@@ -125,13 +128,10 @@ fn encode(
         clock.book(|stages| &mut stages.decoding);
         round(work.target, floats, row_len, importance, out).map_err(codec_error)?;
         clock.book(|stages| &mut stages.encoding);
-        quant::validate(work.target, out).map_err(|source| PipelineError::Overflow {
-            file: file(),
-            tensor: tensor.shown_name(),
-            row,
-            target: work.target,
-            source,
-        })?;
+        if let Err(error) = quant::validate(work.target, out) {
+            let overflow = Overflow::new(tensor, row, floats, work.target, &error);
+            return Err(PipelineError::Overflow { file: file(), overflow });
+        }
         clock.book(|stages| &mut stages.checking);
         row += count as u64;
     }
