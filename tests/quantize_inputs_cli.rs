@@ -177,6 +177,8 @@ fn pattern_files_take_comments_and_patterns_look_around() {
     assert!(line.contains("types.txt, line 2"), "{line}");
     let line = error_line(&run(args!["quantize", &model, &output, "--target", "Q4_0", "--tensor-type", "a=iq4_ks"]));
     assert!(line.contains("iq4_ks") && line.contains("ik_llama.cpp"), "{line}");
+    let target = run(args!["quantize", &model, &output, "--target", "IQ4_KS"]);
+    assert!(String::from_utf8_lossy(&target.stderr).contains("ik_llama.cpp"), "{target:?}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::gguf::TensorType;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // the messages say what the fields hold
 pub enum RecipeError {
-    #[error("unknown target {found:?}; known targets: {}", Target::list())]
+    #[error("unknown target {found:?}{}; known targets: {}", whose(.found), Target::list())]
     UnknownTarget { found: String },
     #[error("{place}: unknown tensor type {found:?}; known types: {}", super::overrides::storable_types())]
     UnknownType { place: String, found: String },
@@ -53,6 +53,11 @@ pub enum RecipeError {
         if *.has_imatrix { "the imatrix does not have for it" } else { "only --imatrix gives" }
     )]
     PinNeedsImportance { tensor: String, ty: TensorType, has_imatrix: bool },
+}
+
+/// Whose a name is that is unknown here.
+fn whose(name: &str) -> String {
+    TensorType::foreign_name(name).map_or_else(String::new, |whose| format!(", {whose}"))
 }
 
 /// Something about the choices that a user may not expect. [`fmt::Display`] gives one line.
