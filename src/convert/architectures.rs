@@ -468,7 +468,7 @@ mod tests {
                 assert_eq!(has(norm), arch.qk_norm, "{classes:?} {norm}");
             }
             for norm in ["post_attention_norm", "post_ffw_norm"] {
-                assert_eq!(has(norm), arch.post_norms, "{classes:?} {norm}");
+                assert_eq!(has(norm), arch.post_norms || arch.ffn_norm == norm, "{classes:?} {norm}");
             }
             assert!(has("attn_norm") && has(arch.ffn_norm), "{classes:?}");
             let dense = row.experts.is_none();
@@ -476,9 +476,11 @@ mod tests {
             assert_eq!(has("ffn_gate"), dense && !arch.fused_gate_up, "{classes:?}");
             assert_eq!(has("ffn_gate_inp"), !dense, "{classes:?}");
             assert_eq!(has("ffn_gate_inp_shexp"), arch.shared_expert, "{classes:?}");
+            assert_eq!(has("attn_sinks"), arch.sinks, "{classes:?}");
             assert!(dense || arch.feed_forward.gating().is_some(), "{classes:?}");
             if let Some(experts) = row.experts {
-                assert_eq!(experts.width != "intermediate_size", arch.own_expert_width, "{classes:?}");
+                let own = experts.width != "intermediate_size" || experts.interleaved;
+                assert_eq!(own, arch.own_expert_width, "{classes:?}");
             }
         }
     }

@@ -204,7 +204,6 @@ fn write_causality(config: &Config, keys: &mut Keys) {
 pub(super) fn gpt_oss(source: &Source, keys: &mut Keys) -> Result<Vec<RopeFactors>, ConvertError> {
     common(source, keys)?;
     keys.u32("attention.sliding_window", source.config.count("sliding_window")?);
-    keys.u32("expert_feed_forward_length", source.sizes.expert_width);
     Ok(Vec::new())
 }
 

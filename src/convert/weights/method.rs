@@ -28,7 +28,7 @@ const FORMATS: [&str; 9] = [
 ];
 
 /// How weights were quantized.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Method {
     /// `quant_method`, where the folder names one.
     pub name: Option<String>,
@@ -36,6 +36,13 @@ pub(super) struct Method {
     pub blocks: Vec<[u64; 2]>,
     /// Bits that the groups of compressed-tensors name.
     pub bits: Vec<u64>,
+}
+
+impl Default for Method {
+    /// Nothing is said.
+    fn default() -> Method {
+        Method { name: None, blocks: vec![DEFAULT_BLOCK], bits: Vec::new() }
+    }
 }
 
 impl Method {
@@ -58,7 +65,7 @@ impl Method {
         };
         let text = |key: &str| settings.get(key).and_then(Value::as_str).unwrap_or_default();
         let (name, format) = (text("quant_method").to_lowercase(), text("format"));
-        let mut method = Method { name: Some(name.clone()), blocks: vec![DEFAULT_BLOCK], bits: Vec::new() };
+        let mut method = Method { name: Some(name.clone()), ..Method::default() };
         match name.as_str() {
             "fp8" | "fbgemm_fp8" | "mxfp4" => {
                 if let Some(block) = settings.get("weight_block_size").filter(|block| !block.is_null()) {
@@ -95,7 +102,7 @@ impl Method {
             return Ok(Method::default());
         }
         match unread_algorithm(&settings) {
-            None => Ok(Method { name: Some("modelopt".into()), blocks: vec![DEFAULT_BLOCK], bits: Vec::new() }),
+            None => Ok(Method { name: Some("modelopt".into()), ..Method::default() }),
             Some(algorithm) => Err(ConvertError::Field {
                 file: folder.file(MODELOPT_FILE),
                 field: "quant_algo".into(),

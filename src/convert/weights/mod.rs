@@ -144,16 +144,16 @@ pub(super) fn collect(
         if collector.consumed[index] || collector.coded.contains_key(&index) {
             continue;
         }
-        match tensor.dtype {
-            Dtype::F8_E4M3 => {
-                if !collector.bytes(index, Codes::E4M3)? {
-                    bare.push(index);
-                }
-            }
-            Dtype::I8 => {
-                collector.bytes(index, Codes::I8)?;
-            }
-            _ => {}
+        let codes = match tensor.dtype {
+            Dtype::F8_E4M3 => Some(Codes::E4M3),
+            Dtype::I8 => Some(Codes::I8),
+            _ => None,
+        };
+        if let Some(codes) = codes
+            && !collector.bytes(index, codes)?
+            && codes == Codes::E4M3
+        {
+            bare.push(index);
         }
         if UNUSED.iter().any(|suffix| tensor.name.ends_with(suffix)) {
             collector.consumed[index] = true;
