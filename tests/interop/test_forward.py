@@ -44,7 +44,9 @@ def test_logits_agree_with_llama_cpp(name, tmp_path):
     assert got.shape == want.shape
     assert want.std() > 0.3, "the random model says nothing"
     kl = kl_divergence(want, got)
-    assert kl.max() < 1e-6, f"{name}: worst KL divergence {kl.max():.3g}, mean {kl.mean():.3g}"
+    # Both ways every sum runs over the whole sequence, so roundings differ in more terms.
+    limit = 1e-6 if name in MODELS else 3e-6
+    assert kl.max() < limit, f"{name}: worst KL divergence {kl.max():.3g}, mean {kl.mean():.3g}"
     assert (want.argmax(-1) == got.argmax(-1)).all()
 
 
