@@ -175,6 +175,36 @@ fn tensors_under_other_names_are_listed_before_what_is_missing() {
 }
 
 #[test]
+fn a_shape_that_unknown_tensors_explain_comes_after_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut source = source();
+    let name = "model.layers.1.mlp.up_proj";
+    let codes = Raw { dtype: Dtype::U32, shape: vec![512, 32], data: vec![0; 512 * 32 * 4] };
+    source.tensors.insert(format!("{name}.weight"), codes);
+    for part in ["scales", "biases"] {
+        let raw = Raw { dtype: Dtype::F16, shape: vec![512, 4], data: vec![0; 512 * 8] };
+        source.tensors.insert(format!("{name}.{part}"), raw);
+    }
+    let line = error_line(&run_with(args!["convert", source.write(&dir.path().join("model"))], &["--dry-run"]));
+    let (unknown, shape) = (line.find("up_proj.biases"), line.find("has shape [512, 32]"));
+    assert!(unknown.is_some() && unknown < shape && line.contains("MLX names"), "{line}");
+}
+
+#[test]
+fn folders_that_are_no_model_say_what_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    for (file, message) in
+        [("adapter_config.json", "LoRA adapter"), ("a.gguf", "need no conversion"), ("x", "transformers")]
+    {
+        let folder = dir.path().join(file.replace('.', "-"));
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join(file), "{}").unwrap();
+        let line = error_line(&run(args!["convert", &folder]));
+        assert!(line.contains(message), "{line}");
+    }
+}
+
+#[test]
 fn models_that_see_both_ways_say_so() {
     let dir = tempfile::tempdir().unwrap();
     for (setting, causal) in [(json!(false), Some(false)), (json!(true), None), (Json::Null, None)] {

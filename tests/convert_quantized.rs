@@ -150,8 +150,10 @@ fn methods_that_cannot_be_read_say_what_to_convert_from() {
         std::fs::remove_file(folder.join("README.md")).unwrap();
     }
     let mut mlx = source();
-    mlx.config["quantization"] = json!({ "group_size": 64, "bits": 4 });
-    assert!(error_line(&convert(&mlx, &folder, &[])).contains("weights for MLX"));
+    for field in ["quantization", "quantization_config"] {
+        mlx.config[field] = json!({ "group_size": 64, "bits": 4 });
+        assert!(error_line(&convert(&mlx, &folder, &[])).contains("weights for MLX"));
+    }
     assert!(!files_in(&folder).contains(&"out.gguf".to_owned()));
 }
 

@@ -29,9 +29,15 @@ pub(super) struct Config {
 impl Config {
     pub(super) fn read(folder: &Folder) -> Result<Config, ConvertError> {
         let Some(mut values) = folder.object(FILE)? else {
-            let problem = match folder.has("params.json") {
-                true => "holds params.json but no config.json; use the Hugging Face form of the model",
-                false => "holds no config.json; give a folder as transformers saves it",
+            let problem = if folder.has("params.json") {
+                "holds params.json but no config.json; use the Hugging Face form of the model"
+            } else if folder.has("adapter_config.json") {
+                "holds a LoRA adapter and no config.json; merge it into its base model and convert that, or make an adapter \
+                 file with llama.cpp's convert_lora_to_gguf.py"
+            } else if folder.names()?.iter().any(|name| name.ends_with(".gguf")) {
+                "holds GGUF files and no config.json; they need no conversion"
+            } else {
+                "holds no config.json; give a folder as transformers saves it"
             };
             return Err(ConvertError::Folder { path: folder.path().to_path_buf(), problem: problem.to_owned() });
         };

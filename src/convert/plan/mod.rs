@@ -195,11 +195,14 @@ impl Planner<'_> {
             }
         }
         if let Some(first) = towers.first() {
+            let first = shown(self.plan.weights[*first].name.as_bytes());
+            let what = match towers.len() {
+                1 => format!("{first}, a tensor of the image or sound part, is left out"),
+                count => format!("{count} tensors of the image or sound part, such as {first}, are left out"),
+            };
             self.warnings.push(format!(
-                "{} tensors of the image or sound part, from {} on, are left out: the file holds the text part only; \
-                 llama.cpp's convert_hf_to_gguf.py --mmproj makes the file of the other part",
-                towers.len(),
-                shown(self.plan.weights[*first].name.as_bytes())
+                "{what}: the file holds the text part only; llama.cpp's convert_hf_to_gguf.py --mmproj makes that of the \
+                 other part"
             ));
         }
         Ok(())

@@ -37,10 +37,10 @@ const SIGNS: &[(&[&str], &str)] = &[
 
 impl Planner<'_> {
     /// Passes `made` on, unless there are tensors that do not belong to the architecture: these come first, since a tensor
-    /// that is missing often stands there under another name.
+    /// that is missing or has another shape is often explained by them.
     pub(super) fn refuse_unknown(&self, made: Result<(), ConvertError>) -> Result<(), ConvertError> {
         if let Err(error) = &made
-            && !matches!(error, ConvertError::Missing { .. })
+            && !matches!(error, ConvertError::Missing { .. } | ConvertError::Tensor { .. })
         {
             return made;
         }
@@ -58,6 +58,7 @@ impl Planner<'_> {
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let lacks = match &made {
             Err(ConvertError::Missing { tensor, .. }) => format!("; {tensor} is missing"),
+            Err(ConvertError::Tensor { tensor, problem, .. }) => format!("; {tensor} {problem}"),
             _ => String::new(),
         };
         let sign = SIGNS

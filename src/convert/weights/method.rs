@@ -52,12 +52,12 @@ impl Method {
     /// If it names a method whose weights cannot be widened.
     pub(super) fn read(config: &Config, folder: &Folder) -> Result<Method, ConvertError> {
         let named = ["quantization_config", "compression_config"].into_iter().find(|field| config.get(field).is_some());
-        let Some(field) = named else {
-            if let Some(Value::Object(_)) = config.get("quantization") {
-                return Err(refused(config, folder, "quantization", "is MLX's: this folder holds weights for MLX"));
-            }
-            return Method::of_modelopt(folder);
-        };
+        // mlx-lm writes its settings twice, the second time under the name that transformers reads.
+        let names_method = |field| config.get(field).is_some_and(|settings| settings.get("quant_method").is_some());
+        if config.get("quantization").is_some_and(Value::is_object) && !named.is_some_and(names_method) {
+            return Err(refused(config, folder, "quantization", "is MLX's: this folder holds weights for MLX"));
+        }
+        let Some(field) = named else { return Method::of_modelopt(folder) };
         let settings = match config.get(field) {
             Some(Value::Object(settings)) => settings,
             Some(other) => return Err(config.wrong(field, format!("is {}, expected an object", kind(other)))),
