@@ -257,6 +257,15 @@ fn parts_that_are_missing_or_contradict_are_refused() {
             "value 0 is NaN",
         ),
         (
+            "codes of a byte",
+            |s| {
+                s.tensors.retain(|name, _| !name.starts_with(UP));
+                s.tensors
+                    .insert(UP.into(), Raw { dtype: Dtype::U8, shape: vec![512, 128], data: vec![0x22; 512 * 128] });
+            },
+            "up_proj.weight\" holds codes of dtype U8, but",
+        ),
+        (
             "both forms",
             |s| {
                 let raw = Source::doclet(&doclet()).tensors[UP].clone();

@@ -4,6 +4,9 @@ use super::QuantizeError;
 use super::known_keys::{Expected, architecture_of, expected};
 use crate::gguf::{Metadata, Value, ValueType, shown};
 
+/// Where the data of tensors begins, in bytes; GGUF allows only these values.
+const ALIGNMENT: &str = "general.alignment";
+
 /// Sets `values` in `metadata`. Returns what the user should be told.
 ///
 /// # Errors
@@ -47,6 +50,9 @@ fn converted(key: &str, value: &Value, old: Option<&Value>) -> Result<(Value, Op
         });
     };
     let new = convert(value, wanted.ty).ok_or_else(|| refused(describe(wanted.ty)))?;
+    if key == ALIGNMENT && !new.as_integer().is_some_and(|bytes| bytes > 0 && bytes.count_ones() == 1) {
+        return Err(refused("a power of two".to_owned()));
+    }
     let note = match old {
         Some(Value::Array(list)) => Some(format!(
             "--override-kv {}: the file has a list of {} values, one a layer; a single value replaces it for all layers",
@@ -244,6 +250,7 @@ mod tests {
             ("tokenizer.ggml.tokens", Value::from("a"), ["a list", "\"a\""]),
             ("custom.list", Value::from("a"), ["a list", "\"a\""]),
             ("custom.u8", Value::I64(256), ["u8 (an integer from 0 to 255)", "256"]),
+            ("general.alignment", Value::I64(33), ["a power of two", "33"]),
             ("custom.new", Value::I64(1 << 40), ["u32", "1099511627776"]),
             ("custom.new", Value::I64(-(1 << 40)), ["i32", "-1099511627776"]),
         ] {

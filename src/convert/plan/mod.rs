@@ -6,6 +6,8 @@ mod unknown;
 
 use std::collections::HashMap;
 
+use safetensors::tensor::Dtype;
+
 use super::architectures::{Dim, Row};
 use super::checkpoint::{Checkpoint, Dense, shape_text};
 use super::config::Config;
@@ -251,6 +253,11 @@ impl Planner<'_> {
     fn find(&mut self, name: &str, shape: &[u64]) -> Result<Option<usize>, ConvertError> {
         let Some(&index) = self.names.get(name) else { return Ok(None) };
         let weight = &self.plan.weights[index];
+        if let Coding::Other(dtype @ (Dtype::U8 | Dtype::I8)) = &weight.coding {
+            let scale = shown(format!("{}_scale", weight.name).as_bytes());
+            let problem = format!("holds codes of dtype {dtype:?}, but {scale} is missing; download the weights again");
+            return Err(self.wrong(index, problem));
+        }
         if weight.shape != shape {
             let (found, expected) = (weight.shape_text(), shape_text(shape));
             return Err(self.wrong(
