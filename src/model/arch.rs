@@ -40,6 +40,18 @@ pub(crate) enum Sliding {
     },
 }
 
+/// How the pairs of a head are dealt to positions in time, height and width. In text these are one; pairs that go to none of
+/// them are not rotated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sections {
+    /// There is one position.
+    None,
+    /// `rope.dimension_sections`, one after the other.
+    Consecutive,
+    /// The same numbers, in turns.
+    Interleaved,
+}
+
 /// How expert weights follow from the router's outputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Gating {
@@ -115,6 +127,12 @@ pub(crate) struct Architecture {
     pub fused_gate_up: bool,
     /// Embeddings are multiplied by `sqrt(n_embd)`.
     pub scaled_embeddings: bool,
+    /// Positions of more than one kind.
+    pub sections: Sections,
+    /// Every so many layers, the last of them, have no rotary embedding.
+    pub rope_free_every: Option<usize>,
+    /// Embeddings, attention scores, what a layer adds to the residual stream, and logits are scaled by numbers of the file.
+    pub multipliers: bool,
     /// Layers with a window.
     pub sliding: Sliding,
     /// Scale of attention scores.
@@ -155,6 +173,9 @@ const PLAIN: Architecture = Architecture {
     ffn_norm: "ffn_norm",
     fused_gate_up: false,
     scaled_embeddings: false,
+    sections: Sections::None,
+    rope_free_every: None,
+    multipliers: false,
     sliding: Sliding::None,
     score_scale: ScoreScale::HeadSize,
     score_cap: None,
@@ -177,6 +198,12 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
     },
     Architecture { name: "qwen2", covers: "Qwen2, Qwen2.5, DeepSeek-R1-Distill-Qwen", ..PLAIN },
     Architecture {
+        name: "qwen2vl",
+        covers: "text part of Qwen2-VL, Qwen2.5-VL",
+        sections: Sections::Consecutive,
+        ..PLAIN
+    },
+    Architecture {
         name: "qwen2moe",
         covers: "Qwen1.5-MoE, Qwen2-MoE",
         feed_forward: FeedForward::Experts(Gating::Softmax),
@@ -186,10 +213,25 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
     },
     Architecture { name: "qwen3", covers: "Qwen3", qk_norm: true, ..PLAIN },
     Architecture {
+        name: "qwen3vl",
+        covers: "text part of Qwen3-VL",
+        qk_norm: true,
+        sections: Sections::Interleaved,
+        ..PLAIN
+    },
+    Architecture {
         name: "qwen3moe",
         covers: "Qwen3-MoE",
         feed_forward: FeedForward::Experts(Gating::SoftmaxNormalized),
         qk_norm: true,
+        ..PLAIN
+    },
+    Architecture {
+        name: "qwen3vlmoe",
+        covers: "text part of Qwen3-VL-MoE",
+        feed_forward: FeedForward::Experts(Gating::SoftmaxNormalized),
+        qk_norm: true,
+        sections: Sections::Interleaved,
         ..PLAIN
     },
     Architecture {
@@ -237,6 +279,24 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         output: OutputMatrix::Own,
         ..PLAIN
     },
+    Architecture { name: "smollm3", covers: "SmolLM3", rope: RopePairs::Adjacent, rope_free_every: Some(4), ..PLAIN },
+    Architecture {
+        name: "granite",
+        covers: "Granite 3, dense Granite 4",
+        rope: RopePairs::Adjacent,
+        multipliers: true,
+        rope_factors: true,
+        ..PLAIN
+    },
+    Architecture { name: "seed_oss", covers: "Seed-OSS", ffn_norm: "post_attention_norm", ..PLAIN },
+    Architecture {
+        name: "internlm2",
+        covers: "InternLM2, InternLM2.5",
+        rope: RopePairs::Adjacent,
+        output: OutputMatrix::Own,
+        ..PLAIN
+    },
+    Architecture { name: "ernie4_5", covers: "dense ERNIE 4.5", rope: RopePairs::Adjacent, ..PLAIN },
 ];
 
 impl Architecture {

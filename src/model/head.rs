@@ -1,5 +1,7 @@
 //! From the last hidden states to logits, streamed.
 
+use rayon::prelude::*;
+
 use super::error::ModelError;
 use super::group::HiddenStates;
 use super::math;
@@ -58,8 +60,10 @@ impl Pass<'_, '_, '_> {
         let mut input = ProductInput::new(&normed, n_embd, self.options.precision);
         let place = Place { layer: None, token: &|row| rows[row] };
         self.linear(output, 0, &mut input, out, place)?;
+        if let Some(scale) = self.model.hparams.logit_scale {
+            out.par_chunks_mut(n_vocab).for_each(|row| math::scale(row, scale));
+        }
         if let Some(cap) = self.model.hparams.logit_cap {
-            use rayon::prelude::*;
             out.par_chunks_mut(n_vocab).for_each(|row| math::soft_cap(row, cap));
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! Hyperparameters: read from the metadata, checked once, trusted afterwards.
 
-use super::arch::{ARCHITECTURES, Architecture, FeedForward, Gating, Sliding};
+use super::arch::{ARCHITECTURES, Architecture, FeedForward, Gating, Sections, Sliding};
 use super::error::ModelError;
 use crate::gguf::{Metadata, ValueType};
 
@@ -72,6 +72,16 @@ pub struct Hparams {
     pub(super) score_cap: Option<f32>,
     /// Cap of logits.
     pub(super) logit_cap: Option<f32>,
+    /// Pairs of a head that stay as they are, `[n_rot / 2]`.
+    pub(super) fixed_pairs: Vec<bool>,
+    /// Whether a layer has a rotary embedding.
+    pub(super) rotates: Vec<bool>,
+    /// Multiplies embeddings.
+    pub(super) embedding_scale: Option<f32>,
+    /// Multiplies what attention and the feed-forward network add to the residual stream.
+    pub(super) residual_scale: Option<f32>,
+    /// Multiplies logits.
+    pub(super) logit_scale: Option<f32>,
     /// `attention.causal`: false where every position sees all of its sequence.
     pub(super) causal: bool,
     /// Window per layer; `None` sees everything.
@@ -232,7 +242,23 @@ impl Hparams {
         let (rope, rope_scaling) = rope(&keys)?;
         let (window, rope_windowed) = windows(&keys, arch, n_layer, rope)?;
         let score_width = if arch.score_scale.is_by_embedding(n_layer) { n_embd / n_head[0] } else { head_k };
-        let score_scale = 1.0 / (score_width as f32).sqrt();
+        let multiplier = |suffix: &str| match arch.multipliers {
+            true => Ok(keys.finite(suffix)?.filter(|&factor| factor != 0.0)),
+            false => Ok::<_, ModelError>(None),
+        };
+        let score_scale = multiplier("attention.scale")?.unwrap_or(1.0 / (score_width as f32).sqrt());
+        let embedding_scale = match arch.scaled_embeddings {
+            true => Some((n_embd as f32).sqrt()),
+            false => multiplier("embedding_scale")?,
+        };
+        // Granite's logits are divided by the number in the file.
+        let logit_scale = multiplier("logit_scale")?.map(f32::recip);
+        if arch.multipliers && logit_scale.is_none() {
+            return Err(ModelError::MissingKey { key: keys.name("logit_scale") });
+        }
+        // Granite says so where no layer rotates.
+        let any_rotates = !arch.multipliers || metadata.bool(&keys.name("rope.scaling.finetuned"))?.unwrap_or(true);
+        let rotates = (1..=n_layer).map(|nth| any_rotates && arch.rope_free_every.is_none_or(|every| nth % every != 0));
         let cap = |default: Option<f32>, suffix: &str| -> Result<Option<f32>, ModelError> {
             let Some(default) = default else { return Ok(None) };
             Ok(Some(keys.non_negative(suffix)?.unwrap_or(default)).filter(|&cap| cap > 0.0))
@@ -256,6 +282,11 @@ impl Hparams {
                 .unwrap_or(n_ctx_train),
             rope_attn_factor: keys.finite("rope.scaling.attn_factor")?.unwrap_or(1.0),
             score_scale,
+            fixed_pairs: fixed_pairs(&keys, arch, n_rot)?,
+            rotates: rotates.collect(),
+            embedding_scale,
+            residual_scale: multiplier("residual_scale")?,
+            logit_scale,
             causal: metadata.bool(&keys.name("attention.causal"))?.unwrap_or(true),
             score_cap: cap(arch.score_cap, "attn_logit_softcapping")?,
             logit_cap: cap(arch.logit_cap, "final_logit_softcapping")?,
@@ -341,6 +372,36 @@ fn rope(keys: &Keys) -> Result<(RopeParams, RopeScaling), ModelError> {
     };
     let scale = if scaling == RopeScaling::None { 1.0 } else { scale };
     Ok((RopeParams { base, scale }, scaling))
+}
+
+/// Pairs that belong to no position of a text. As in `ggml_mrope_cache_init` (llama.cpp b10605), sections repeat where they are
+/// shorter than a head.
+fn fixed_pairs(keys: &Keys, arch: &'static Architecture, n_rot: usize) -> Result<Vec<bool>, ModelError> {
+    if arch.sections == Sections::None {
+        return Ok(vec![false; n_rot / 2]);
+    }
+    let suffix = "rope.dimension_sections";
+    let missing = || ModelError::MissingKey { key: keys.name(suffix) };
+    let found = keys.metadata.array(&keys.name(suffix))?.ok_or_else(missing)?;
+    let expected = "up to four numbers of pairs, together at least 1";
+    let bad = || keys.bad(suffix, format!("an array of {}", found.len()), expected);
+    let mut sections = [0usize; 4];
+    if found.len() > 4 {
+        return Err(bad());
+    }
+    for (section, value) in sections.iter_mut().zip(found.to_i64_vec()?) {
+        *section = usize::try_from(value).ok().filter(|&pairs| pairs <= n_rot).ok_or_else(bad)?;
+    }
+    let all: usize = sections.iter().sum();
+    if all == 0 {
+        return Err(bad());
+    }
+    Ok((0..n_rot / 2)
+        .map(|pair| match (arch.sections, pair % all) {
+            (Sections::Interleaved, place) => place >= 3 * sections[place % 3],
+            (_, place) => place >= all - sections[3],
+        })
+        .collect())
 }
 
 fn windows(

@@ -144,7 +144,7 @@ impl<'m, 'g, 'o> Pass<'m, 'g, 'o> {
         })?;
         let mut data = vec![0.0; len];
         let matrix = self.matrix(weight, 0)?;
-        let scale = model.hparams.arch.scaled_embeddings.then(|| (n_embd as f32).sqrt());
+        let scale = model.hparams.embedding_scale;
         data.par_chunks_mut(n_embd).zip(group.tokens()).with_min_len(ROWS_PER_TASK).for_each(|(row, &token)| {
             matrix.decode_row(token as usize, row);
             if let Some(scale) = scale {
@@ -278,7 +278,9 @@ impl<'m, 'g, 'o> Pass<'m, 'g, 'o> {
                 if let Some(norm) = norm {
                     row.chunks_exact_mut(h.head_k).for_each(|x| math::rms_norm_in_place(x, norm, h.norm_epsilon));
                 }
-                rope.apply(h.arch.rope, position, row, h.head_k);
+                if h.rotates[il] {
+                    rope.apply(h.arch.rope, position, row, h.head_k);
+                }
             });
         };
         finish(&mut q, n_q, q_norm.as_deref());
@@ -317,7 +319,7 @@ impl<'m, 'g, 'o> Pass<'m, 'g, 'o> {
         weight.map(|w| w.decode(&self.overrides, 0)).transpose()
     }
 
-    /// Adds `output`, normed when the architecture says so, to the residual stream.
+    /// Adds `output`, normed or scaled when the architecture says so, to the residual stream.
     pub(super) fn add_to_residual(
         &self,
         residual: &mut [f32],
@@ -330,6 +332,9 @@ impl<'m, 'g, 'o> Pass<'m, 'g, 'o> {
         rows.with_min_len(ROWS_PER_TASK).for_each(|(residual, output)| {
             if let Some(norm) = &norm {
                 math::rms_norm_in_place(output, norm, h.norm_epsilon);
+            }
+            if let Some(scale) = h.residual_scale {
+                math::scale(output, scale);
             }
             math::add(residual, output);
         });

@@ -37,6 +37,7 @@ impl RopeTable {
                 let full = angle / factors.map_or(1.0, |f| f[i]);
                 let stretched = params.scale * full;
                 let theta = match &ramp {
+                    _ if hparams.fixed_pairs[i] => 0.0,
                     Some(ramp) => stretched * (1.0 - ramp[i]) + full * ramp[i],
                     None => stretched,
                 };

@@ -3,7 +3,7 @@
 //! A key that changes what the model computes must not be passed over in silence, or figures are those of another model.
 //! Keys are told apart by their value: a scale of 1, a count of 0 or what the architecture does anyway change nothing.
 
-use super::arch::{Activation, Gating, Sliding};
+use super::arch::{Activation, Gating, Sections, Sliding};
 use super::hparams::{Hparams, RopeScaling};
 use crate::display::printable;
 use crate::gguf::{Array, Gguf, Metadata, TensorInfo, TensorType, Value};
@@ -35,11 +35,13 @@ const KNOWN: &[&str] = &[
     // No part of the logits.
     "classifier.output_labels",
     "decoder_start_token_id",
+    "deepstack_mapping",
     "dense_2_feat_in",
     "dense_2_feat_out",
     "dense_3_feat_in",
     "dense_3_feat_out",
     "embedding_length_out",
+    "n_deepstack_layers",
     "pooling_type",
     "rope.scaling.finetuned",
     "tensor_data_layout",
@@ -102,6 +104,8 @@ fn is_read(suffix: &str, hparams: &Hparams) -> bool {
         "final_logit_softcapping" => arch.logit_cap.is_some(),
         "expert_shared_feed_forward_length" => arch.shared_expert,
         "rope.freq_base_swa" => arch.sliding != Sliding::None,
+        "embedding_scale" | "residual_scale" | "logit_scale" | "attention.scale" => arch.multipliers,
+        "rope.dimension_sections" => arch.sections != Sections::None,
         _ => false,
     }
 }

@@ -264,6 +264,53 @@ def gpt_oss(n_layer=4):
     return model
 
 
+def sections(model):
+    model.keys[f"{model.arch}.rope.dimension_sections"] = ("array", [4, 2, 2, 0])
+    return model
+
+
+def qwen2vl():
+    return sections(TinyModel("qwen2vl").body().attention(bias=True).dense())
+
+
+def qwen3vl():
+    return sections(TinyModel("qwen3vl", head=16).body(tied=True).attention(qk_norm=True).dense())
+
+
+def qwen3vlmoe():
+    model = sections(TinyModel("qwen3vlmoe", head=16).body().attention(qk_norm=True).experts(N_FF_EXP))
+    model.u32("expert_feed_forward_length", N_FF_EXP)
+    return model
+
+
+def smollm3():
+    return TinyModel("smollm3", n_layer=5).body(tied=True).attention().dense()
+
+
+def granite(rotates=True):
+    model = TinyModel("granite").body().attention(output_bias=True).dense()
+    for key, value in (("embedding_scale", 6.0), ("residual_scale", 0.4), ("attention.scale", 0.1), ("logit_scale", 2.0)):
+        model.f32(key, value)
+    if not rotates:
+        model.bool("rope.scaling.finetuned", False)
+    return model
+
+
+def seed_oss():
+    model = TinyModel("seed_oss", head=32).body().attention(bias=True).dense()
+    for il in range(model.n_layer):
+        model.tensors[f"blk.{il}.post_attention_norm.weight"] = model.tensors.pop(f"blk.{il}.ffn_norm.weight")
+    return model
+
+
+def internlm2():
+    return TinyModel("internlm2").body().attention().dense()
+
+
+def ernie4_5():
+    return TinyModel("ernie4_5").body(tied=True).attention().dense()
+
+
 def both_ways(model):
     model.bool("attention.causal", False)
     return model
@@ -286,6 +333,17 @@ MODELS = {
     "phi3": lambda: phi3_longrope(CONTEXT),
     "phi3-beyond-original-context": lambda: phi3_longrope(64),
     "gpt-oss": gpt_oss,
+}
+MODELS |= {
+    "qwen2vl": qwen2vl,
+    "qwen3vl": qwen3vl,
+    "qwen3vlmoe": qwen3vlmoe,
+    "smollm3": smollm3,
+    "granite": granite,
+    "granite-without-rope": lambda: granite(rotates=False),
+    "seed_oss": seed_oss,
+    "internlm2": internlm2,
+    "ernie4_5": ernie4_5,
 }
 
 # Attention that is not causal. Windows limit what lies before a position, and nothing behind it.
