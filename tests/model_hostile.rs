@@ -169,7 +169,15 @@ fn sound_models() -> Vec<Spec> {
     llama.set("rope.freq_base", Key::F32(10_000.0));
     llama.set("rope.scaling.original_context_length", Key::U32(16));
     llama.tensor("rope_freqs.weight", &[2]);
-    vec![llama, Spec::new("llama", true), gemma3, gpt_oss, qwen2moe]
+    let mut qwen2vl = Spec::new("qwen2vl", false);
+    qwen2vl.set("rope.dimension_sections", Key::I32s(vec![1, 1, 0, 0]));
+    let mut granite = Spec::new("granite", false);
+    for (key, factor) in
+        [("embedding_scale", 3.0), ("residual_scale", 0.5), ("logit_scale", 2.0), ("attention.scale", 0.2)]
+    {
+        granite.set(key, Key::F32(factor));
+    }
+    vec![llama, Spec::new("llama", true), gemma3, gpt_oss, qwen2moe, qwen2vl, granite]
 }
 
 #[test]
@@ -316,6 +324,22 @@ fn hostile_metadata_never_panics() {
         }
     }
     assert!(refused > 500, "{refused}");
+}
+
+#[test]
+fn positions_and_multipliers_are_checked() {
+    let models = sound_models();
+    let of = |arch: &str| models.iter().find(|spec| spec.arch == arch).unwrap();
+    for sections in [vec![], vec![0, 0, 0, 0], vec![1, -1, 0, 0], vec![1, 0, 0, 0, 0], vec![i32::MAX, 0, 0, 0]] {
+        let mut spec = of("qwen2vl").clone();
+        spec.set("rope.dimension_sections", Key::I32s(sections.clone()));
+        assert!(spec.run().unwrap_err().contains("rope.dimension_sections"), "{sections:?}");
+    }
+    for factor in [0.0, f32::NAN, f32::INFINITY] {
+        let mut spec = of("granite").clone();
+        spec.set("logit_scale", Key::F32(factor));
+        assert!(spec.run().unwrap_err().contains("granite.logit_scale"), "{factor}");
+    }
 }
 
 #[test]
