@@ -80,8 +80,10 @@ pub(super) struct ExpertNames {
     pub switched: &'static str,
     /// Configuration fields of the width of one expert; the first that is there counts.
     pub width: &'static str,
-    /// gpt-oss: always in one tensor, with biases, rows of gate and up in turns; without quantization transposed.
+    /// gpt-oss: always in one tensor, with biases, rows of gate and up in turns.
     pub interleaved: bool,
+    /// Stacked tensors have inputs as rows where they are not quantized.
+    pub transposed: bool,
 }
 
 /// How the vocabulary is found.
@@ -110,6 +112,8 @@ pub(super) enum Setting {
     QueryScalar,
     /// `use_sliding_window`.
     SlidingWindow,
+    /// `no_rope_layers`, or `no_rope_layer_interval`: layers without rotary embedding.
+    RopeLayers,
     /// `norm_topk_prob`: the weights of the chosen experts are scaled to sum to one.
     NormalizedExperts,
 }
@@ -195,7 +199,7 @@ const FUSED_DENSE: &[Role] =
     &[role("mlp.gate_up_proj", "ffn_up", &[GateUp, Width]), role("mlp.down_proj", "ffn_down", &[Width, FeedForward])];
 const ROUTER: &[Role] = &[role("mlp.gate", "ffn_gate_inp", &[Experts, Width])];
 const MIXTRAL_ROUTER: &[Role] = &[role("block_sparse_moe.gate", "ffn_gate_inp", &[Experts, Width])];
-const GPT_OSS_NORMS: &[Role] = &[
+const POST_ATTENTION_NORMS: &[Role] = &[
     role("input_layernorm", "attn_norm", &[Width]),
     role("post_attention_layernorm", "post_attention_norm", &[Width]),
 ];
@@ -215,6 +219,7 @@ const QWEN_EXPERTS: ExpertNames = ExpertNames {
     switched: "mlp.switch_mlp.",
     width: "moe_intermediate_size",
     interleaved: false,
+    transposed: false,
 };
 const MIXTRAL_EXPERTS: ExpertNames = ExpertNames {
     prefix: "block_sparse_moe.experts.",
@@ -223,6 +228,7 @@ const MIXTRAL_EXPERTS: ExpertNames = ExpertNames {
     switched: "block_sparse_moe.switch_mlp.",
     width: "intermediate_size",
     interleaved: false,
+    transposed: false,
 };
 const GPT_OSS_EXPERTS: ExpertNames = ExpertNames {
     prefix: "mlp.experts.",
@@ -231,7 +237,9 @@ const GPT_OSS_EXPERTS: ExpertNames = ExpertNames {
     switched: QWEN_EXPERTS.switched,
     width: "intermediate_size",
     interleaved: true,
+    transposed: true,
 };
+const QWEN_VL_EXPERTS: ExpertNames = ExpertNames { transposed: true, ..QWEN_EXPERTS };
 
 /// Infill tokens of CodeGemma; other models of the class have their vocabulary.
 const CODE_GEMMA_INFILL: &[(&str, u32)] = &[("prefix", 67), ("suffix", 69), ("middle", 68), ("fsep", 70), ("eot", 107)];
@@ -349,8 +357,55 @@ pub(super) const ROWS: &[Row] = &[
         ..plain("phi3")
     },
     Row {
+        classes: &["SmolLM3ForCausalLM"],
+        layer: &[NORMS, PERMUTED_ATTENTION, DENSE],
+        vocabulary: VocabularyKind::Llama,
+        defaults: smollm3_defaults,
+        keys: hparams::llama,
+        settings: &[Setting::SlidingWindow, Setting::RopeLayers],
+        ..plain("smollm3")
+    },
+    Row {
+        classes: &["GraniteForCausalLM"],
+        defaults: granite_defaults,
+        keys: hparams::granite,
+        layer: &[NORMS, PERMUTED_ATTENTION, DENSE],
+        vocabulary: VocabularyKind::Llama,
+        ..plain("granite")
+    },
+    Row {
+        classes: &["SeedOssForCausalLM"],
+        layer: &[POST_ATTENTION_NORMS, ATTENTION, DENSE],
+        vocabulary: VocabularyKind::ByteLevel,
+        defaults: seed_oss_defaults,
+        ..plain("seed_oss")
+    },
+    Row {
+        classes: &["Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"],
+        defaults: qwen2_vl_defaults,
+        settings: &[Setting::SlidingWindow],
+        ..plain("qwen2vl")
+    },
+    Row {
+        classes: &["Qwen3VLForConditionalGeneration"],
+        layer: &[NORMS, ATTENTION, HEAD_NORMS, DENSE],
+        defaults: qwen3_vl_defaults,
+        keys: hparams::qwen3_vl,
+        ..plain("qwen3vl")
+    },
+    Row {
+        classes: &["Qwen3VLMoeForConditionalGeneration"],
+        layer: &[NORMS, ATTENTION, HEAD_NORMS, ROUTER],
+        experts: Some(QWEN_VL_EXPERTS),
+        vocabulary: VocabularyKind::ByteLevel,
+        defaults: qwen3_vl_moe_defaults,
+        keys: hparams::qwen3_vl,
+        settings: &[Setting::NormalizedExperts],
+        ..plain("qwen3vlmoe")
+    },
+    Row {
         classes: &["GptOssForCausalLM"],
-        layer: &[GPT_OSS_NORMS, ATTENTION, SINKS, GPT_OSS_ROUTER],
+        layer: &[POST_ATTENTION_NORMS, ATTENTION, SINKS, GPT_OSS_ROUTER],
         experts: Some(GPT_OSS_EXPERTS),
         vocabulary: VocabularyKind::ByteLevel,
         defaults: gpt_oss_defaults,
@@ -443,6 +498,36 @@ defaults!(gpt_oss_defaults {
     "num_experts_per_tok": 4,
     "rope_scaling": json!({ "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
         "original_max_position_embeddings": 4096 }),
+});
+defaults!(smollm3_defaults {
+    "vocab_size": 128256, "max_position_embeddings": 32768, "hidden_size": 2048, "intermediate_size": 11008,
+    "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 4, "rms_norm_eps": 1e-6,
+    "rope_theta": 2_000_000.0, "tie_word_embeddings": true,
+});
+defaults!(granite_defaults {
+    "vocab_size": 32000, "max_position_embeddings": 2048, "hidden_size": 4096, "intermediate_size": 11008,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+    "embedding_multiplier": 1.0, "logits_scaling": 1.0, "residual_multiplier": 1.0, "attention_multiplier": 1.0,
+});
+defaults!(seed_oss_defaults {
+    "vocab_size": 155136, "max_position_embeddings": 524288, "hidden_size": 4096, "intermediate_size": 27648,
+    "num_hidden_layers": 64, "num_attention_heads": 80, "num_key_value_heads": 8, "head_dim": 128,
+    "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+});
+defaults!(qwen2_vl_defaults {
+    "vocab_size": 152064, "max_position_embeddings": 32768, "hidden_size": 8192, "intermediate_size": 29568,
+    "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8, "rms_norm_eps": 1e-5,
+    "rope_theta": 1_000_000.0,
+});
+defaults!(qwen3_vl_defaults {
+    "vocab_size": 151936, "max_position_embeddings": 128000, "hidden_size": 4096, "intermediate_size": 22016,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128,
+    "rms_norm_eps": 1e-6, "rope_theta": 5_000_000.0,
+});
+defaults!(qwen3_vl_moe_defaults {
+    "vocab_size": 151936, "max_position_embeddings": 128000, "hidden_size": 2048, "intermediate_size": 5632,
+    "num_hidden_layers": 24, "num_attention_heads": 16, "num_key_value_heads": 16, "rms_norm_eps": 1e-6,
+    "rope_theta": 5_000_000.0, "moe_intermediate_size": 1408, "num_experts_per_tok": 4, "num_experts": 60,
 });
 
 #[cfg(test)]

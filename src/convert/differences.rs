@@ -1,5 +1,7 @@
 //! What a configuration asks for and llama.cpp computes otherwise, whatever the file says.
 
+use serde_json::Value;
+
 use super::architectures::{Row, Setting};
 use super::config::Config;
 use super::hparams::Sizes;
@@ -32,6 +34,18 @@ fn difference(setting: Setting, config: &Config, row: &Row, sizes: &Sizes) -> Op
         Setting::SlidingWindow => config
             .bool("use_sliding_window")
             .then(|| format!("use_sliding_window is true; llama.cpp computes {} without a window", arch.name)),
+        Setting::RopeLayers => {
+            let every = arch.rope_free_every? as u64;
+            let usual = |layer: u64| !(layer + 1).is_multiple_of(every);
+            let interval = config.get("no_rope_layer_interval").and_then(Value::as_u64).unwrap_or(every);
+            let same = match config.get("no_rope_layers").and_then(Value::as_array) {
+                Some(layers) => (0..).zip(layers).all(|(layer, rotates)| (rotates.as_u64() == Some(1)) == usual(layer)),
+                None => interval == every,
+            };
+            (!same).then(|| {
+                format!("no_rope_layers is not every {every}th layer, as which llama.cpp computes {}", arch.name)
+            })
+        }
         Setting::NormalizedExperts => {
             let normalizes = arch.feed_forward.gating() == Some(Gating::SoftmaxNormalized);
             let wanted = config.get("norm_topk_prob")?.as_bool()?;

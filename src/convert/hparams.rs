@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::ConvertError;
 use super::config::{Config, Rope};
-use crate::gguf::Metadata;
+use crate::gguf::{self, Array, Metadata, ValueType};
 use crate::model::{Architecture, Sliding};
 
 /// Rope factors that become a tensor.
@@ -166,7 +166,9 @@ pub(super) fn common(source: &Source, keys: &mut Keys) -> Result<Vec<RopeFactors
             keys.u32(suffix, count.into());
         }
     }
-    if config.get("head_dim").is_some() {
+    write_sections(config, rope, keys)?;
+    // Granite has no head size of its own.
+    if config.get("head_dim").is_some() && !arch.multipliers {
         keys.u32("attention.key_length", sizes.head);
         keys.u32("attention.value_length", sizes.head);
     }
@@ -200,6 +202,42 @@ fn write_causality(config: &Config, keys: &mut Keys) {
     }
 }
 
+/// How many pairs of a head rotate by the position in time, in height and in width.
+fn write_sections(config: &Config, rope: &Rope, keys: &mut Keys) -> Result<(), ConvertError> {
+    let sections = rope.numbers(config, "mrope_section")?;
+    if sections.is_empty() {
+        return Ok(());
+    }
+    let mut pairs = sections.iter().map(|pairs| gguf::Value::I32(*pairs as i32)).collect::<Vec<_>>();
+    pairs.resize(4, gguf::Value::I32(0));
+    keys.metadata.set(&format!("{}.rope.dimension_sections", keys.prefix), Array::of_values(ValueType::I32, &pairs));
+    Ok(())
+}
+
+/// Granite: what its configuration calls multipliers.
+pub(super) fn granite(source: &Source, keys: &mut Keys) -> Result<Vec<RopeFactors>, ConvertError> {
+    let factors = llama(source, keys)?;
+    for (field, suffix) in [
+        ("attention_multiplier", "attention.scale"),
+        ("embedding_multiplier", "embedding_scale"),
+        ("residual_multiplier", "residual_scale"),
+        ("logits_scaling", "logit_scale"),
+    ] {
+        if let Some(factor) = source.config.optional_f64(field)?.filter(|factor| *factor != 0.0) {
+            keys.f32(suffix, factor);
+        }
+    }
+    Ok(factors)
+}
+
+/// The text part of Qwen3-VL, whose first layers get features of the image.
+pub(super) fn qwen3_vl(source: &Source, keys: &mut Keys) -> Result<Vec<RopeFactors>, ConvertError> {
+    let factors = common(source, keys)?;
+    let layers = source.config.get("vision_config").and_then(|vision| vision.get("deepstack_visual_indexes"));
+    keys.u32("n_deepstack_layers", layers.and_then(Value::as_array).map_or(0, Vec::len) as u64);
+    Ok(factors)
+}
+
 /// gpt-oss.
 pub(super) fn gpt_oss(source: &Source, keys: &mut Keys) -> Result<Vec<RopeFactors>, ConvertError> {
     common(source, keys)?;
@@ -210,7 +248,7 @@ pub(super) fn gpt_oss(source: &Source, keys: &mut Keys) -> Result<Vec<RopeFactor
 fn write_rope_scaling(config: &Config, rope: &Rope, keys: &mut Keys) -> Result<(), ConvertError> {
     let factor = rope.number(config, "factor")?;
     match (rope.kind().as_deref(), factor) {
-        (None | Some("default" | "llama3"), _) | (Some("linear" | "yarn"), None) => {}
+        (None | Some("default" | "llama3" | "mrope"), _) | (Some("linear" | "yarn"), None) => {}
         (Some("linear"), Some(factor)) => {
             keys.str("rope.scaling.type", "linear");
             keys.f32("rope.scaling.factor", factor);

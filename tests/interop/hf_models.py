@@ -523,6 +523,67 @@ def phi4mini():
     return model.body(tied=True).layers(fused=True).dense(fused=True)
 
 
+def smollm3():
+    model = HfModel("smollm3", "smollm3", ["SmolLM3ForCausalLM"], "smaug-bpe", rope_theta=2e6, no_rope_layer_interval=4)
+    model.tokenizer(write_byte_level, [split(LLAMA3), byte_level()], ENDS, {"eos_token": "<|end_of_text|>"})
+    return model.body(tied=True).layers().dense()
+
+
+def granite():
+    model = HfModel(
+        "granite", "granite", ["GraniteForCausalLM"], "gpt-2", rope_theta=1e7, attention_multiplier=0.0625,
+        embedding_multiplier=12.0, logits_scaling=8.0, residual_multiplier=0.22,
+    )
+    tokens = [("<|end_of_text|>", True)]
+    model.tokenizer(write_byte_level, [byte_level(True)], tokens, {"eos_token": "<|end_of_text|>"})
+    return model.body(tied=True).layers().dense()
+
+
+def seed_oss():
+    model = HfModel("seed_oss", "seed_oss", ["SeedOssForCausalLM"], "seed-coder", head=32, rope_theta=1e7)
+    seed = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}").replace(r" ?[^\s\p{L}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{N}\r\n]+")
+    model.tokenizer(write_byte_level, [split(seed), byte_level()], [("<seed:eos>", True)], {"eos_token": "<seed:eos>"})
+    return model.body().layers(bias=True).dense()
+
+
+def vision_part(model, prefix):
+    """A tower that stays out, and the names of newer files."""
+    model.config["vision_config"] = {"hidden_size": 8, "deepstack_visual_indexes": [1, 3]}
+    model.tensors = {name.replace("model.", prefix, 1): values for name, values in model.tensors.items()}
+    model.matrix("model.visual.blocks.0.attn.qkv", 24, 8)
+    return model
+
+
+def qwen2vl():
+    model = HfModel(
+        "qwen2vl", "qwen2_5_vl", ["Qwen2_5_VLForConditionalGeneration"], "qwen2", rope_theta=1e6,
+        rope_scaling={"type": "mrope", "mrope_section": [2, 3, 3]}, use_sliding_window=False,
+    )
+    model.tokenizer(write_byte_level, [split(QWEN2), byte_level()], QWEN_TOKENS, QWEN_CONFIG)
+    return vision_part(model.body().layers(bias=True).dense(), "model.")
+
+
+def qwen3vl(experts=False):
+    kind = "qwen3_vl_moe" if experts else "qwen3_vl"
+    name = "Qwen3VLMoeForConditionalGeneration" if experts else "Qwen3VLForConditionalGeneration"
+    text = {"rope_theta": 5e6, "rope_scaling": {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [3, 3, 2]}}
+    model = HfModel(kind, kind, [name], "qwen2")
+    model.tokenizer(write_byte_level, [split(QWEN2), byte_level()], QWEN_TOKENS, QWEN_CONFIG)
+    model.body(tied=not experts).layers(head_norms=True)
+    if experts:
+        text |= {"num_experts": N_EXPERT, "num_experts_per_tok": N_EXPERT_USED, "moe_intermediate_size": N_FF_EXP}
+        model.experts("mlp", ("gate_proj", "up_proj", "down_proj"), N_FF_EXP, stacked=True)
+        for name in [name for name in model.tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+            model.tensors[name] = np.ascontiguousarray(model.tensors[name].swapaxes(1, 2))
+    else:
+        model.dense()
+    root = ("architectures", "model_type", "tie_word_embeddings")
+    model.config["head_dim"] = model.head
+    text |= {key: model.config.pop(key) for key in list(model.config) if key not in root}
+    model.config["text_config"] = text
+    return vision_part(model, "model.language_model.")
+
+
 def gpt_oss(inner):
     """All but the experts, which come in more than one form."""
     model = HfModel(
@@ -565,7 +626,17 @@ MODELS = {
     ]
 }
 
+# Those whose logits the numpy forward pass does not compute.
+FAMILIES = {
+    "smollm3": (smollm3, ()),
+    "granite": (granite, ()),
+    "seed_oss": (seed_oss, ()),
+    "qwen2vl": (qwen2vl, ()),
+    "qwen3vl": (qwen3vl, ()),
+    "qwen3vlmoe": (qwen3vl, (True,)),
+}
+
 
 def make(name):
-    model, args = MODELS[name]
+    model, args = (MODELS | FAMILIES)[name]
     return model(*args)

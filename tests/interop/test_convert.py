@@ -48,7 +48,7 @@ def facts(path):
     return {"digest": hashlib.sha256("".join(sorted(rows)).encode()).hexdigest(), "metadata": metadata}
 
 
-@pytest.mark.parametrize("name", hf_models.MODELS)
+@pytest.mark.parametrize("name", [*hf_models.MODELS, *hf_models.FAMILIES])
 def test_files_are_those_of_the_reference_converter(name, tmp_path):
     folder = hf_models.make(name).write(tmp_path / name)
     found = facts(convert(folder, tmp_path / "model.gguf"))

@@ -180,14 +180,15 @@ impl Planner<'_> {
             if planner.names.contains_key(&weight) { weight } else { name.to_owned() }
         };
         let (fused_weight, down_weight) = (spelled(self, &fused), spelled(self, &down));
-        if names.interleaved && self.is_transposed(&fused_weight) {
+        if names.transposed && self.is_transposed(&fused_weight) {
             let fused = self.require(&fused_weight, &[count, width, 2 * inner])?;
             let down = self.require(&down_weight, &[count, inner, width])?;
+            let (up, step) = if names.interleaved { (1, 2) } else { (inner, 1) };
             let columns =
                 |weight, first, count, step, matrix| Part { weight, first, count, step, transposed: Some(matrix) };
             for expert in 0..count {
-                parts[0].push(columns(fused, 0, inner, 2, expert));
-                parts[1].push(columns(fused, 1, inner, 2, expert));
+                parts[0].push(columns(fused, 0, inner, step, expert));
+                parts[1].push(columns(fused, up, inner, step, expert));
                 parts[2].push(columns(down, 0, width, 1, expert));
             }
         } else if self.names.contains_key(&fused_weight) || names.interleaved {
@@ -238,7 +239,7 @@ impl Planner<'_> {
         self.names.contains_key(&switched[0]).then_some(switched)
     }
 
-    /// True for experts whose inputs are rows: gpt-oss without quantization, where a product is `x W`.
+    /// True for experts whose inputs are rows, where a product is `x W`.
     fn is_transposed(&self, name: &str) -> bool {
         let Some(index) = self.names.get(name) else { return false };
         let weight = &self.plan.weights[*index];
