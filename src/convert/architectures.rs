@@ -533,6 +533,7 @@ defaults!(qwen3_vl_moe_defaults {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{QkNorm, SharedExpert};
 
     #[test]
     fn a_class_has_one_row() {
@@ -550,7 +551,7 @@ mod tests {
             let Row { arch, classes, .. } = row;
             let has = |target: &str| row.roles().any(|role| role.target == target);
             for norm in ["attn_q_norm", "attn_k_norm"] {
-                assert_eq!(has(norm), arch.qk_norm, "{classes:?} {norm}");
+                assert_eq!(has(norm), arch.qk_norm != QkNorm::None, "{classes:?} {norm}");
             }
             for norm in ["post_attention_norm", "post_ffw_norm"] {
                 assert_eq!(has(norm), arch.post_norms || arch.ffn_norm == norm, "{classes:?} {norm}");
@@ -560,7 +561,7 @@ mod tests {
             assert_eq!(has("ffn_up"), dense, "{classes:?}");
             assert_eq!(has("ffn_gate"), dense && !arch.fused_gate_up, "{classes:?}");
             assert_eq!(has("ffn_gate_inp"), !dense, "{classes:?}");
-            assert_eq!(has("ffn_gate_inp_shexp"), arch.shared_expert, "{classes:?}");
+            assert_eq!(has("ffn_gate_inp_shexp"), arch.shared_expert == SharedExpert::Gated, "{classes:?}");
             assert_eq!(has("attn_sinks"), arch.sinks, "{classes:?}");
             assert!(dense || arch.feed_forward.gating().is_some(), "{classes:?}");
             if let Some(experts) = row.experts {

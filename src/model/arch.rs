@@ -61,6 +61,10 @@ pub(crate) enum Gating {
     SoftmaxNormalized,
     /// Softmax over the chosen experts' logits only.
     SoftmaxOfChosen,
+    /// Sigmoid of each logit, the chosen ones taken as they are.
+    Sigmoid,
+    /// Sigmoid of each logit, the chosen ones scaled to sum to one.
+    SigmoidNormalized,
 }
 
 /// Whether the model has dense feed-forward layers, experts, or may have either.
@@ -82,6 +86,41 @@ impl FeedForward {
             FeedForward::DenseOrExperts(gating) | FeedForward::Experts(gating) => Some(gating),
         }
     }
+}
+
+/// What of the routing of experts stands in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RoutingKeys {
+    /// `expert_gating_func`.
+    pub function: bool,
+    /// `expert_weights_norm`.
+    pub norm: bool,
+    /// `expert_weights_scale`.
+    pub scale: bool,
+}
+
+/// Experts that see every token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SharedExpert {
+    /// There are none.
+    None,
+    /// One, with a sigmoid gate of its own.
+    Gated,
+    /// One of width `expert_shared_feed_forward_length`, where the file has that.
+    Wide,
+    /// `expert_shared_count` of them, as one network of their common width.
+    Counted,
+}
+
+/// What queries and keys are normed over before the rotary embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum QkNorm {
+    /// They are not normed.
+    None,
+    /// Each head.
+    Head,
+    /// All heads together.
+    Whole,
 }
 
 /// Scale of the attention scores.
@@ -113,12 +152,18 @@ pub(crate) struct Architecture {
     pub activation: Activation,
     /// Dense or experts.
     pub feed_forward: FeedForward,
-    /// A shared expert with its own sigmoid gate runs beside the routed ones.
-    pub shared_expert: bool,
+    /// Experts beside the routed ones.
+    pub shared_expert: SharedExpert,
+    /// What the file says of the routing.
+    pub routing_keys: RoutingKeys,
+    /// `exp_probs_b` may be added to the scores for the choice of experts.
+    pub selection_bias: bool,
+    /// The first layers, and all but every so many, may be dense: `leading_dense_block_count`, `interleave_moe_layer_step`.
+    pub dense_layers: bool,
     /// Experts have a width of their own, `expert_feed_forward_length`; otherwise they are as wide as dense layers.
     pub own_expert_width: bool,
-    /// Queries and keys are normed per head before the rotary embedding.
-    pub qk_norm: bool,
+    /// Norm of queries and keys.
+    pub qk_norm: QkNorm,
     /// Norms after attention and after the feed-forward network (`post_attention_norm`, `post_ffw_norm`).
     pub post_norms: bool,
     /// Suffix of the norm before the feed-forward network.
@@ -166,9 +211,12 @@ const PLAIN: Architecture = Architecture {
     rope: RopePairs::Halves,
     activation: Activation::Silu,
     feed_forward: FeedForward::Dense,
-    shared_expert: false,
+    shared_expert: SharedExpert::None,
+    routing_keys: RoutingKeys { function: false, norm: false, scale: false },
+    selection_bias: false,
+    dense_layers: false,
     own_expert_width: true,
-    qk_norm: false,
+    qk_norm: QkNorm::None,
     post_norms: false,
     ffn_norm: "ffn_norm",
     fused_gate_up: false,
@@ -207,15 +255,15 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         name: "qwen2moe",
         covers: "Qwen1.5-MoE, Qwen2-MoE",
         feed_forward: FeedForward::Experts(Gating::Softmax),
-        shared_expert: true,
+        shared_expert: SharedExpert::Gated,
         output: OutputMatrix::Own,
         ..PLAIN
     },
-    Architecture { name: "qwen3", covers: "Qwen3", qk_norm: true, ..PLAIN },
+    Architecture { name: "qwen3", covers: "Qwen3", qk_norm: QkNorm::Head, ..PLAIN },
     Architecture {
         name: "qwen3vl",
         covers: "text part of Qwen3-VL",
-        qk_norm: true,
+        qk_norm: QkNorm::Head,
         sections: Sections::Interleaved,
         ..PLAIN
     },
@@ -223,14 +271,14 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         name: "qwen3moe",
         covers: "Qwen3-MoE",
         feed_forward: FeedForward::Experts(Gating::SoftmaxNormalized),
-        qk_norm: true,
+        qk_norm: QkNorm::Head,
         ..PLAIN
     },
     Architecture {
         name: "qwen3vlmoe",
         covers: "text part of Qwen3-VL-MoE",
         feed_forward: FeedForward::Experts(Gating::SoftmaxNormalized),
-        qk_norm: true,
+        qk_norm: QkNorm::Head,
         sections: Sections::Interleaved,
         ..PLAIN
     },
@@ -259,7 +307,7 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         name: "gemma3",
         covers: "Gemma 3",
         activation: Activation::Gelu,
-        qk_norm: true,
+        qk_norm: QkNorm::Head,
         post_norms: true,
         scaled_embeddings: true,
         sliding: Sliding::Periodic { period: 6, default_window: None, default_base: Some(10_000.0) },
@@ -286,6 +334,62 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         rope: RopePairs::Adjacent,
         multipliers: true,
         rope_factors: true,
+        ..PLAIN
+    },
+    Architecture {
+        name: "granitemoe",
+        covers: "Granite 3 mixtures of experts",
+        rope: RopePairs::Adjacent,
+        feed_forward: FeedForward::DenseOrExperts(Gating::SoftmaxNormalized),
+        own_expert_width: false,
+        shared_expert: SharedExpert::Wide,
+        routing_keys: RoutingKeys { function: false, norm: false, scale: true },
+        multipliers: true,
+        rope_factors: true,
+        ..PLAIN
+    },
+    Architecture {
+        name: "dots1",
+        covers: "dots.llm1",
+        feed_forward: FeedForward::Experts(Gating::Softmax),
+        shared_expert: SharedExpert::Counted,
+        routing_keys: RoutingKeys { function: true, norm: true, scale: true },
+        selection_bias: true,
+        dense_layers: true,
+        qk_norm: QkNorm::Head,
+        output: OutputMatrix::Own,
+        ..PLAIN
+    },
+    Architecture {
+        name: "ernie4_5-moe",
+        covers: "ERNIE 4.5 mixtures of experts",
+        rope: RopePairs::Adjacent,
+        feed_forward: FeedForward::Experts(Gating::SoftmaxNormalized),
+        shared_expert: SharedExpert::Wide,
+        routing_keys: RoutingKeys { function: false, norm: false, scale: true },
+        selection_bias: true,
+        dense_layers: true,
+        ..PLAIN
+    },
+    Architecture {
+        name: "olmoe",
+        covers: "OLMoE",
+        feed_forward: FeedForward::DenseOrExperts(Gating::Softmax),
+        own_expert_width: false,
+        routing_keys: RoutingKeys { function: false, norm: false, scale: true },
+        qk_norm: QkNorm::Whole,
+        output: OutputMatrix::Own,
+        ..PLAIN
+    },
+    Architecture {
+        name: "minimax-m2",
+        covers: "MiniMax-M2",
+        feed_forward: FeedForward::DenseOrExperts(Gating::SigmoidNormalized),
+        own_expert_width: false,
+        routing_keys: RoutingKeys { function: true, norm: false, scale: true },
+        selection_bias: true,
+        qk_norm: QkNorm::Whole,
+        output: OutputMatrix::Own,
         ..PLAIN
     },
     Architecture { name: "seed_oss", covers: "Seed-OSS", ffn_norm: "post_attention_norm", ..PLAIN },

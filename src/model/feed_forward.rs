@@ -54,10 +54,11 @@ impl<'g> Pass<'_, 'g, '_> {
                     self.network(network, None, &normed, &mut output, place, taps)?;
                     output
                 }
-                FeedForwardWeights::Experts { router, experts, shared } => {
-                    let mut output = self.routed(router, experts, &normed, place, taps)?;
+                FeedForwardWeights::Experts { router, selection_bias, experts, shared } => {
+                    let bias = self.decode_optional(selection_bias.as_ref())?;
+                    let mut output = self.routed((router, bias.as_deref()), experts, &normed, place, taps)?;
                     if let Some((gate, network)) = shared {
-                        self.add_shared(gate, network, &normed, &mut output, place, taps)?;
+                        self.add_shared(gate.as_ref(), network, &normed, &mut output, place, taps)?;
                     }
                     output
                 }
@@ -124,7 +125,7 @@ impl<'g> Pass<'_, 'g, '_> {
     /// Weighted sum of the chosen experts' outputs, `[n, n_embd]`, added up in the order of the experts.
     fn routed(
         &self,
-        router: &Linear<'g>,
+        (router, bias): (&Linear<'g>, Option<&[f32]>),
         experts: &Network<'g>,
         normed: &[f32],
         place: Place<'_>,
@@ -139,7 +140,7 @@ impl<'g> Pass<'_, 'g, '_> {
         let mut input = ProductInput::new(normed, n_embd, self.options.precision);
         self.linear(router, 0, &mut input, &mut scores, place)?;
         drop(input);
-        let routing = route(&mut scores, params);
+        let routing = route(&mut scores, bias, params);
         let tile = tile_rows(experts.n_ff);
         for (index, assigned) in routing.per_expert.iter().enumerate() {
             let expert = Expert { index, count: params.count };
@@ -160,10 +161,10 @@ impl<'g> Pass<'_, 'g, '_> {
         Ok(output)
     }
 
-    /// Adds the shared expert, scaled by the sigmoid of its own gate.
+    /// Adds the shared expert, scaled by the sigmoid of its own gate if it has one.
     fn add_shared(
         &self,
-        gate: &Linear<'g>,
+        gate: Option<&Linear<'g>>,
         network: &Network<'g>,
         normed: &[f32],
         output: &mut [f32],
@@ -176,47 +177,78 @@ impl<'g> Pass<'_, 'g, '_> {
         for (tile, (x, out)) in tiles.enumerate() {
             self.check_cancelled()?;
             let inner = Place { layer: place.layer, token: &|row| (place.token)(tile * rows + row) };
-            self.tap(&[gate.weight.name], place.layer, None, x, n_embd, taps)?;
-            let mut gates = vec![0.0; x.len() / n_embd];
-            let mut input = ProductInput::new(x, n_embd, self.options.precision);
-            self.linear(gate, 0, &mut input, &mut gates, inner)?;
-            drop(input);
+            let mut shares = vec![1.0; x.len() / n_embd];
+            if let Some(gate) = gate {
+                self.tap(&[gate.weight.name], place.layer, None, x, n_embd, taps)?;
+                let mut input = ProductInput::new(x, n_embd, self.options.precision);
+                self.linear(gate, 0, &mut input, &mut shares, inner)?;
+                shares.iter_mut().for_each(|share| *share = math::sigmoid(*share));
+            }
             let mut y = vec![0.0; x.len()];
             self.network(network, None, x, &mut y, inner, taps)?;
-            let rows = out.par_chunks_mut(n_embd).zip(y.par_chunks(n_embd)).zip(&gates);
-            rows.for_each(|((out, y), &gate)| math::add_scaled(out, y, math::sigmoid(gate)));
+            let rows = out.par_chunks_mut(n_embd).zip(y.par_chunks(n_embd)).zip(&shares);
+            rows.for_each(|((out, y), &share)| math::add_scaled(out, y, share));
         }
         Ok(())
     }
 }
 
-/// Chooses the experts of every row of `scores`, `[n, count]`; equal scores go to the lower number.
-fn route(scores: &mut [f32], params: Experts) -> Routing {
+/// Chooses the experts of every row of `scores`, `[n, count]`; equal scores go to the lower number. `bias` is added for the
+/// choice only.
+fn route(scores: &mut [f32], bias: Option<&[f32]>, params: Experts) -> Routing {
     use super::arch::Gating;
     let mut per_expert = vec![Vec::new(); params.count];
     let mut order: Vec<usize> = Vec::new();
+    let mut biased: Vec<f32> = Vec::new();
     for (token, row) in scores.chunks_exact_mut(params.count).enumerate() {
-        if params.gating != Gating::SoftmaxOfChosen {
-            math::soft_max(row, None);
+        match params.gating {
+            Gating::Softmax | Gating::SoftmaxNormalized => math::soft_max(row, None),
+            Gating::Sigmoid | Gating::SigmoidNormalized => row.iter_mut().for_each(|x| *x = math::sigmoid(*x)),
+            Gating::SoftmaxOfChosen => {}
+        }
+        biased.clear();
+        biased.extend_from_slice(row);
+        if let Some(bias) = bias {
+            math::add(&mut biased, bias);
+        }
+        if let Some((groups, chosen)) = params.groups {
+            keep_best_groups(&mut biased, groups, chosen);
         }
         order.clear();
         order.extend(0..params.count);
-        order.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
+        order.sort_by(|&a, &b| biased[b].total_cmp(&biased[a]));
         let chosen = &order[..params.used];
         let mut weights: Vec<f32> = chosen.iter().map(|&e| row[e]).collect();
         match params.gating {
-            Gating::Softmax => {}
-            Gating::SoftmaxNormalized => {
+            Gating::Softmax | Gating::Sigmoid => {}
+            Gating::SoftmaxNormalized | Gating::SigmoidNormalized => {
                 let sum = weights.iter().sum::<f32>().max(LEAST_WEIGHT_SUM);
                 weights.iter_mut().for_each(|w| *w /= sum);
             }
             Gating::SoftmaxOfChosen => math::soft_max(&mut weights, None),
         }
         for (&expert, weight) in chosen.iter().zip(weights) {
-            per_expert[expert].push((token, weight));
+            per_expert[expert].push((token, weight * params.scale));
         }
     }
     Routing { per_expert }
+}
+
+/// Sets the scores of all but the `chosen` best of `groups` groups to minus infinity; a group is as good as its two best
+/// experts together.
+fn keep_best_groups(scores: &mut [f32], groups: usize, chosen: usize) {
+    let size = scores.len() / groups;
+    let best_two = |group: &[f32]| {
+        let mut sorted = group.to_vec();
+        sorted.sort_by(|a, b| b.total_cmp(a));
+        sorted.iter().take(2).sum::<f32>()
+    };
+    let sums: Vec<f32> = scores.chunks_exact(size).map(best_two).collect();
+    let mut order: Vec<usize> = (0..groups).collect();
+    order.sort_by(|&a, &b| sums[b].total_cmp(&sums[a]));
+    for &group in &order[chosen..] {
+        scores[group * size..][..size].fill(f32::NEG_INFINITY);
+    }
 }
 
 #[cfg(test)]
@@ -227,16 +259,27 @@ mod tests {
     #[test]
     fn routing_follows_the_gating_rule() {
         let scores = [0.0f32, 2f32.ln(), 0.0, 3f32.ln()];
-        let params = |gating| Experts { count: 4, used: 2, n_ff: None, shared_n_ff: None, gating };
-        let weights = |gating| {
-            let routing = route(&mut scores.clone(), params(gating));
+        let params =
+            |gating| Experts { count: 4, used: 2, n_ff: None, shared_n_ff: None, gating, scale: 1.0, groups: None };
+        let chosen = |params: Experts, bias: Option<&[f32]>| {
+            let routing = route(&mut scores.clone(), bias, params);
             let of = |e: usize| routing.per_expert[e].first().map_or(0.0, |&(_, w)| w);
             [of(0), of(1), of(2), of(3)]
         };
+        let weights = |gating| chosen(params(gating), None);
         let close = |a: [f32; 4], b: [f32; 4]| a.iter().zip(&b).all(|(x, y)| (x - y).abs() < 1e-6);
         assert!(close(weights(Gating::Softmax), [0.0, 2.0 / 7.0, 0.0, 3.0 / 7.0]));
         assert!(close(weights(Gating::SoftmaxNormalized), [0.0, 0.4, 0.0, 0.6]));
         assert!(close(weights(Gating::SoftmaxOfChosen), [0.0, 0.4, 0.0, 0.6]));
+        assert!(close(weights(Gating::Sigmoid), [0.0, 2.0 / 3.0, 0.0, 0.75]));
+        assert!(close(weights(Gating::SigmoidNormalized), [0.0, 8.0 / 17.0, 0.0, 9.0 / 17.0]));
+        let scaled = Experts { scale: 2.5, ..params(Gating::SigmoidNormalized) };
+        assert!(close(chosen(scaled, None), [0.0, 20.0 / 17.0, 0.0, 22.5 / 17.0]));
+        // The bias chooses, the score weighs.
+        assert!(close(chosen(params(Gating::Sigmoid), Some(&[1.0, 0.0, 0.9, 0.0])), [0.5, 0.0, 0.5, 0.0]));
+        // Of two groups of two the one with the better sum.
+        let grouped = Experts { groups: Some((2, 1)), ..params(Gating::Sigmoid) };
+        assert!(close(chosen(grouped, None), [0.0, 0.0, 0.5, 0.75]));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Hyperparameters: read from the metadata, checked once, trusted afterwards.
 
-use super::arch::{ARCHITECTURES, Architecture, FeedForward, Gating, Sections, Sliding};
+use super::arch::{ARCHITECTURES, Architecture, FeedForward, Gating, Sections, SharedExpert, Sliding};
 use super::error::ModelError;
 use crate::gguf::{Metadata, ValueType};
 
@@ -88,6 +88,8 @@ pub struct Hparams {
     pub(super) window: Vec<Option<usize>>,
     /// Experts, when the model has any.
     pub(super) experts: Option<Experts>,
+    /// Layers that have them.
+    pub(super) expert_layers: Vec<bool>,
 }
 
 /// Mixture-of-experts dimensions.
@@ -103,6 +105,10 @@ pub(super) struct Experts {
     pub shared_n_ff: Option<Option<usize>>,
     /// How weights follow from router outputs.
     pub gating: Gating,
+    /// Multiplies the weights of the chosen experts.
+    pub scale: f32,
+    /// Number of groups of experts, and of those that are chosen first.
+    pub groups: Option<(usize, usize)>,
 }
 
 struct Keys<'a> {
@@ -292,6 +298,7 @@ impl Hparams {
             logit_cap: cap(arch.logit_cap, "final_logit_softcapping")?,
             window,
             experts,
+            expert_layers: expert_layers(&keys, arch, n_layer)?,
         })
     }
 
@@ -324,7 +331,7 @@ fn heads(keys: &Keys, n_layer: usize) -> Result<(Vec<usize>, Vec<usize>), ModelE
 fn experts(keys: &Keys, arch: &'static Architecture) -> Result<Option<Experts>, ModelError> {
     let count = keys.count("expert_count", MAX_EXPERTS)?.unwrap_or(0);
     let used = keys.count("expert_used_count", MAX_EXPERTS)?.unwrap_or(0);
-    let gating = match arch.feed_forward {
+    let usual = match arch.feed_forward {
         FeedForward::Dense if count > 0 => {
             return Err(keys.bad("expert_count", count, format!("none: {} has no experts", arch.name)));
         }
@@ -340,13 +347,78 @@ fn experts(keys: &Keys, arch: &'static Architecture) -> Result<Option<Experts>, 
     if used == 0 || used > count {
         return Err(keys.bad("expert_used_count", used, format!("1 to the number of experts, {count}")));
     }
-    if keys.count("expert_group_count", MAX_EXPERTS)?.unwrap_or(0) > 1 {
-        return Err(keys.bad("expert_group_count", "above 1", "no groups of experts"));
-    }
+    let groups = match keys.count("expert_group_count", MAX_EXPERTS)?.filter(|&groups| groups > 1) {
+        None => None,
+        Some(groups) if arch.selection_bias => {
+            let chosen = keys.required_count("expert_group_used_count", groups as u64)?;
+            // The score of a group is the sum of its two best.
+            if count % groups != 0 || count / groups < 2 || chosen * (count / groups) < used {
+                let expected = format!("groups of equal size, of which {chosen} hold {used} experts");
+                return Err(keys.bad("expert_group_count", groups, expected));
+            }
+            Some((groups, chosen))
+        }
+        Some(_) => return Err(keys.bad("expert_group_count", "above 1", "no groups of experts")),
+    };
+    let gating = gating(keys, arch, usual)?;
+    let scale = match arch.routing_keys.scale {
+        true => keys.finite("expert_weights_scale")?.filter(|&scale| scale != 0.0).unwrap_or(1.0),
+        false => 1.0,
+    };
     let own_width = keys.optional_positive("expert_feed_forward_length", MAX_WIDTH)?;
-    let shared_width = keys.optional_positive("expert_shared_feed_forward_length", MAX_WIDTH)?;
     let n_ff = own_width.filter(|_| arch.own_expert_width);
-    Ok(Some(Experts { count, used, n_ff, shared_n_ff: arch.shared_expert.then_some(shared_width), gating }))
+    let shared_n_ff = match arch.shared_expert {
+        SharedExpert::None => None,
+        SharedExpert::Gated => Some(keys.optional_positive("expert_shared_feed_forward_length", MAX_WIDTH)?),
+        SharedExpert::Wide => {
+            keys.count("expert_shared_feed_forward_length", MAX_WIDTH)?.filter(|&width| width > 0).map(Some)
+        }
+        SharedExpert::Counted => {
+            let shared = keys.count("expert_shared_count", MAX_EXPERTS)?.filter(|&shared| shared > 0);
+            shared.map(|shared| n_ff.map(|width| width * shared))
+        }
+    };
+    Ok(Some(Experts { count, used, n_ff, shared_n_ff, gating, scale, groups }))
+}
+
+/// The gating rule: the architecture's, or what the file says where it may.
+fn gating(keys: &Keys, arch: &'static Architecture, usual: Gating) -> Result<Gating, ModelError> {
+    let by_file = arch.routing_keys;
+    let function = match by_file.function {
+        true => keys.count("expert_gating_func", u64::from(u32::MAX))?.filter(|&function| function != 0),
+        false => None,
+    };
+    let normalized = match by_file.norm {
+        true => keys.metadata.bool(&keys.name("expert_weights_norm"))?.unwrap_or(false),
+        false => matches!(usual, Gating::SoftmaxNormalized | Gating::SigmoidNormalized),
+    };
+    let sigmoid = matches!(usual, Gating::Sigmoid | Gating::SigmoidNormalized);
+    match (function, normalized) {
+        (None, _) if usual == Gating::SoftmaxOfChosen => Ok(usual),
+        (None, _) if !by_file.norm => Ok(usual),
+        (Some(1), true) => Ok(Gating::SoftmaxNormalized),
+        (Some(1), false) => Ok(Gating::Softmax),
+        (Some(2), true) => Ok(Gating::SigmoidNormalized),
+        (Some(2), false) => Ok(Gating::Sigmoid),
+        (Some(3), _) => Ok(Gating::SoftmaxOfChosen),
+        (Some(other), _) => {
+            Err(keys.bad("expert_gating_func", other, "1 (softmax), 2 (sigmoid) or 3 (softmax of the chosen)"))
+        }
+        (None, true) if sigmoid => Ok(Gating::SigmoidNormalized),
+        (None, false) if sigmoid => Ok(Gating::Sigmoid),
+        (None, true) => Ok(Gating::SoftmaxNormalized),
+        (None, false) => Ok(Gating::Softmax),
+    }
+}
+
+/// Which layers have experts, in a model that has some.
+fn expert_layers(keys: &Keys, arch: &'static Architecture, n_layer: usize) -> Result<Vec<bool>, ModelError> {
+    if !arch.dense_layers {
+        return Ok(vec![true; n_layer]);
+    }
+    let leading = keys.count("leading_dense_block_count", MAX_LAYERS)?.unwrap_or(0);
+    let step = keys.optional_positive("interleave_moe_layer_step", MAX_LAYERS)?.unwrap_or(1);
+    Ok((0..n_layer).map(|il| il >= leading && (il + 1) % step == 0).collect())
 }
 
 fn rope(keys: &Keys) -> Result<(RopeParams, RopeScaling), ModelError> {

@@ -41,6 +41,8 @@ mod unused;
 mod weights;
 
 pub(crate) use arch::{ARCHITECTURES, Activation, Architecture, Gating, OutputMatrix, Sliding};
+#[cfg(test)]
+pub(crate) use arch::{QkNorm, SharedExpert};
 pub use error::ModelError;
 pub use group::{HiddenStates, TokenGroup};
 pub use head::LogitsTile;

@@ -276,7 +276,8 @@ impl<'m, 'g, 'o> Pass<'m, 'g, 'o> {
         let finish = |values: &mut [f32], width: usize, norm: Option<&[f32]>| {
             values.par_chunks_mut(width).zip(&positions).with_min_len(ROWS_PER_TASK).for_each(|(row, &position)| {
                 if let Some(norm) = norm {
-                    row.chunks_exact_mut(h.head_k).for_each(|x| math::rms_norm_in_place(x, norm, h.norm_epsilon));
+                    // One head, or all of them.
+                    row.chunks_exact_mut(norm.len()).for_each(|x| math::rms_norm_in_place(x, norm, h.norm_epsilon));
                 }
                 if h.rotates[il] {
                     rope.apply(h.arch.rope, position, row, h.head_k);

@@ -3,7 +3,7 @@
 //! A key that changes what the model computes must not be passed over in silence, or figures are those of another model.
 //! Keys are told apart by their value: a scale of 1, a count of 0 or what the architecture does anyway change nothing.
 
-use super::arch::{Activation, Gating, Sections, Sliding};
+use super::arch::{Activation, Gating, Sections, SharedExpert, Sliding};
 use super::hparams::{Hparams, RopeScaling};
 use crate::display::printable;
 use crate::gguf::{Array, Gguf, Metadata, TensorInfo, TensorType, Value};
@@ -102,7 +102,13 @@ fn is_read(suffix: &str, hparams: &Hparams) -> bool {
         "attention.sliding_window" | "attention.sliding_window_pattern" => arch.sliding != Sliding::None,
         "attn_logit_softcapping" => arch.score_cap.is_some(),
         "final_logit_softcapping" => arch.logit_cap.is_some(),
-        "expert_shared_feed_forward_length" => arch.shared_expert,
+        "expert_shared_feed_forward_length" => matches!(arch.shared_expert, SharedExpert::Gated | SharedExpert::Wide),
+        "expert_shared_count" => arch.shared_expert == SharedExpert::Counted,
+        "expert_gating_func" => arch.routing_keys.function,
+        "expert_weights_norm" => arch.routing_keys.norm,
+        "expert_weights_scale" => arch.routing_keys.scale,
+        "expert_group_count" | "expert_group_used_count" => arch.selection_bias,
+        "leading_dense_block_count" | "interleave_moe_layer_step" => arch.dense_layers,
         "rope.freq_base_swa" => arch.sliding != Sliding::None,
         "embedding_scale" | "residual_scale" | "logit_scale" | "attention.scale" => arch.multipliers,
         "rope.dimension_sections" => arch.sections != Sections::None,
@@ -129,15 +135,16 @@ fn is_neutral(suffix: &str, value: &Value, hparams: &Hparams, metadata: &Metadat
         "attention.sliding_window_pattern" => !metadata.contains(&format!("{}.attention.sliding_window", arch.name)),
         "expert_gating_func" => match gating {
             None | Some(Gating::Softmax | Gating::SoftmaxNormalized) => is(1.0),
+            Some(Gating::Sigmoid | Gating::SigmoidNormalized) => is(2.0),
             Some(Gating::SoftmaxOfChosen) => is(3.0),
         },
         "expert_weights_norm" => match (gating, value) {
-            (Some(Gating::Softmax), Value::Bool(norm)) => !norm,
-            (Some(Gating::SoftmaxNormalized), Value::Bool(norm)) => *norm,
+            (Some(Gating::Softmax | Gating::Sigmoid), Value::Bool(norm)) => !norm,
+            (Some(Gating::SoftmaxNormalized | Gating::SigmoidNormalized), Value::Bool(norm)) => *norm,
             (None | Some(Gating::SoftmaxOfChosen), _) => true,
             _ => false,
         },
-        "expert_shared_count" => arch.shared_expert,
+        "expert_shared_count" => arch.shared_expert != SharedExpert::None,
         "hidden_activation" => match value {
             Value::String(name) => same_activation(name, arch.activation),
             _ => false,

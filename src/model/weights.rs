@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
-use super::arch::{FeedForward, OutputMatrix};
+use super::arch::{FeedForward, OutputMatrix, QkNorm, SharedExpert};
 use super::error::ModelError;
 use super::hparams::{Experts, Hparams};
 use crate::gguf::{Gguf, TensorInfo, TensorType};
@@ -157,7 +157,14 @@ pub(super) struct Network<'g> {
 #[allow(clippy::large_enum_variant)] // one per layer, made once
 pub(super) enum FeedForwardWeights<'g> {
     Dense(Network<'g>),
-    Experts { router: Linear<'g>, experts: Network<'g>, shared: Option<(Linear<'g>, Network<'g>)> },
+    Experts {
+        router: Linear<'g>,
+        /// Added to the scores for the choice of experts, not for their weights.
+        selection_bias: Option<Weight<'g>>,
+        experts: Network<'g>,
+        /// A shared expert, with its gate where it has one.
+        shared: Option<(Option<Linear<'g>>, Network<'g>)>,
+    },
 }
 
 /// All tensors of one layer.
@@ -268,14 +275,15 @@ impl<'g> Loader<'g, '_> {
             },
         };
         let feed_forward = match h.experts {
-            None => FeedForwardWeights::Dense(self.network(il, h.n_ff[il], arch.fused_gate_up, "")?),
-            Some(experts) => self.experts(il, experts)?,
+            Some(experts) if h.expert_layers[il] => self.experts(il, experts)?,
+            _ => FeedForwardWeights::Dense(self.network(il, h.n_ff[il], arch.fused_gate_up, "")?),
         };
+        let qk_len = |whole: usize| if arch.qk_norm == QkNorm::Whole { whole } else { h.head_k };
         let mut optional_norm =
             |wanted: bool, part: &str, len: usize| wanted.then(|| self.required(&norm(part), &[len])).transpose();
         Ok(Layer {
-            q_norm: optional_norm(arch.qk_norm, "attn_q_norm", h.head_k)?,
-            k_norm: optional_norm(arch.qk_norm, "attn_k_norm", h.head_k)?,
+            q_norm: optional_norm(arch.qk_norm != QkNorm::None, "attn_q_norm", qk_len(n_q))?,
+            k_norm: optional_norm(arch.qk_norm != QkNorm::None, "attn_k_norm", qk_len(n_kv))?,
             sinks: optional_norm(arch.sinks, "attn_sinks", h.n_head[il])?,
             post_attn_norm: optional_norm(arch.post_norms, "post_attention_norm", h.n_embd)?,
             post_ffn_norm: optional_norm(arch.post_norms, "post_ffw_norm", h.n_embd)?,
@@ -318,7 +326,7 @@ impl<'g> Loader<'g, '_> {
         let count = experts.count;
         let n_ff = match experts.n_ff {
             Some(n_ff) => n_ff,
-            None if h.arch.feed_forward == FeedForward::DenseOrExperts(experts.gating) => h.n_ff[il],
+            None if matches!(h.arch.feed_forward, FeedForward::DenseOrExperts(_)) => h.n_ff[il],
             None => h.n_ff[il] / experts.used,
         };
         self.check_width(n_ff)?;
@@ -342,16 +350,23 @@ impl<'g> Loader<'g, '_> {
         let shared = match experts.shared_n_ff {
             None => None,
             Some(width) => {
-                let gate = Linear {
-                    weight: self.required(&format!("blk.{il}.ffn_gate_inp_shexp.weight"), &[h.n_embd])?,
-                    bias: None,
-                    scale: None,
+                let gate = match h.arch.shared_expert {
+                    SharedExpert::Gated => Some(Linear {
+                        weight: self.required(&format!("blk.{il}.ffn_gate_inp_shexp.weight"), &[h.n_embd])?,
+                        bias: None,
+                        scale: None,
+                    }),
+                    _ => None,
                 };
                 Some((gate, self.network(il, width.unwrap_or(h.n_ff[il]), false, "_shexp")?))
             }
         };
         Ok(FeedForwardWeights::Experts {
             router: self.linear(&format!("blk.{il}.ffn_gate_inp"), h.n_embd, count)?,
+            selection_bias: match h.arch.selection_bias {
+                true => self.optional(&format!("blk.{il}.exp_probs_b.bias"), &[count])?,
+                false => None,
+            },
             experts: routed,
             shared,
         })

@@ -21,8 +21,8 @@ CONTEXT = 512
 class TinyModel:
     """Collects metadata and tensors, then writes them."""
 
-    def __init__(self, arch, seed=1, n_layer=N_LAYER, head=N_EMBD // N_HEAD, n_ff=N_FF):
-        self.arch, self.n_layer, self.head = arch, n_layer, head
+    def __init__(self, arch, seed=1, n_layer=N_LAYER, head=N_EMBD // N_HEAD, n_ff=N_FF, n_head_kv=N_HEAD_KV):
+        self.arch, self.n_layer, self.head, self.n_head_kv = arch, n_layer, head, n_head_kv
         self.rng = np.random.default_rng(seed)
         self.keys = {}
         self.tensors = {}
@@ -31,7 +31,7 @@ class TinyModel:
         self.u32("embedding_length", N_EMBD)
         self.u32("feed_forward_length", n_ff)
         self.u32("attention.head_count", N_HEAD)
-        self.u32("attention.head_count_kv", N_HEAD_KV)
+        self.u32("attention.head_count_kv", n_head_kv)
         self.f32("attention.layer_norm_rms_epsilon", 1e-5)
         if head != N_EMBD // N_HEAD:
             self.u32("attention.key_length", head)
@@ -68,8 +68,8 @@ class TinyModel:
         self.norm("output_norm.weight")
         return self
 
-    def attention(self, bias=False, qk_norm=False, fused=False, output_bias=False):
-        n_q, n_kv = N_HEAD * self.head, N_HEAD_KV * self.head
+    def attention(self, bias=False, qk_norm=False, fused=False, output_bias=False, whole_norm=False):
+        n_q, n_kv = N_HEAD * self.head, self.n_head_kv * self.head
         for il in range(self.n_layer):
             self.norm(f"blk.{il}.attn_norm.weight")
             if fused:
@@ -82,9 +82,9 @@ class TinyModel:
             self.matrix(f"blk.{il}.attn_output.weight", n_q, N_EMBD)
             if output_bias:
                 self.vector(f"blk.{il}.attn_output.bias", N_EMBD)
-            if qk_norm:
-                self.norm(f"blk.{il}.attn_q_norm.weight", self.head)
-                self.norm(f"blk.{il}.attn_k_norm.weight", self.head)
+            if qk_norm or whole_norm:
+                self.norm(f"blk.{il}.attn_q_norm.weight", n_q if whole_norm else self.head)
+                self.norm(f"blk.{il}.attn_k_norm.weight", n_kv if whole_norm else self.head)
         return self
 
     def dense(self, n_ff=N_FF, fused=False):
@@ -96,11 +96,17 @@ class TinyModel:
             self.matrix(f"blk.{il}.ffn_down.weight", n_ff, N_EMBD)
         return self
 
-    def experts(self, n_ff, norm="ffn_norm", bias=False, shared=None):
+    def experts(self, n_ff, norm="ffn_norm", bias=False, shared=None, shared_gate=True, selection_bias=False, dense=()):
         self.u32("expert_count", N_EXPERT)
         self.u32("expert_used_count", N_EXPERT_USED)
         for il in range(self.n_layer):
             self.norm(f"blk.{il}.{norm}.weight")
+            if il in dense:
+                for part, shape in (("gate", (N_EMBD, N_FF)), ("up", (N_EMBD, N_FF)), ("down", (N_FF, N_EMBD))):
+                    self.matrix(f"blk.{il}.ffn_{part}.weight", *shape)
+                continue
+            if selection_bias:
+                self.vector(f"blk.{il}.exp_probs_b.bias", N_EXPERT, scale=0.5)
             self.matrix(f"blk.{il}.ffn_gate_inp.weight", N_EMBD, N_EXPERT, gain=2)
             self.matrix(f"blk.{il}.ffn_gate_exps.weight", N_EMBD, n_ff, N_EXPERT)
             self.matrix(f"blk.{il}.ffn_up_exps.weight", N_EMBD, n_ff, N_EXPERT)
@@ -111,7 +117,8 @@ class TinyModel:
                 self.vector(f"blk.{il}.ffn_up_exps.bias", (N_EXPERT, n_ff))
                 self.vector(f"blk.{il}.ffn_down_exps.bias", (N_EXPERT, N_EMBD))
             if shared:
-                self.vector(f"blk.{il}.ffn_gate_inp_shexp.weight", N_EMBD)
+                if shared_gate:
+                    self.vector(f"blk.{il}.ffn_gate_inp_shexp.weight", N_EMBD)
                 self.matrix(f"blk.{il}.ffn_gate_shexp.weight", N_EMBD, shared)
                 self.matrix(f"blk.{il}.ffn_up_shexp.weight", N_EMBD, shared)
                 self.matrix(f"blk.{il}.ffn_down_shexp.weight", shared, N_EMBD)
@@ -296,6 +303,52 @@ def granite(rotates=True):
     return model
 
 
+def granitemoe(shared=None):
+    model = TinyModel("granitemoe").body().attention().experts(N_FF, shared=shared, shared_gate=False)
+    for key, value in (("embedding_scale", 6.0), ("residual_scale", 0.4), ("attention.scale", 0.1), ("logit_scale", 2.0)):
+        model.f32(key, value)
+    if shared:
+        model.u32("expert_shared_feed_forward_length", shared)
+    return model
+
+
+def dots1(function=2, norm=True, groups=None):
+    model = TinyModel("dots1", head=32, n_head_kv=N_HEAD).body().attention(qk_norm=True)
+    model.experts(N_FF_EXP, shared=2 * N_FF_EXP, shared_gate=False, selection_bias=True, dense=(0,))
+    model.u32("leading_dense_block_count", 1)
+    model.u32("expert_feed_forward_length", N_FF_EXP)
+    model.u32("expert_shared_count", 2)
+    model.u32("expert_gating_func", function)
+    model.bool("expert_weights_norm", norm)
+    model.f32("expert_weights_scale", 1.7)
+    if groups:
+        model.u32("expert_group_count", groups[0])
+        model.u32("expert_group_used_count", groups[1])
+    return model
+
+
+def ernie4_5_moe():
+    model = TinyModel("ernie4_5-moe").body(tied=True).attention()
+    model.experts(N_FF_EXP, shared=N_FF_SHEXP, shared_gate=False, selection_bias=True, dense=(0,))
+    model.u32("leading_dense_block_count", 1)
+    model.u32("interleave_moe_layer_step", 1)
+    model.u32("expert_feed_forward_length", N_FF_EXP)
+    model.u32("expert_shared_feed_forward_length", N_FF_SHEXP)
+    return model
+
+
+def olmoe():
+    return TinyModel("olmoe", n_head_kv=N_HEAD).body().attention(whole_norm=True).experts(N_FF)
+
+
+def minimax_m2():
+    model = TinyModel("minimax-m2", head=32).body().attention(whole_norm=True).experts(N_FF, selection_bias=True)
+    model.u32("expert_feed_forward_length", N_FF)
+    model.u32("expert_gating_func", 2)
+    model.u32("rope.dimension_count", 16)
+    return model
+
+
 def seed_oss():
     model = TinyModel("seed_oss", head=32).body().attention(bias=True).dense()
     for il in range(model.n_layer):
@@ -341,6 +394,14 @@ MODELS |= {
     "smollm3": smollm3,
     "granite": granite,
     "granite-without-rope": lambda: granite(rotates=False),
+    "granitemoe": granitemoe,
+    "granitemoe-shared": lambda: granitemoe(N_FF_SHEXP),
+    "dots1": dots1,
+    "dots1-softmax": lambda: dots1(function=1, norm=False),
+    "dots1-groups": lambda: dots1(groups=(3, 2)),
+    "ernie4_5-moe": ernie4_5_moe,
+    "olmoe": olmoe,
+    "minimax-m2": minimax_m2,
     "seed_oss": seed_oss,
     "internlm2": internlm2,
     "ernie4_5": ernie4_5,
