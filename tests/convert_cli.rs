@@ -120,6 +120,11 @@ fn contradicting_text_files_are_refused_in_one_line() {
     let cases: &[TextCase] = &[
         ("class", |s| s.config["architectures"] = json!(["MysteryForCausalLM"]), "known: LlamaForCausalLM"),
         ("classes", |s| s.config["architectures"] = json!("Llama"), "architectures is \"Llama\""),
+        (
+            "sections",
+            |s| s.config["architectures"] = json!(["Qwen2_5_VLForConditionalGeneration"]),
+            "mrope_section is missing; Qwen2_5_VLForConditionalGeneration needs it",
+        ),
         ("no class", |s| s.config["architectures"] = Json::Null, "architectures is missing"),
         ("width", |s| s.config["hidden_size"] = json!("wide"), "hidden_size is \"wide\""),
         ("layers", |s| s.config["num_hidden_layers"] = json!(0), "num_hidden_layers is 0"),

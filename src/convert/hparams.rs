@@ -166,7 +166,7 @@ pub(super) fn common(source: &Source, keys: &mut Keys) -> Result<Vec<RopeFactors
             keys.u32(suffix, count.into());
         }
     }
-    write_sections(config, rope, keys)?;
+    write_sections(config, rope, arch.has_sections(), keys)?;
     // Granite has no head size of its own.
     if config.get("head_dim").is_some() && !arch.multipliers {
         keys.u32("attention.key_length", sizes.head);
@@ -203,8 +203,13 @@ fn write_causality(config: &Config, keys: &mut Keys) {
 }
 
 /// How many pairs of a head rotate by the position in time, in height and in width.
-fn write_sections(config: &Config, rope: &Rope, keys: &mut Keys) -> Result<(), ConvertError> {
+fn write_sections(config: &Config, rope: &Rope, has_sections: bool, keys: &mut Keys) -> Result<(), ConvertError> {
     let sections = rope.numbers(config, "mrope_section")?;
+    if sections.is_empty() && has_sections {
+        let class = config.architecture();
+        let problem = format!("is missing; {class} needs it, take the model's own config.json");
+        return Err(config.wrong(&format!("{}.mrope_section", rope.key), problem));
+    }
     if sections.is_empty() {
         return Ok(());
     }

@@ -409,6 +409,11 @@ impl Architecture {
         ARCHITECTURES.iter().find(|row| row.name == name)
     }
 
+    /// Heads are rotated by positions of more than one kind.
+    pub(crate) fn has_sections(&self) -> bool {
+        self.sections != Sections::None
+    }
+
     /// The row of `name`, for tables that are built on this one; a name that is not here does not compile there.
     pub(crate) const fn named(name: &str) -> &'static Architecture {
         let mut rows = ARCHITECTURES;
