@@ -173,11 +173,6 @@ impl Conversion {
         &self.class
     }
 
-    /// Type of the matrices.
-    pub fn output_type(&self) -> OutputType {
-        self.ty
-    }
-
     /// The type that most of the file has: that of codes which were kept, or that of the other matrices.
     pub fn main_type(&self) -> TensorType {
         self.plan.kept_blocks().unwrap_or(self.ty.tensor_type())

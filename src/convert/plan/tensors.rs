@@ -22,8 +22,8 @@ impl Planner<'_> {
             Change::Keep | Change::AddOne => None,
         };
         // The values of a bias move as the rows of its weight do.
-        let strided = parts.iter().any(|part| part.step != 1 && self.plan.weights[part.weight].shape.len() <= 2);
-        let alone = (shape.len() == 1 && permuted_heads.is_some()) || (strided && !name.ends_with(".weight"));
+        let scattered = permuted_heads.is_some() || parts.iter().any(|part| part.step != 1);
+        let alone = scattered && name.ends_with(".bias");
         let row_len = if alone { 1 } else { shape.last().copied().unwrap_or(1) };
         let value_change = match (change, blocks) {
             (Change::AddOne, _) => ValueChange::AddOne,

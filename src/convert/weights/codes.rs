@@ -131,7 +131,6 @@ pub(in crate::convert) struct Coded {
     pub(super) global: Vec<f32>,
     /// Scale of the activations, by matrix, for programs that round them to 4 bits as well.
     pub(super) input: Vec<f32>,
-    pub(super) rows_per_matrix: u64,
 }
 
 /// What a stretch of rows is multiplied by.
@@ -181,7 +180,7 @@ impl Coded {
     pub(in crate::convert) fn widen(&self, row: u64, raw: &[u8], factors: &Factors, values: &mut [f32]) {
         self.codes.widen(raw, values);
         let scales = self.scales.of_row(&factors.scales, row);
-        let global = self.global_of(row / self.rows_per_matrix);
+        let global = self.global_of(row / self.scales.rows_per_matrix);
         if let Some(groups) = &self.groups {
             for (value, group) in values.iter_mut().zip(groups) {
                 let group = *group as usize;
@@ -243,8 +242,9 @@ impl Coded {
         }
         let (mut centred, mut minima) = (true, true);
         const ROWS: u64 = 1024;
-        for first in (0..self.rows_per_matrix).step_by(ROWS as usize) {
-            let last = (first + ROWS).min(self.rows_per_matrix) - 1;
+        let rows = self.scales.rows_per_matrix;
+        for first in (0..rows).step_by(ROWS as usize) {
+            let last = (first + ROWS).min(rows) - 1;
             let factors = self.load(checkpoint, first..=last)?;
             for row in first..=last {
                 let scales = self.scales.of_row(&factors.scales, row);

@@ -250,7 +250,7 @@ impl Collector<'_> {
             Some(order) => self.column_groups(order, &scales, columns)?,
         };
         let codes = Codes::Packed { bits: bits as u32 };
-        let coded = plain(codes, scales, rows);
+        let coded = plain(codes, scales);
         self.add(index, stem, shape.to_vec(), Coded { zero_points, groups, ..coded });
         Ok(())
     }
@@ -335,7 +335,7 @@ impl Collector<'_> {
         let shape = [leading, &[rows, bytes.saturating_mul(2)]].concat();
         let scales = Scales::read(self.checkpoint, scale, index, &shape, &[])?;
         let matrices = leading.iter().product();
-        let mut coded = plain(Codes::E2M1, scales, rows);
+        let mut coded = plain(Codes::E2M1, scales);
         if self.checkpoint.tensors()[scale].dtype == Dtype::F8_E4M3 {
             let global = if divides { format!("{stem}_global_scale") } else { format!("{stem}_scale_2") };
             let global = self.required(index, &global)?;
@@ -371,8 +371,7 @@ impl Collector<'_> {
         };
         let shape = [front, &[blocks.saturating_mul(32)]].concat();
         let scales = Scales::read(self.checkpoint, scale, index, &shape, &[])?;
-        let rows = shape.iter().rev().nth(1).copied().unwrap_or(1);
-        self.add(index, stem, shape, plain(Codes::E2M1, scales, rows));
+        self.add(index, stem, shape, plain(Codes::E2M1, scales));
         Ok(())
     }
 
@@ -391,7 +390,7 @@ impl Collector<'_> {
         let shape = tensor.shape.clone();
         let scales = Scales::read(self.checkpoint, scale, index, &shape, &self.method.blocks)?;
         let rows = shape.iter().rev().nth(1).copied().unwrap_or(1);
-        let mut coded = plain(codes, scales, rows);
+        let mut coded = plain(codes, scales);
         if codes == Codes::I8
             && let Some(zero) = self.part(&format!("{name}_zero_point"))
         {
@@ -435,7 +434,6 @@ impl Collector<'_> {
 }
 
 /// Codes with scales and nothing else.
-fn plain(codes: Codes, scales: Scales, rows_per_matrix: u64) -> Coded {
-    let (global, input) = (Vec::new(), Vec::new());
-    Coded { codes, scales, zero_points: None, groups: None, global, input, rows_per_matrix }
+fn plain(codes: Codes, scales: Scales) -> Coded {
+    Coded { codes, scales, zero_points: None, groups: None, global: Vec::new(), input: Vec::new() }
 }

@@ -64,7 +64,7 @@ pub(in crate::convert) struct Scales {
     pub(super) stored: Stored,
     /// Rows and columns that share a scale.
     pub(super) block: [u64; 2],
-    rows_per_matrix: u64,
+    pub(super) rows_per_matrix: u64,
     /// Rows and columns of scales in a matrix.
     grid: [u64; 2],
     /// The one value that serves all matrices, where there is only one.
@@ -142,12 +142,8 @@ impl Scales {
 
     /// Scales that are all zero make all weights zero: the file was not written to its end, or never filled.
     fn refuse_zeros(&self, checkpoint: &Checkpoint) -> Result<(), ConvertError> {
-        const PIECE: u64 = 1 << 16;
-        let count = checkpoint.tensors()[self.tensor].elements();
-        for first in (0..count).step_by(PIECE as usize) {
-            if self.values_at(checkpoint, first, PIECE.min(count - first))?.iter().any(|value| *value != 0.0) {
-                return Ok(());
-            }
+        if !self.all(checkpoint, &mut |value| value == 0.0)? {
+            return Ok(());
         }
         Err(wrong(checkpoint, self.tensor, "holds nothing but zeros; the scales are damaged, download them again"))
     }
@@ -195,7 +191,7 @@ impl Scales {
         usize::try_from(self.block[1]).unwrap_or(usize::MAX)
     }
 
-    /// Every scale of the tensor, piece by piece, until `each` says false.
+    /// True if `each` holds for every scale of the tensor, read piece by piece up to the first that it does not hold for.
     pub(super) fn all(&self, checkpoint: &Checkpoint, each: &mut dyn FnMut(f32) -> bool) -> Result<bool, ConvertError> {
         const PIECE: u64 = 1 << 16;
         let count = checkpoint.tensors()[self.tensor].elements();
