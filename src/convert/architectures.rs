@@ -533,7 +533,7 @@ defaults!(qwen3_vl_moe_defaults {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{QkNorm, SharedExpert};
+    use crate::model::{QkNorm, SharedExpert, Sinks};
 
     #[test]
     fn a_class_has_one_row() {
@@ -551,22 +551,22 @@ mod tests {
             let Row { arch, classes, .. } = row;
             let has = |target: &str| row.roles().any(|role| role.target == target);
             for norm in ["attn_q_norm", "attn_k_norm"] {
-                assert_eq!(has(norm), arch.qk_norm != QkNorm::None, "{classes:?} {norm}");
+                assert_eq!(has(norm), arch.attention.qk_norm != QkNorm::None, "{classes:?} {norm}");
             }
             for norm in ["post_attention_norm", "post_ffw_norm"] {
-                assert_eq!(has(norm), arch.post_norms || arch.ffn_norm == norm, "{classes:?} {norm}");
+                assert_eq!(has(norm), arch.norms.after || arch.norms.feed_forward == norm, "{classes:?} {norm}");
             }
-            assert!(has("attn_norm") && has(arch.ffn_norm), "{classes:?}");
+            assert!(has("attn_norm") && has(arch.norms.feed_forward), "{classes:?}");
             let dense = row.experts.is_none();
             assert_eq!(has("ffn_up"), dense, "{classes:?}");
-            assert_eq!(has("ffn_gate"), dense && !arch.fused_gate_up, "{classes:?}");
+            assert_eq!(has("ffn_gate"), dense && !arch.feed_forward.fused_gate_up, "{classes:?}");
             assert_eq!(has("ffn_gate_inp"), !dense, "{classes:?}");
-            assert_eq!(has("ffn_gate_inp_shexp"), arch.shared_expert == SharedExpert::Gated, "{classes:?}");
-            assert_eq!(has("attn_sinks"), arch.sinks, "{classes:?}");
-            assert!(dense || arch.feed_forward.gating().is_some(), "{classes:?}");
+            assert_eq!(has("ffn_gate_inp_shexp"), arch.feed_forward.shared == SharedExpert::Gated, "{classes:?}");
+            assert_eq!(has("attn_sinks"), arch.attention.sinks == Sinks::All, "{classes:?}");
+            assert!(dense || arch.feed_forward.mixture.gating().is_some(), "{classes:?}");
             if let Some(experts) = row.experts {
                 let own = experts.width != "intermediate_size" || experts.interleaved;
-                assert_eq!(own, arch.own_expert_width, "{classes:?}");
+                assert_eq!(own, arch.feed_forward.own_expert_width, "{classes:?}");
             }
         }
     }

@@ -5,12 +5,12 @@ use serde_json::Value;
 use super::architectures::{Row, Setting};
 use super::config::Config;
 use super::hparams::Sizes;
-use crate::model::{Activation, Gating};
+use crate::model::{Activation, Gating, RopeFree};
 
 /// A line for each.
 pub(super) fn note(config: &Config, row: &Row, sizes: &Sizes, warnings: &mut Vec<String>) {
     let arch = row.arch;
-    if arch.activation == Activation::Silu
+    if arch.feed_forward.activation == Activation::Silu
         && let Some(activation) = config.str("hidden_act")
         && !matches!(activation, "silu" | "swish")
     {
@@ -25,7 +25,7 @@ fn difference(setting: Setting, config: &Config, row: &Row, sizes: &Sizes) -> Op
     match setting {
         Setting::QueryScalar => {
             let scalar = config.optional_f64("query_pre_attn_scalar").ok()??;
-            let by_embedding = arch.score_scale.is_by_embedding(sizes.layers as usize);
+            let by_embedding = arch.attention.score_scale.is_by_embedding(sizes.layers as usize);
             let expected = if by_embedding { sizes.width / sizes.heads } else { sizes.head };
             (scalar != expected as f64).then(|| {
                 format!("query_pre_attn_scalar is {scalar}; llama.cpp computes with {expected} for this model")
@@ -35,7 +35,8 @@ fn difference(setting: Setting, config: &Config, row: &Row, sizes: &Sizes) -> Op
             .bool("use_sliding_window")
             .then(|| format!("use_sliding_window is true; llama.cpp computes {} without a window", arch.name)),
         Setting::RopeLayers => {
-            let every = arch.rope_free_every? as u64;
+            let RopeFree::Every(every) = arch.rope.free else { return None };
+            let every = every as u64;
             let usual = |layer: u64| !(layer + 1).is_multiple_of(every);
             let interval = config.get("no_rope_layer_interval").and_then(Value::as_u64).unwrap_or(every);
             let same = match config.get("no_rope_layers").and_then(Value::as_array) {
@@ -47,7 +48,7 @@ fn difference(setting: Setting, config: &Config, row: &Row, sizes: &Sizes) -> Op
             })
         }
         Setting::NormalizedExperts => {
-            let normalizes = arch.feed_forward.gating() == Some(Gating::SoftmaxNormalized);
+            let normalizes = arch.feed_forward.mixture.gating() == Some(Gating::SoftmaxNormalized);
             let wanted = config.get("norm_topk_prob")?.as_bool()?;
             (wanted != normalizes)
                 .then(|| format!("norm_topk_prob is {wanted}; llama.cpp computes {} with {normalizes}", arch.name))

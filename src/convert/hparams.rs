@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::ConvertError;
 use super::config::{Config, Rope};
 use crate::gguf::{self, Array, Metadata, ValueType};
-use crate::model::{Architecture, Sliding};
+use crate::model::{Architecture, Multipliers};
 
 /// Rope factors that become a tensor.
 #[derive(Debug)]
@@ -168,11 +168,11 @@ pub(super) fn common(source: &Source, keys: &mut Keys) -> Result<Vec<RopeFactors
     }
     write_sections(config, rope, arch.has_sections(), keys)?;
     // Granite has no head size of its own.
-    if config.get("head_dim").is_some() && !arch.multipliers {
+    if config.get("head_dim").is_some() && arch.multipliers != Multipliers::ByKeys {
         keys.u32("attention.key_length", sizes.head);
         keys.u32("attention.value_length", sizes.head);
     }
-    if sizes.experts > 0 && arch.own_expert_width {
+    if sizes.experts > 0 && arch.feed_forward.own_expert_width {
         keys.u32("expert_feed_forward_length", sizes.expert_width);
         if sizes.shared_width > 0 {
             keys.u32("expert_shared_feed_forward_length", sizes.shared_width);
@@ -341,13 +341,13 @@ pub(super) fn gemma(source: &Source, keys: &mut Keys) -> Result<Vec<RopeFactors>
     keys.f32("attention.layer_norm_rms_epsilon", config.f64("rms_norm_eps")?);
     keys.u32("attention.key_length", sizes.head);
     keys.u32("attention.value_length", sizes.head);
-    if arch.score_cap.is_some() {
+    if arch.attention.score_cap.is_some() {
         keys.f32("attn_logit_softcapping", config.f64("attn_logit_softcapping")?);
     }
     if arch.logit_cap.is_some() {
         keys.f32("final_logit_softcapping", config.f64("final_logit_softcapping")?);
     }
-    if arch.sliding != Sliding::None {
+    if arch.attention.sliding.is_some() {
         keys.u32("attention.sliding_window", config.count("sliding_window")?);
     }
     Ok(Vec::new())

@@ -1,5 +1,6 @@
 //! What can be wrong with a model or its input.
 
+use super::arch::ARCHITECTURES;
 use crate::gguf::GgufError;
 
 /// Errors of opening a model and of its forward pass.
@@ -114,4 +115,12 @@ pub enum ModelError {
     /// The run was cancelled.
     #[error("interrupted")]
     Interrupted,
+}
+
+impl ModelError {
+    /// The refusal of an architecture that is not in the table.
+    pub(super) fn unknown_architecture(name: &str) -> ModelError {
+        let known: Vec<&str> = ARCHITECTURES.iter().map(|row| row.name).collect();
+        ModelError::UnknownArchitecture { found: name.chars().take(64).collect(), known: known.join(", ") }
+    }
 }

@@ -145,7 +145,8 @@ impl TokenGroup {
 
     fn tile(&self, segments: Range<usize>) -> Tile {
         let rows = self.segments[segments.start].rows.start..self.segments[segments.end - 1].rows.end;
-        let spans = segments.filter(|&i| !self.segments[i].rows.is_empty()).map(|index| {
+        let first = segments.start;
+        let spans = segments.map(|index| {
             let segment = &self.segments[index];
             let mut past = Vec::new();
             let mut ancestor = segment.parent;
@@ -158,6 +159,7 @@ impl TokenGroup {
             Span {
                 rows: segment.rows.start - rows.start..segment.rows.end - rows.start,
                 past,
+                parent: segment.parent.map(|parent| parent - first),
                 first_position: segment.first_position,
             }
         });
@@ -181,8 +183,21 @@ pub(super) struct Span {
     pub rows: Range<usize>,
     /// Rows of the tile that hold the positions before the first one, in order.
     pub past: Vec<Range<usize>>,
+    /// The span of the tile that it continues.
+    pub parent: Option<usize>,
     /// Position of the first row.
     pub first_position: usize,
+}
+
+/// Values per token of an earlier layer's keys and values that later layers need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeptWidths {
+    /// The layer.
+    pub layer: usize,
+    /// Of its keys.
+    pub keys: usize,
+    /// Of its values.
+    pub values: usize,
 }
 
 /// Input of layer `next_layer` for every token of a group: the state of a run between two layers. Clone it to
@@ -193,24 +208,98 @@ pub struct HiddenStates {
     pub(super) next_layer: usize,
     pub(super) n_embd: usize,
     pub(super) data: Vec<f32>,
+    /// What later layers need of earlier ones.
+    pub(super) kept: Vec<(usize, Arc<Kept>)>,
+}
+
+/// Keys and values of all tokens of a group in a layer, `[n, n_head_kv * head]` each.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    pub k: Vec<f32>,
+    pub v: Vec<f32>,
+}
+
+impl Kept {
+    /// Keys and values of `rows`, of a group of `n` tokens.
+    pub(super) fn rows(&self, rows: Range<usize>, n: usize) -> (&[f32], &[f32]) {
+        let of = |values: &[f32]| {
+            let width = values.len() / n.max(1);
+            rows.start * width..rows.end * width
+        };
+        (&self.k[of(&self.k)], &self.v[of(&self.v)])
+    }
 }
 
 impl HiddenStates {
-    /// States from values computed before, `[group.len(), n_embd]` row-major.
+    /// States from values computed before, a row per token: its place in the stream, `n_embd` values, and behind it for each
+    /// of `widths` its key and its value, which later layers need
+    /// ([`Model::kept_widths`](super::Model::kept_widths)).
     ///
     /// # Errors
-    /// When `data` has another length.
+    /// When `values` has another length.
     pub fn from_parts(
         group: Arc<TokenGroup>,
         next_layer: usize,
         n_embd: usize,
-        data: Vec<f32>,
+        widths: &[KeptWidths],
+        values: Vec<f32>,
     ) -> Result<Self, ModelError> {
-        if group.len().checked_mul(n_embd) != Some(data.len()) {
-            let reason = format!("{} values are not {} rows of {n_embd}", data.len(), group.len());
+        let row_len = widths.iter().map(|widths| widths.keys + widths.values).sum::<usize>() + n_embd;
+        let n = group.len();
+        if n.checked_mul(row_len) != Some(values.len()) {
+            let reason = format!("{} values are not {n} rows of {row_len}", values.len());
             return Err(ModelError::BadInput { reason });
         }
-        Ok(HiddenStates { group, next_layer, n_embd, data })
+        if widths.is_empty() {
+            return Ok(HiddenStates { group, next_layer, n_embd, data: values, kept: Vec::new() });
+        }
+        let mut first = 0;
+        let mut take = |width: usize| -> Vec<f32> {
+            let range = first..first + width;
+            first += width;
+            values.chunks_exact(row_len).flat_map(|row| &row[range.clone()]).copied().collect()
+        };
+        let data = take(n_embd);
+        let kept = widths
+            .iter()
+            .map(|widths| (widths.layer, Arc::new(Kept { k: take(widths.keys), v: take(widths.values) })))
+            .collect();
+        Ok(HiddenStates { group, next_layer, n_embd, data, kept })
+    }
+
+    /// Shows `sink` all values that [`Self::from_parts`] takes, in its order, piece by piece.
+    ///
+    /// # Errors
+    /// Those of `sink`.
+    pub fn parts<E>(&self, mut sink: impl FnMut(&[f32]) -> Result<(), E>) -> Result<(), E> {
+        if self.kept.is_empty() {
+            return sink(&self.data);
+        }
+        let n = self.group.len();
+        let kept = self.kept.iter().flat_map(|(_, kept)| [kept.k.as_slice(), kept.v.as_slice()]);
+        let all: Vec<&[f32]> = std::iter::once(self.data.as_slice()).chain(kept).collect();
+        for row in 0..n {
+            for values in &all {
+                let width = values.len() / n;
+                sink(&values[row * width..][..width])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Keys and values of `layer`, where one is asked for.
+    pub(super) fn kept(&self, layer: Option<usize>) -> Result<Option<&Kept>, ModelError> {
+        let Some(layer) = layer else { return Ok(None) };
+        let found = self.kept.iter().find(|(of, _)| *of == layer);
+        let missing = || ModelError::BadInput {
+            reason: format!("these states are without the keys and values of layer {layer}, which later layers use"),
+        };
+        found.map(|(_, kept)| Some(kept.as_ref())).ok_or_else(missing)
+    }
+
+    /// Keeps keys and values of `layer` for later ones.
+    pub(super) fn keep(&mut self, layer: usize, kept: Kept) {
+        self.kept.push((layer, Arc::new(kept)));
     }
 
     /// The tokens.
@@ -252,10 +341,32 @@ mod tests {
         assert_eq!(group.longest(), 6);
         let tiles = group.tiles(1);
         assert_eq!(tiles.len(), 1);
-        assert_eq!(tiles[0].spans[3], Span { rows: 6..7, past: vec![0..3, 3..5], first_position: 5 });
+        assert_eq!(tiles[0].spans[3], Span { rows: 6..7, past: vec![0..3, 3..5], parent: Some(1), first_position: 5 });
         group.push(&[9]);
         assert!(group.push_continuation(prefix, &[1]).is_err());
         assert_eq!(group.tiles(1)[1].rows, 7..8);
+    }
+
+    #[test]
+    fn states_come_back_with_what_later_layers_need() {
+        let group = Arc::new(TokenGroup::from_sequences([[1, 2]]));
+        let widths = [KeptWidths { layer: 3, keys: 2, values: 1 }];
+        let values: Vec<f32> = (0..12).map(|i| i as f32).collect();
+        let states = HiddenStates::from_parts(group.clone(), 5, 3, &widths, values.clone()).unwrap();
+        assert_eq!(states.data(), [0.0, 1.0, 2.0, 6.0, 7.0, 8.0]);
+        let kept = states.kept(Some(3)).unwrap().unwrap();
+        assert_eq!((kept.k.as_slice(), kept.v.as_slice()), (&[3.0, 4.0, 9.0, 10.0][..], &[5.0, 11.0][..]));
+        assert_eq!(kept.rows(1..2, 2), (&[9.0, 10.0][..], &[11.0][..]));
+        let mut back = Vec::new();
+        states
+            .parts(|part| {
+                back.extend_from_slice(part);
+                Ok::<(), ()>(())
+            })
+            .unwrap();
+        assert_eq!(back, values);
+        assert!(states.kept(Some(2)).is_err());
+        assert!(HiddenStates::from_parts(group, 5, 3, &[], values).is_err());
     }
 
     #[test]

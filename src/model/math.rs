@@ -51,11 +51,47 @@ pub(super) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
+/// `ln(1 + e^x)`; above 20 it is `x` to f32's precision, as in ggml.
+pub(super) fn softplus(x: f32) -> f32 {
+    if x > 20.0 { x } else { x.exp().ln_1p() }
+}
+
 vectorized! {
     /// `up[i] = silu(gate[i]) * up[i]`.
     pub(super) fn silu_mul(gate: &[f32], up: &mut [f32]) {
         for (u, &g) in up.iter_mut().zip(gate) {
             *u *= g / (1.0 + exp(-g));
+        }
+    }
+}
+
+vectorized! {
+    /// `x[i] = silu(x[i])`.
+    pub(super) fn silu(x: &mut [f32]) {
+        for v in x {
+            *v /= 1.0 + exp(-*v);
+        }
+    }
+}
+
+vectorized! {
+    /// `x[i] *= sigmoid(gate[i])`.
+    pub(super) fn sigmoid_mul(gate: &[f32], x: &mut [f32]) {
+        for (v, &g) in x.iter_mut().zip(gate) {
+            *v *= sigmoid(g);
+        }
+    }
+}
+
+vectorized! {
+    /// `up[i] = min(silu(gate[i]), limit) * up[i]`, with `up[i]` within `limit` of 0.
+    pub(super) fn silu_clamped_mul(gate: &[f32], up: &mut [f32], limit: f32) {
+        for (u, &g) in up.iter_mut().zip(gate) {
+            let silu = g / (1.0 + exp(-g));
+            let silu = if silu > limit { limit } else { silu };
+            let linear = if *u > limit { limit } else { *u };
+            let linear = if linear < -limit { -limit } else { linear };
+            *u = silu * linear;
         }
     }
 }
@@ -114,8 +150,35 @@ vectorized! {
     }
 }
 
+vectorized! {
+    /// [`rms_norm_in_place`] with weights of one.
+    pub(super) fn rms_unit(x: &mut [f32], epsilon: f32) {
+        let scale = rms_scale(x, epsilon);
+        for v in x {
+            *v *= scale;
+        }
+    }
+}
+
+vectorized! {
+    /// Divides a row by its Euclidean norm, or by `least` where that is larger.
+    pub(super) fn l2_unit(x: &mut [f32], least: f32) {
+        let norm = square_sum(x).sqrt() as f32;
+        let scale = 1.0 / if norm > least { norm } else { least };
+        for v in x {
+            *v *= scale;
+        }
+    }
+}
+
 #[inline(always)]
 fn rms_scale(x: &[f32], epsilon: f32) -> f32 {
+    let mean = (square_sum(x) / x.len() as f64) as f32;
+    1.0 / (mean + epsilon).sqrt()
+}
+
+#[inline(always)]
+fn square_sum(x: &[f32]) -> f64 {
     let mut lanes = [0.0f64; LANES];
     let chunks = x.chunks_exact(LANES);
     let rest = chunks.remainder();
@@ -127,8 +190,7 @@ fn rms_scale(x: &[f32], epsilon: f32) -> f32 {
     for (lane, &v) in lanes.iter_mut().zip(rest) {
         *lane += f64::from(v * v);
     }
-    let mean = (lanes.iter().sum::<f64>() / x.len() as f64) as f32;
-    1.0 / (mean + epsilon).sqrt()
+    lanes.iter().sum()
 }
 
 vectorized! {
@@ -136,6 +198,15 @@ vectorized! {
     pub(super) fn add(x: &mut [f32], y: &[f32]) {
         for (a, &b) in x.iter_mut().zip(y) {
             *a += b;
+        }
+    }
+}
+
+vectorized! {
+    /// `x[i] += y[i] * z[i]`.
+    pub(super) fn add_product(x: &mut [f32], y: &[f32], z: &[f32]) {
+        for ((a, &b), &c) in x.iter_mut().zip(y).zip(z) {
+            *a += b * c;
         }
     }
 }

@@ -27,28 +27,30 @@
 
 mod activation_rounding;
 mod arch;
-mod attention;
 mod error;
 mod feed_forward;
 mod group;
 mod head;
 mod hparams;
+mod layer_input;
 pub(crate) mod math;
+mod mixer;
 mod pass;
 mod rope;
+mod routing;
 mod taps;
 mod unused;
 mod weights;
 
-pub(crate) use arch::{ARCHITECTURES, Activation, Architecture, Gating, OutputMatrix, Sliding};
+pub(crate) use arch::{ARCHITECTURES, Activation, Architecture, Gating, Multipliers, OutputMatrix, RopeFree};
 #[cfg(test)]
-pub(crate) use arch::{QkNorm, SharedExpert};
+pub(crate) use arch::{QkNorm, SharedExpert, Sinks};
 pub use error::ModelError;
-pub use group::{HiddenStates, TokenGroup};
+pub use group::{HiddenStates, KeptWidths, TokenGroup};
 pub use head::LogitsTile;
 pub use hparams::Hparams;
 pub use pass::{Activations, ForwardOptions, Pass};
-pub use taps::{Expert, NoTaps, Rows, TapInput, Taps};
+pub use taps::{ChosenExperts, Expert, NoTaps, Rows, TapInput, Taps};
 pub use weights::Overrides;
 
 use crate::display::printable;
@@ -83,7 +85,7 @@ impl<'g> Model<'g> {
     pub fn open(gguf: &'g Gguf) -> Result<Self, ModelError> {
         let hparams = Hparams::from_metadata(gguf.metadata())?;
         let weights = Weights::load(gguf, &hparams)?;
-        let mut layer_tensors = vec![Vec::new(); hparams.n_layer];
+        let mut layer_tensors = vec![Vec::new(); hparams.n_layer()];
         for tensor in gguf.tensors() {
             if let Some((il, _)) = split_block(&tensor.name)
                 && let Some(tensors) = usize::try_from(il).ok().and_then(|il| layer_tensors.get_mut(il))
@@ -134,7 +136,24 @@ impl<'g> Model<'g> {
 
     /// Number of layers.
     pub fn n_layer(&self) -> usize {
-        self.hparams.n_layer
+        self.hparams.n_layer()
+    }
+
+    /// Experts per layer and per token, for models that have some.
+    pub fn experts(&self) -> Option<(usize, usize)> {
+        self.hparams.experts.map(|experts| (experts.count, experts.used))
+    }
+
+    /// What a pass that has reached layer `next` keeps of earlier ones, beside the residual stream.
+    pub fn kept_widths(&self, next: usize) -> Vec<KeptWidths> {
+        let layers = self.hparams.layers.iter().take(next).enumerate();
+        let kept = layers.filter_map(|(layer, params)| match &params.mixer {
+            hparams::Mixer::Attention(shape) if shape.keys_are_kept => {
+                Some(KeptWidths { layer, keys: shape.n_embd_k(), values: shape.n_embd_v() })
+            }
+            _ => None,
+        });
+        kept.collect()
     }
 
     /// Vocabulary size.
@@ -190,20 +209,25 @@ impl<'g> Model<'g> {
 
     /// Bytes that every token of a group takes throughout a run.
     fn token_bytes(&self) -> u64 {
-        4 * self.hparams.n_embd as u64
+        let kept = self.kept_widths(self.n_layer()).iter().map(|kept| kept.keys + kept.values).sum::<usize>();
+        4 * (self.hparams.n_embd + kept) as u64
     }
 
     /// Upper bound of the bytes that a run takes beside the hidden states.
     fn working_bytes(&self, n_ctx: usize) -> u64 {
         let h = &self.hparams;
-        let widest = |f: &dyn Fn(usize) -> usize| (0..h.n_layer).map(f).max().unwrap_or(0) as u64;
         let n_embd = h.n_embd as u64;
-        let attention_rows = (pass::ATTENTION_TILE + n_ctx) as u64;
-        let per_row = 3 * n_embd + 3 * widest(&|il| h.n_embd_q(il)) + 4 * widest(&|il| h.n_embd_kv(il));
-        let n_ff = h.experts.and_then(|e| e.n_ff).map_or(widest(&|il| h.n_ff[il]), |n| n as u64);
+        let mixer_rows = (mixer::MIXER_TILE + n_ctx) as u64;
+        let attention = h.widest_attention(|shape| {
+            3 * shape.n_embd_q() + 2 * shape.n_embd_out() + 2 * (shape.n_embd_k() + shape.n_embd_v())
+        });
+        let delta_net = h.delta_net().map_or(0, |shape| 2 * shape.channels() + 3 * shape.inner());
+        let per_row = 3 * n_embd + attention.max(delta_net) as u64;
+        let widest = h.layers.iter().map(|layer| layer.n_ff).max().unwrap_or(0);
+        let n_ff = h.experts.and_then(|e| e.n_ff).map_or(widest, |n| n.max(widest)) as u64;
         let ff_rows = feed_forward::tile_rows(n_ff as usize) as u64;
-        let routed = if h.experts.is_some() { feed_forward::ROUTED_ROWS as u64 * 2 * n_embd } else { 0 };
+        let routed = if h.experts.is_some() { feed_forward::ROUTED_ROWS as u64 * 3 * n_embd } else { 0 };
         let feed_forward = ff_rows * (4 * n_embd + 4 * n_ff) + routed;
-        4 * (attention_rows * per_row).max(feed_forward) + 2 * head::TILE_BYTES as u64
+        4 * (mixer_rows * per_row).max(feed_forward) + 2 * head::TILE_BYTES as u64
     }
 }

@@ -7,23 +7,17 @@ use rayon::prelude::*;
 
 use super::Model;
 use super::activation_rounding::ActivationRounding;
-use super::attention::{AttentionParams, attend};
 use super::error::ModelError;
-use super::group::{HiddenStates, Tile, TokenGroup};
+use super::group::{HiddenStates, TokenGroup};
 use super::math;
-use super::rope::RopeTable;
 use super::taps::{Expert, Rows, TapInput, Taps};
-use super::weights::{Layer, Linear, Overrides, Projections, Weight};
+use super::weights::{Linear, Overrides, Weight};
 use crate::compute::{
     IntegerActivations, Matrix, PackedActivations, Precision, Steps, matmul, matmul_integer, multiplies_as_integers,
 };
 
-/// Sequences are gathered into tiles of at least this many rows for attention, so that queries, keys and values of
-/// the whole group never exist at once.
-pub(super) const ATTENTION_TILE: usize = 2048;
-
 /// Rows of activations that a task of an element-wise step handles.
-const ROWS_PER_TASK: usize = 16;
+pub(super) const ROWS_PER_TASK: usize = 16;
 
 /// How activations enter the products.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -61,13 +55,21 @@ pub struct ForwardOptions {
     pub precision: Precision,
     /// Rounding of their inputs.
     pub activations: Activations,
+    /// Every token goes through all experts of a layer, those that it did not choose without weight in the output: taps see
+    /// the inputs of each.
+    pub all_experts: bool,
     /// Set it from a signal handler or another thread to stop the run with [`ModelError::Interrupted`].
     pub cancel: Option<Arc<AtomicBool>>,
 }
 
 impl Default for ForwardOptions {
     fn default() -> Self {
-        ForwardOptions { precision: Precision::Accurate, activations: Activations::Unrounded, cancel: None }
+        ForwardOptions {
+            precision: Precision::Accurate,
+            activations: Activations::Unrounded,
+            all_experts: false,
+            cancel: None,
+        }
     }
 }
 
@@ -139,21 +141,29 @@ impl<'m, 'g, 'o> Pass<'m, 'g, 'o> {
             return Err(ModelError::TokenOutOfRange { token: group.tokens()[position], position, n_vocab });
         }
         let n_embd = model.hparams.n_embd;
-        let len = group.len().checked_mul(n_embd).ok_or_else(|| ModelError::BadInput {
-            reason: format!("{} tokens are too many for one group", group.len()),
+        let data = self.embed_tokens(group.tokens())?;
+        model.release_output();
+        self.check_finite(&data, n_embd, weight.name, Place { layer: None, token: &|row| row })?;
+        Ok(HiddenStates { group, next_layer: 0, n_embd, data, kept: Vec::new() })
+    }
+
+    /// Scaled embeddings, `[n, n_embd]`, of tokens that are in the vocabulary.
+    pub(super) fn embed_tokens(&self, tokens: &[u32]) -> Result<Vec<f32>, ModelError> {
+        let model = self.model;
+        let n_embd = model.hparams.n_embd;
+        let len = tokens.len().checked_mul(n_embd).ok_or_else(|| ModelError::BadInput {
+            reason: format!("{} tokens are too many for one group", tokens.len()),
         })?;
         let mut data = vec![0.0; len];
-        let matrix = self.matrix(weight, 0)?;
+        let matrix = self.matrix(&model.weights.token_embd, 0)?;
         let scale = model.hparams.embedding_scale;
-        data.par_chunks_mut(n_embd).zip(group.tokens()).with_min_len(ROWS_PER_TASK).for_each(|(row, &token)| {
+        data.par_chunks_mut(n_embd).zip(tokens).with_min_len(ROWS_PER_TASK).for_each(|(row, &token)| {
             matrix.decode_row(token as usize, row);
             if let Some(scale) = scale {
                 math::scale(row, scale);
             }
         });
-        model.release_output();
-        self.check_finite(&data, n_embd, weight.name, Place { layer: None, token: &|row| row })?;
-        Ok(HiddenStates { group, next_layer: 0, n_embd, data })
+        Ok(data)
     }
 
     /// Runs layer `hidden.next_layer()`. Afterwards none of its weights is resident.
@@ -178,10 +188,10 @@ impl<'m, 'g, 'o> Pass<'m, 'g, 'o> {
         if let Some(next) = model.layer_tensors.get(il + 1) {
             next.iter().for_each(|t| model.gguf.prefetch_rows(t, 0, t.rows()));
         }
-        let group = hidden.group.clone();
         let result = self
-            .attention_block(il, layer, &group, &mut hidden.data, taps)
-            .and_then(|()| self.feed_forward_block(il, layer, &mut hidden.data, taps));
+            .mixer_block(il, layer, hidden, taps)
+            .and_then(|()| self.feed_forward_block(il, layer, &mut hidden.data, taps))
+            .and_then(|()| self.layer_input_block(il, layer, hidden, taps));
         model.layer_tensors[il].iter().for_each(|t| model.gguf.release(t));
         result?;
         hidden.next_layer += 1;
@@ -197,123 +207,6 @@ impl<'m, 'g, 'o> Pass<'m, 'g, 'o> {
             self.run_layer(hidden, taps)?;
         }
         Ok(())
-    }
-
-    fn attention_block(
-        &self,
-        il: usize,
-        layer: &Layer<'g>,
-        group: &TokenGroup,
-        data: &mut [f32],
-        taps: &mut dyn Taps,
-    ) -> Result<(), ModelError> {
-        let h = &self.model.hparams;
-        let params = if h.window[il].is_some() { h.rope_windowed } else { h.rope };
-        let factors = self.rope_factors(group.context())?;
-        let rope = RopeTable::new(h, params, factors.as_deref(), group.longest());
-        let norm = layer.attn_norm.decode(&self.overrides, 0)?;
-        for tile in group.tiles(ATTENTION_TILE) {
-            self.check_cancelled()?;
-            let start = tile.rows.start;
-            let place = Place { layer: Some(il), token: &|row| start + row };
-            let residual = &mut data[start * h.n_embd..tile.rows.end * h.n_embd];
-            let normed = self.normed(residual, &norm);
-            let mixed = self.attention(il, layer, group, &tile, &normed, &rope, place, taps)?;
-            drop(normed);
-            let n_q = h.n_embd_q(il);
-            self.tap(&[layer.attn_output.weight.name], Some(il), None, &mixed, n_q, taps)?;
-            let mut output = vec![0.0; residual.len()];
-            let mut input = ProductInput::new(&mixed, n_q, self.options.precision);
-            self.linear(&layer.attn_output, 0, &mut input, &mut output, place)?;
-            self.add_to_residual(residual, &mut output, layer.post_attn_norm.as_ref())?;
-        }
-        Ok(())
-    }
-
-    /// Mixed values of all heads, `[rows of the tile, n_head * head]`.
-    #[allow(clippy::too_many_arguments)] // the state of one layer's tile
-    fn attention(
-        &self,
-        il: usize,
-        layer: &Layer<'g>,
-        group: &TokenGroup,
-        tile: &Tile,
-        normed: &[f32],
-        rope: &RopeTable,
-        place: Place<'_>,
-        taps: &mut dyn Taps,
-    ) -> Result<Vec<f32>, ModelError> {
-        let h = &self.model.hparams;
-        let rows = tile.rows.len();
-        let (n_q, n_kv) = (h.n_embd_q(il), h.n_embd_kv(il));
-        let mut q = vec![0.0; rows * n_q];
-        let mut k = vec![0.0; rows * n_kv];
-        let mut v = vec![0.0; rows * n_kv];
-        let mut input = ProductInput::new(normed, h.n_embd, self.options.precision);
-        match &layer.projections {
-            Projections::Separate { q: wq, k: wk, v: wv } => {
-                let names = [wq.weight.name, wk.weight.name, wv.weight.name];
-                self.tap(&names, Some(il), None, normed, h.n_embd, taps)?;
-                self.linear(wq, 0, &mut input, &mut q, place)?;
-                self.linear(wk, 0, &mut input, &mut k, place)?;
-                self.linear(wv, 0, &mut input, &mut v, place)?;
-            }
-            Projections::Fused(qkv) => {
-                self.tap(&[qkv.weight.name], Some(il), None, normed, h.n_embd, taps)?;
-                let mut all = vec![0.0; rows * (n_q + 2 * n_kv)];
-                self.linear(qkv, 0, &mut input, &mut all, place)?;
-                for (row, values) in all.chunks_exact(n_q + 2 * n_kv).enumerate() {
-                    q[row * n_q..][..n_q].copy_from_slice(&values[..n_q]);
-                    k[row * n_kv..][..n_kv].copy_from_slice(&values[n_q..n_q + n_kv]);
-                    v[row * n_kv..][..n_kv].copy_from_slice(&values[n_q + n_kv..]);
-                }
-            }
-        }
-        drop(input);
-        let positions = group.positions(tile.rows.clone());
-        let q_norm = self.decode_optional(layer.q_norm.as_ref())?;
-        let k_norm = self.decode_optional(layer.k_norm.as_ref())?;
-        let finish = |values: &mut [f32], width: usize, norm: Option<&[f32]>| {
-            values.par_chunks_mut(width).zip(&positions).with_min_len(ROWS_PER_TASK).for_each(|(row, &position)| {
-                if let Some(norm) = norm {
-                    // One head, or all of them.
-                    row.chunks_exact_mut(norm.len()).for_each(|x| math::rms_norm_in_place(x, norm, h.norm_epsilon));
-                }
-                if h.rotates[il] {
-                    rope.apply(h.arch.rope, position, row, h.head_k);
-                }
-            });
-        };
-        finish(&mut q, n_q, q_norm.as_deref());
-        finish(&mut k, n_kv, k_norm.as_deref());
-        if self.options.activations == Activations::Ggml {
-            for values in [&mut k, &mut v] {
-                values.par_chunks_mut(4096).for_each(|part| ActivationRounding::F16.apply(part));
-            }
-        }
-        let sinks = self.decode_optional(layer.sinks.as_ref())?;
-        let params = AttentionParams {
-            n_head: h.n_head[il],
-            n_head_kv: h.n_head_kv[il],
-            head: h.head_k,
-            scale: h.score_scale,
-            cap: h.score_cap,
-            window: h.window[il],
-            causal: h.causal,
-            sinks: sinks.as_deref(),
-        };
-        attend(tile, &params, &mut q, &k, &v);
-        Ok(q)
-    }
-
-    fn rope_factors(&self, context: usize) -> Result<Option<Vec<f32>>, ModelError> {
-        let weights = &self.model.weights;
-        let chosen = match &weights.rope_freqs {
-            Some(freqs) => Some(freqs),
-            None if context > self.model.hparams.n_ctx_original => weights.rope_long.as_ref(),
-            None => weights.rope_short.as_ref(),
-        };
-        self.decode_optional(chosen)
     }
 
     pub(super) fn decode_optional(&self, weight: Option<&Weight<'g>>) -> Result<Option<Vec<f32>>, ModelError> {
@@ -384,18 +277,39 @@ impl<'m, 'g, 'o> Pass<'m, 'g, 'o> {
     ) -> Result<(), ModelError> {
         let matrix = self.matrix(&linear.weight, mat)?;
         let n_out = matrix.rows();
+        self.multiply(&matrix, input, out);
+        self.finish_product(linear, mat, out, 0..n_out)?;
+        self.check_finite(out, n_out, linear.weight.name, place)
+    }
+
+    /// `out[t] = W[rows] x[t]` for every row of the input.
+    pub(super) fn product_of_rows(
+        &self,
+        weight: &Weight<'g>,
+        rows: std::ops::Range<usize>,
+        input: &mut ProductInput<'_>,
+        out: &mut [f32],
+        place: Place<'_>,
+    ) -> Result<(), ModelError> {
+        let all = weight.rows(&self.overrides, 0);
+        let row_bytes = all.data.len() / all.n_out;
+        let data = &all.data[rows.start * row_bytes..rows.end * row_bytes];
+        let matrix = Matrix::new(all.ty, rows.len(), all.n_in, data).map_err(|_| weight.undecodable(all.ty))?;
+        self.multiply(&matrix, input, out);
+        self.check_finite(out, rows.len(), weight.name, place)
+    }
+
+    fn multiply(&self, matrix: &Matrix<'_>, input: &mut ProductInput<'_>, out: &mut [f32]) {
         let rounding = match self.options.activations {
             Activations::Unrounded => ActivationRounding::None,
             Activations::Ggml => ActivationRounding::of_weight(matrix.ty()),
         };
         match rounding.steps() {
             Some(steps) if multiplies_as_integers(matrix.ty()) => {
-                matmul_integer(input.integers(steps), &matrix, out, n_out);
+                matmul_integer(input.integers(steps), matrix, out, matrix.rows());
             }
-            _ => matmul(input.packed(rounding), &matrix, out, n_out),
+            _ => matmul(input.packed(rounding), matrix, out, matrix.rows()),
         }
-        self.finish_product(linear, mat, out, 0..n_out)?;
-        self.check_finite(out, n_out, linear.weight.name, place)
     }
 
     /// Scale and bias of outputs `range`, which `out` holds for every row.

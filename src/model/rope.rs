@@ -7,11 +7,7 @@
 use rayon::prelude::*;
 
 use super::arch::RopePairs;
-use super::hparams::{Hparams, RopeParams, RopeScaling};
-
-/// YaRN's `beta_fast` and `beta_slow`: turns over the original context below and above which a frequency is
-/// interpolated fully or not at all (llama.cpp's defaults, which the architectures here never override).
-const YARN_BETA: (f32, f32) = (32.0, 1.0);
+use super::hparams::{LayerRope, RopeScaling, RopeSettings};
 
 /// Cosines and sines for positions `0..n_positions`, `[n_positions, n_rot / 2]` each.
 pub(super) struct RopeTable {
@@ -22,22 +18,22 @@ pub(super) struct RopeTable {
 
 impl RopeTable {
     /// The table of a kind of layer; `factors` divide the frequencies, one per pair.
-    pub(super) fn new(hparams: &Hparams, params: RopeParams, factors: Option<&[f32]>, n_positions: usize) -> Self {
-        let n_rot = hparams.n_rot;
-        let half = n_rot / 2;
-        let yarn = hparams.rope_scaling == RopeScaling::Yarn;
-        let ramp = yarn.then(|| yarn_ramp(n_rot, hparams.n_ctx_original, params.base));
-        let magnitude = magnitude(hparams, params, yarn);
-        let step = params.base.powf(-2.0 / n_rot as f32);
+    pub(super) fn new(settings: &RopeSettings, rope: LayerRope, factors: Option<&[f32]>, n_positions: usize) -> Self {
+        let half = rope.n_rot / 2;
+        let yarn = settings.scaling == RopeScaling::Yarn && !rope.plain;
+        let ramp = yarn.then(|| yarn_ramp(settings, rope));
+        let magnitude = magnitude(settings, rope, yarn);
+        let step = rope.base.powf(-2.0 / rope.n_rot as f32);
+        let is_fixed = |pair: usize| settings.fixed_pairs.get(pair).copied().unwrap_or(false);
         let mut cos = vec![0.0; n_positions * half];
         let mut sin = vec![0.0; n_positions * half];
         cos.par_chunks_mut(half).zip(sin.par_chunks_mut(half)).enumerate().for_each(|(position, (cos, sin))| {
             let mut angle = position as f32;
             for i in 0..half {
                 let full = angle / factors.map_or(1.0, |f| f[i]);
-                let stretched = params.scale * full;
+                let stretched = rope.scale * full;
                 let theta = match &ramp {
-                    _ if hparams.fixed_pairs[i] => 0.0,
+                    _ if is_fixed(i) => 0.0,
                     Some(ramp) => stretched * (1.0 - ramp[i]) + full * ramp[i],
                     None => stretched,
                 };
@@ -76,24 +72,30 @@ impl RopeTable {
 }
 
 /// Factor on cosines and sines. llama.cpp cancels YaRN's own factor in the context and lets the rope operation
-/// apply it again, so what remains is `1 + 0.1 ln(factor)` for factors above one.
-fn magnitude(hparams: &Hparams, params: RopeParams, yarn: bool) -> f32 {
-    let mut magnitude = hparams.rope_attn_factor;
+/// apply it again, so what remains is `1 + 0.1 ln(factor)` for factors above one, less what the weights have of it.
+fn magnitude(settings: &RopeSettings, rope: LayerRope, yarn: bool) -> f32 {
+    if rope.plain {
+        return 1.0;
+    }
+    let mut magnitude = settings.attn_factor;
     if yarn {
-        let factor = 1.0 / hparams.rope.scale;
-        let sharpened = if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 };
-        magnitude *= sharpened * (1.0 / (1.0 + 0.1 * factor.ln()));
-        magnitude *= 1.0 + 0.1 * (1.0 / params.scale).ln();
+        let factor = 1.0 / settings.scale;
+        let sharpened = |share: f32| if factor <= 1.0 { 1.0 } else { 0.1 * share * factor.ln() + 1.0 };
+        let weights = settings.yarn_log_multiplier;
+        magnitude *= if weights == 0.0 { sharpened(1.0) } else { sharpened(1.0) / sharpened(weights) };
+        magnitude *= 1.0 / (1.0 + 0.1 * factor.ln());
+        magnitude *= 1.0 + 0.1 * (1.0 / rope.scale).ln();
     }
     magnitude
 }
 
 /// Share of the unscaled angle per pair: one for fast frequencies, falling to zero for slow ones.
-fn yarn_ramp(n_rot: usize, n_ctx_original: usize, base: f32) -> Vec<f32> {
+fn yarn_ramp(settings: &RopeSettings, rope: LayerRope) -> Vec<f32> {
+    let n_rot = rope.n_rot as f32;
     let pair_of = |turns: f32| {
-        n_rot as f32 * (n_ctx_original as f32 / (turns * 2.0 * std::f32::consts::PI)).ln() / (2.0 * base.ln())
+        n_rot * (settings.n_ctx_original as f32 / (turns * 2.0 * std::f32::consts::PI)).ln() / (2.0 * rope.base.ln())
     };
-    let low = pair_of(YARN_BETA.0).floor().max(0.0);
-    let high = pair_of(YARN_BETA.1).ceil().min(n_rot as f32 - 1.0);
-    (0..n_rot / 2).map(|i| 1.0 - ((i as f32 - low) / (high - low).max(0.001)).clamp(0.0, 1.0)).collect()
+    let low = pair_of(settings.yarn_beta.0).floor().max(0.0);
+    let high = pair_of(settings.yarn_beta.1).ceil().min(n_rot - 1.0);
+    (0..rope.n_rot / 2).map(|i| 1.0 - ((i as f32 - low) / (high - low).max(0.001)).clamp(0.0, 1.0)).collect()
 }

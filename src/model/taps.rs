@@ -1,4 +1,6 @@
-//! Listening to the inputs of the weight matrices.
+//! Listening to the inputs of the weight matrices, and to the choice of experts.
+
+use std::ops::Range;
 
 use super::error::ModelError;
 
@@ -71,6 +73,21 @@ pub struct TapInput<'a> {
     pub rows: Rows<'a>,
 }
 
+/// The experts that a layer's router chose for consecutive tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct ChosenExperts<'a> {
+    /// Layer.
+    pub layer: usize,
+    /// Row of the group of the first token.
+    pub first_row: usize,
+    /// Experts in the layer.
+    pub count: usize,
+    /// Experts per token.
+    pub used: usize,
+    /// Their numbers, `[n, used]`, best first.
+    pub experts: &'a [u32],
+}
+
 /// A listener to the inputs of all weight matrices.
 pub trait Taps {
     /// Whether inputs of this weight are wanted. A pass whose only purpose is a tap may skip what nobody wants.
@@ -83,6 +100,15 @@ pub trait Taps {
     /// # Errors
     /// An error stops the run.
     fn input(&mut self, input: &TapInput<'_>) -> Result<(), ModelError>;
+
+    /// Takes the experts that some tokens went to.
+    fn chosen_experts(&mut self, _chosen: &ChosenExperts<'_>) {}
+
+    /// The experts that the tokens of `rows` must go to instead of those with the best scores, `[rows.len(), used]`, each
+    /// below the number of experts.
+    fn forced_experts(&self, _layer: usize, _rows: Range<usize>, _used: usize) -> Option<&[u32]> {
+        None
+    }
 }
 
 /// Listens to nothing.

@@ -3,8 +3,8 @@
 //! A key that changes what the model computes must not be passed over in silence, or figures are those of another model.
 //! Keys are told apart by their value: a scale of 1, a count of 0 or what the architecture does anyway change nothing.
 
-use super::arch::{Activation, Gating, Sections, SharedExpert, Sliding};
-use super::hparams::{Hparams, RopeScaling};
+use super::arch::{Activation, DenseLayers, Gating, Multipliers, RopeFactors, Sections, SharedExpert, Temperature};
+use super::hparams::{Hparams, Mixer, RopeScaling, reads_windowed_base};
 use crate::display::printable;
 use crate::gguf::{Array, Gguf, Metadata, TensorInfo, TensorType, Value};
 
@@ -79,7 +79,9 @@ pub(super) fn unused(gguf: &Gguf, hparams: &Hparams) -> Vec<String> {
             ));
         }
     }
-    for tensor in gguf.tensors().iter().filter(|tensor| has_rope_factors(tensor, arch.rope_factors)) {
+    for tensor in
+        gguf.tensors().iter().filter(|tensor| has_rope_factors(tensor, arch.rope.factors != RopeFactors::None))
+    {
         if !is_all_ones(gguf, tensor) {
             lines.push(format!(
                 "tensor {}: the forward pass of architecture {} ignores it; figures may be wrong",
@@ -98,21 +100,39 @@ pub(super) fn unused(gguf: &Gguf, hparams: &Hparams) -> Vec<String> {
 /// Keys that the forward pass reads for some architectures only.
 fn is_read(suffix: &str, hparams: &Hparams) -> bool {
     let arch = hparams.arch;
+    let row = &arch.feed_forward;
     match suffix {
-        "attention.sliding_window" | "attention.sliding_window_pattern" => arch.sliding != Sliding::None,
-        "attn_logit_softcapping" => arch.score_cap.is_some(),
+        "attention.sliding_window" | "attention.sliding_window_pattern" => {
+            arch.attention.sliding.is_some_and(|s| s.only_with_layers.is_none_or(|layers| layers == hparams.n_layer()))
+        }
+        "attn_logit_softcapping" => arch.attention.score_cap.is_some(),
         "final_logit_softcapping" => arch.logit_cap.is_some(),
-        "expert_shared_feed_forward_length" => matches!(arch.shared_expert, SharedExpert::Gated | SharedExpert::Wide),
-        "expert_shared_count" => arch.shared_expert == SharedExpert::Counted,
-        "expert_gating_func" => arch.routing_keys.function,
-        "expert_weights_norm" => arch.routing_keys.norm,
-        "expert_weights_scale" => arch.routing_keys.scale,
-        "expert_group_count" | "expert_group_used_count" => arch.selection_bias,
-        "leading_dense_block_count" | "interleave_moe_layer_step" => arch.dense_layers,
-        "rope.freq_base_swa" => arch.sliding != Sliding::None,
-        "embedding_scale" | "residual_scale" | "logit_scale" | "attention.scale" => arch.multipliers,
-        "rope.dimension_sections" => arch.sections != Sections::None,
-        _ => false,
+        "expert_shared_feed_forward_length" => !matches!(row.shared, SharedExpert::None | SharedExpert::Counted),
+        "expert_shared_count" => matches!(row.shared, SharedExpert::Counted | SharedExpert::CountedWide),
+        "expert_gating_func" => row.routing_keys.function,
+        "expert_weights_norm" => row.routing_keys.norm,
+        "expert_weights_scale" => row.routing_keys.scale,
+        "expert_group_count" | "expert_group_used_count" => row.selection_bias,
+        // Experts are found by their routers.
+        "leading_dense_block_count" | "interleave_moe_layer_step" => row.dense_layers != DenseLayers::None,
+        "rope.freq_base_swa" => reads_windowed_base(arch),
+        "rope.dimension_count_swa" => arch.attention.sliding.is_some(),
+        "embedding_scale" | "residual_scale" | "logit_scale" => {
+            matches!(arch.multipliers, Multipliers::ByKeys | Multipliers::MiniCpm)
+        }
+        "attention.scale" => arch.multipliers == Multipliers::ByKeys,
+        "rope.dimension_sections" => arch.rope.sections != Sections::None,
+        "rope.scaling.yarn_beta_fast" | "rope.scaling.yarn_beta_slow" | "rope.scaling.yarn_log_multiplier" => {
+            arch.rope.yarn_keys
+        }
+        "attention.temperature_scale" => arch.attention.temperature == Temperature::ByKey,
+        "attention.value_scale" => arch.attention.own_value_size,
+        "attention.shared_kv_layers" => arch.attention.shares_keys,
+        "attention.recurrent_layers" | "full_attention_interval" => arch.delta_net.is_some(),
+        "embedding_length_per_layer_input" => arch.layer_inputs,
+        "nextn_predict_layers" => arch.next_tokens,
+        "swiglu_clamp_exp" | "swiglu_clamp_shexp" => row.clamped,
+        _ => suffix.starts_with("ssm.") && arch.delta_net.is_some(),
     }
 }
 
@@ -122,14 +142,21 @@ fn is_neutral(suffix: &str, value: &Value, hparams: &Hparams, metadata: &Metadat
     let number = number(value);
     let is = |wanted: f64| number.is_some_and(|found| (found - wanted).abs() <= 1e-6 * wanted.abs());
     let gating = hparams.experts.map(|experts| experts.gating);
-    let has_windows = hparams.window.iter().any(Option::is_some);
+    let attention = || {
+        hparams.layers.iter().filter_map(|layer| match &layer.mixer {
+            Mixer::Attention(shape) => Some(shape),
+            Mixer::DeltaNet(_) => None,
+        })
+    };
+    let has_windows = attention().any(|shape| shape.window.is_some());
+    let rope = attention().find_map(|shape| shape.rope);
     if is_nothing(value) && suffix != "expert_weights_norm" {
         return true;
     }
     match suffix {
         // All norms here are RMS norms.
         "attention.layer_norm_epsilon" => is(f64::from(hparams.norm_epsilon)),
-        "attention.scale" => is(f64::from(hparams.score_scale)),
+        "attention.scale" => attention().all(|shape| is(f64::from(shape.score_scale))),
         "attention.sliding_window" => number.is_some_and(|window| window >= hparams.n_ctx_train as f64),
         // Without effect where there is no window; that of the window itself is told.
         "attention.sliding_window_pattern" => !metadata.contains(&format!("{}.attention.sliding_window", arch.name)),
@@ -137,25 +164,25 @@ fn is_neutral(suffix: &str, value: &Value, hparams: &Hparams, metadata: &Metadat
             None | Some(Gating::Softmax | Gating::SoftmaxNormalized) => is(1.0),
             Some(Gating::Sigmoid | Gating::SigmoidNormalized) => is(2.0),
             Some(Gating::SoftmaxOfChosen) => is(3.0),
+            Some(Gating::SqrtSoftplus | Gating::SqrtSoftplusNormalized) => is(4.0),
         },
         "expert_weights_norm" => match (gating, value) {
-            (Some(Gating::Softmax | Gating::Sigmoid), Value::Bool(norm)) => !norm,
-            (Some(Gating::SoftmaxNormalized | Gating::SigmoidNormalized), Value::Bool(norm)) => *norm,
             (None | Some(Gating::SoftmaxOfChosen), _) => true,
+            (Some(gating), Value::Bool(norm)) => *norm == gating.is_normalized(),
             _ => false,
         },
-        "expert_shared_count" => arch.shared_expert != SharedExpert::None,
+        "expert_shared_count" => arch.feed_forward.shared != SharedExpert::None,
         "hidden_activation" => match value {
-            Value::String(name) => same_activation(name, arch.activation),
+            Value::String(name) => same_activation(name, arch.feed_forward.activation),
             _ => false,
         },
-        "rope.freq_base_swa" => is(f64::from(hparams.rope.base)),
-        "rope.dimension_count_swa" => !has_windows || is(hparams.n_rot as f64),
-        "rope.scaling.yarn_beta_fast" => is(32.0) || hparams.rope_scaling != RopeScaling::Yarn,
-        "rope.scaling.yarn_beta_slow" => is(1.0) || hparams.rope_scaling != RopeScaling::Yarn,
-        "rope.scaling.yarn_ext_factor" => is(1.0) || is(-1.0) || hparams.rope_scaling != RopeScaling::Yarn,
+        "rope.freq_base_swa" => !has_windows || rope.is_none_or(|rope| is(f64::from(rope.base))),
+        "rope.dimension_count_swa" => !has_windows || rope.is_none_or(|rope| is(rope.n_rot as f64)),
+        "rope.scaling.yarn_beta_fast" => is(32.0) || hparams.rope.scaling != RopeScaling::Yarn,
+        "rope.scaling.yarn_beta_slow" => is(1.0) || hparams.rope.scaling != RopeScaling::Yarn,
+        "rope.scaling.yarn_ext_factor" => is(1.0) || is(-1.0) || hparams.rope.scaling != RopeScaling::Yarn,
         "rope.scaling.yarn_log_multiplier" => false,
-        "swiglu_clamp_exp" => arch.activation == Activation::SwigluOai && is(7.0),
+        "swiglu_clamp_exp" => arch.feed_forward.activation == Activation::SwigluOai && is(7.0),
         _ if ONE_IS_NEUTRAL.contains(&suffix) => is(1.0),
         _ => FACTORS.iter().any(|ending| suffix.ends_with(ending)) && is(1.0),
     }

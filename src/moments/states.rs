@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::MomentsError;
 use crate::atomic_file::AtomicFile;
-use crate::model::{HiddenStates, TokenGroup};
+use crate::model::{HiddenStates, KeptWidths, TokenGroup};
 
 /// Values that are converted at once.
 const PIECE: usize = 1 << 16;
@@ -40,16 +40,21 @@ impl StatesWriter {
     }
 
     pub(super) fn write(&mut self, states: &HiddenStates) -> Result<(), MomentsError> {
-        for piece in states.data().chunks(PIECE) {
-            self.bytes.clear();
-            self.bytes.extend(piece.iter().flat_map(|value| value.to_le_bytes()));
-            self.file.write_all(&self.bytes).map_err(|source| MomentsError::Io {
-                path: self.path.clone(),
-                action: "cannot write hidden states",
-                source,
-            })?;
-        }
-        Ok(())
+        let StatesWriter { path, file, bytes } = self;
+        let mut flush = |bytes: &mut Vec<u8>| {
+            let failed = |source| MomentsError::Io { path: path.clone(), action: "cannot write hidden states", source };
+            let written = file.write_all(bytes).map_err(failed);
+            bytes.clear();
+            written
+        };
+        bytes.clear();
+        states.parts(|part| {
+            part.chunks(PIECE).try_for_each(|piece| {
+                bytes.extend(piece.iter().flat_map(|value| value.to_le_bytes()));
+                if bytes.len() < 4 * PIECE { Ok(()) } else { flush(bytes) }
+            })
+        })?;
+        flush(bytes)
     }
 
     pub(super) fn commit(self) -> Result<(), MomentsError> {
@@ -62,6 +67,8 @@ pub(super) struct StatesReader {
     path: PathBuf,
     file: File,
     n_embd: usize,
+    /// What stands behind the stream of each token.
+    kept: Vec<KeptWidths>,
 }
 
 impl StatesReader {
@@ -74,18 +81,20 @@ impl StatesReader {
         layer: usize,
         tokens: usize,
         n_embd: usize,
+        kept: Vec<KeptWidths>,
     ) -> Result<StatesReader, MomentsError> {
         let path = path_of(folder, layer);
         let failed = |source| MomentsError::Io { path: path.clone(), action: "cannot read hidden states", source };
         let file = File::open(&path).map_err(failed)?;
         let found = file.metadata().map_err(failed)?.len();
-        let expected = 4 * tokens as u64 * n_embd as u64;
+        let row_len = n_embd + kept.iter().map(|widths| widths.keys + widths.values).sum::<usize>();
+        let expected = 4 * tokens as u64 * row_len as u64;
         if found != expected {
             let problem =
                 format!("has {found} bytes, expected {expected}; delete its folder or add --force to start over");
             return Err(MomentsError::States { path, problem });
         }
-        Ok(StatesReader { path, file, n_embd })
+        Ok(StatesReader { path, file, n_embd, kept })
     }
 
     /// States of the tokens of `group`, the first of which is token `first` of the file, for layer `layer`.
@@ -96,8 +105,9 @@ impl StatesReader {
         layer: usize,
     ) -> Result<HiddenStates, MomentsError> {
         let failed = |source| MomentsError::Io { path: self.path.clone(), action: "cannot read hidden states", source };
-        self.file.seek(SeekFrom::Start(4 * first as u64 * self.n_embd as u64)).map_err(failed)?;
-        let mut data = vec![0.0f32; group.len() * self.n_embd];
+        let row_len = self.n_embd + self.kept.iter().map(|widths| widths.keys + widths.values).sum::<usize>();
+        self.file.seek(SeekFrom::Start(4 * first as u64 * row_len as u64)).map_err(failed)?;
+        let mut data = vec![0.0f32; group.len() * row_len];
         let mut bytes = vec![0u8; 4 * PIECE.min(data.len())];
         for piece in data.chunks_mut(PIECE) {
             let bytes = &mut bytes[..4 * piece.len()];
@@ -105,7 +115,7 @@ impl StatesReader {
             let words = bytes.as_chunks::<4>().0;
             piece.iter_mut().zip(words).for_each(|(value, word)| *value = f32::from_le_bytes(*word));
         }
-        Ok(HiddenStates::from_parts(group, layer, self.n_embd, data)?)
+        Ok(HiddenStates::from_parts(group, layer, self.n_embd, &self.kept, data)?)
     }
 }
 
@@ -119,18 +129,18 @@ mod tests {
         let group = |n: u32| Arc::new(TokenGroup::from_sequences([(0..n).collect::<Vec<u32>>()]));
         let states = |n: u32, seed: f32| {
             let data = (0..n * 3).map(|at| at as f32 * 0.25 - seed).collect();
-            HiddenStates::from_parts(group(n), 2, 3, data).unwrap()
+            HiddenStates::from_parts(group(n), 2, 3, &[], data).unwrap()
         };
         let (a, b) = (states(4, 1.0), states(2, -7.5));
         let mut writer = StatesWriter::create(folder.path(), 2).unwrap();
         writer.write(&a).unwrap();
         writer.write(&b).unwrap();
-        assert!(StatesReader::open(folder.path(), 2, 6, 3).is_err(), "not there before the end");
+        assert!(StatesReader::open(folder.path(), 2, 6, 3, Vec::new()).is_err(), "not there before the end");
         writer.commit().unwrap();
-        let mut reader = StatesReader::open(folder.path(), 2, 6, 3).unwrap();
+        let mut reader = StatesReader::open(folder.path(), 2, 6, 3, Vec::new()).unwrap();
         assert_eq!(reader.read(4, group(2), 2).unwrap().data(), b.data());
         assert_eq!(reader.read(0, group(4), 2).unwrap().data(), a.data());
-        let error = StatesReader::open(folder.path(), 2, 7, 3).err().unwrap().to_string();
+        let error = StatesReader::open(folder.path(), 2, 7, 3, Vec::new()).err().unwrap().to_string();
         assert!(error.contains("has 72 bytes, expected 84"), "{error}");
         remove(folder.path(), 2);
         assert!(!path_of(folder.path(), 2).exists());

@@ -151,7 +151,8 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
 
     fn reader(&self, step: usize) -> Result<StatesReader, MomentsError> {
         let tokens = self.calibration.len() + self.gate.len();
-        StatesReader::open(self.folder, step, tokens, self.pass.model().hparams().n_embd)
+        let model = self.pass.model();
+        StatesReader::open(self.folder, step, tokens, model.hparams().n_embd, model.kept_widths(step))
     }
 
     /// The inputs of a step that are wanted.

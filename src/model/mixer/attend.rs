@@ -2,9 +2,10 @@
 
 use rayon::prelude::*;
 
-use super::group::Tile;
-use super::math;
 use crate::compute::{GemmOperand, gemm_f32};
+use crate::model::group::Tile;
+use crate::model::hparams::Window;
+use crate::model::math;
 
 /// Queries handled by one task: enough to amortize packing keys, few enough to waste little above the diagonal.
 const QUERY_BLOCK: usize = 96;
@@ -13,10 +14,13 @@ const QUERY_BLOCK: usize = 96;
 pub(super) struct AttentionParams<'a> {
     pub n_head: usize,
     pub n_head_kv: usize,
-    pub head: usize,
+    /// Values of a query's or key's head.
+    pub head_k: usize,
+    /// Values of a value's head.
+    pub head_v: usize,
     pub scale: f32,
     pub cap: Option<f32>,
-    pub window: Option<usize>,
+    pub window: Option<Window>,
     /// False where every position sees all of its sequence. A window then limits only what lies before a position, as
     /// `LLAMA_SWA_TYPE_STANDARD` does without a causal mask.
     pub causal: bool,
@@ -32,11 +36,11 @@ struct Task<'a> {
     out: &'a mut [f32],
 }
 
-/// Attends with queries `[n, n_head * head]`, keys and values `[n, n_head_kv * head]` of the tile's rows; the mixed
-/// values `[n, n_head * head]` replace the queries.
-pub(super) fn attend(tile: &Tile, params: &AttentionParams<'_>, q: &mut [f32], k: &[f32], v: &[f32]) {
+/// Attends with queries `[n, n_head * head_k]`, keys `[n, n_head_kv * head_k]` and values `[n, n_head_kv * head_v]` of the
+/// tile's rows. Gives the mixed values, `[n, n_head * head_v]`.
+pub(super) fn attend(tile: &Tile, params: &AttentionParams<'_>, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
     let n = tile.rows.len();
-    let head = params.head;
+    let head = params.head_v;
     let mut mixed = vec![0.0; n * params.n_head * head];
     let mut tasks = Vec::new();
     let mut rest = mixed.as_mut_slice();
@@ -50,17 +54,22 @@ pub(super) fn attend(tile: &Tile, params: &AttentionParams<'_>, q: &mut [f32], k
             }
         }
     }
-    let queries: &[f32] = q;
     tasks.into_par_iter().for_each_init(Vec::new, |scores, task| {
-        attend_block(tile, params, queries, k, v, scores, task);
+        attend_block(tile, params, q, k, v, scores, task);
     });
-    // From head-major back to one row per token. Spans cover the rows of a tile in order, without gaps.
-    let stride = params.n_head * head;
-    q.par_chunks_mut(stride).enumerate().for_each(|(row, out)| {
+    rows_of_heads(&mixed, params.n_head, head)
+}
+
+/// From `[n_head, n, head]` to one row per token, `[n, n_head * head]`. Spans cover the rows of a tile in order, without gaps.
+pub(super) fn rows_of_heads(by_head: &[f32], n_head: usize, head: usize) -> Vec<f32> {
+    let n = by_head.len() / (n_head * head);
+    let mut rows = vec![0.0; by_head.len()];
+    rows.par_chunks_mut(n_head * head).enumerate().for_each(|(row, out)| {
         for (h, values) in out.chunks_exact_mut(head).enumerate() {
-            values.copy_from_slice(&mixed[(h * n + row) * head..][..head]);
+            values.copy_from_slice(&by_head[(h * n + row) * head..][..head]);
         }
     });
+    rows
 }
 
 fn attend_block(
@@ -73,15 +82,15 @@ fn attend_block(
     task: Task<'_>,
 ) {
     let span = &tile.spans[task.span];
-    let head = params.head;
-    let (q_stride, kv_stride) = (params.n_head * head, params.n_head_kv * head);
+    let (head_k, head_v) = (params.head_k, params.head_v);
+    let (q_stride, k_stride, v_stride) = (params.n_head * head_k, params.n_head_kv * head_k, params.n_head_kv * head_v);
     let kv_head = task.head / (params.n_head / params.n_head_kv);
-    let queries = task.out.len() / head;
+    let queries = task.out.len() / head_v;
     let first_position = span.first_position + task.first;
     // What a block of queries sees ends with its last one, or with the sequence.
     let own_rows = if params.causal { task.first + queries } else { span.rows.len() };
     let end_position = span.first_position + own_rows;
-    let visible_from = |position: usize| params.window.map_or(0, |window| (position + 1).saturating_sub(window));
+    let visible_from = |position: usize| params.window.map_or(0, |window| window.start(position));
     let start = visible_from(first_position);
     let width = end_position - start;
     scores.clear();
@@ -98,10 +107,10 @@ fn attend_block(
         position += rows.len();
     }
     let first_row = span.rows.start + task.first;
-    let q_block = &q[first_row * q_stride + task.head * head..];
+    let q_block = &q[first_row * q_stride + task.head * head_k..];
     for (column, rows) in &pieces {
-        let keys = GemmOperand::Transposed { data: &k[rows.start * kv_stride + kv_head * head..], stride: kv_stride };
-        gemm_f32(queries, rows.len(), head, q_block, q_stride, keys, &mut scores[*column..], width, false);
+        let keys = GemmOperand::Transposed { data: &k[rows.start * k_stride + kv_head * head_k..], stride: k_stride };
+        gemm_f32(queries, rows.len(), head_k, q_block, q_stride, keys, &mut scores[*column..], width, false);
     }
     for (i, row) in scores.chunks_exact_mut(width).enumerate() {
         let position = first_position + i;
@@ -117,36 +126,36 @@ fn attend_block(
         math::soft_max(visible, params.sinks.map(|sinks| sinks[task.head]));
     }
     for (index, (column, rows)) in pieces.iter().enumerate() {
-        let values = GemmOperand::Plain { data: &v[rows.start * kv_stride + kv_head * head..], stride: kv_stride };
-        gemm_f32(queries, head, rows.len(), &scores[*column..], width, values, task.out, head, index > 0);
+        let values = GemmOperand::Plain { data: &v[rows.start * v_stride + kv_head * head_v..], stride: v_stride };
+        gemm_f32(queries, head_v, rows.len(), &scores[*column..], width, values, task.out, head_v, index > 0);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::group::TokenGroup;
     use super::*;
+    use crate::model::group::TokenGroup;
     use crate::testing::Random;
 
     /// Textbook attention in f64, one query at a time.
     fn naive(group: &TokenGroup, params: &AttentionParams<'_>, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
-        let head = params.head;
-        let mut out = vec![0.0f64; q.len()];
+        let (head_k, head_v) = (params.head_k, params.head_v);
+        let mut out = vec![0.0f64; group.len() * params.n_head * head_v];
         let tile = &group.tiles(usize::MAX)[0];
         for span in &tile.spans {
             for (i, row) in span.rows.clone().enumerate() {
                 let position = span.first_position + i;
                 let mut seen: Vec<usize> = span.past.iter().flat_map(|r| r.clone()).collect();
                 seen.extend(span.rows.start..if params.causal { row + 1 } else { span.rows.end });
-                let seen = &seen[params.window.map_or(0, |w| (position + 1).saturating_sub(w))..];
+                let seen = &seen[params.window.map_or(0, |w| w.start(position))..];
                 for h in 0..params.n_head {
-                    let at = |row: usize, heads: usize, h: usize| (row * heads + h) * head;
+                    let at = |row: usize, heads: usize, h: usize, head: usize| (row * heads + h) * head;
                     let kv = h / (params.n_head / params.n_head_kv);
                     let scores: Vec<f64> = seen
                         .iter()
                         .map(|&s| {
-                            let a = &q[at(row, params.n_head, h)..][..head];
-                            let b = &k[at(s, params.n_head_kv, kv)..][..head];
+                            let a = &q[at(row, params.n_head, h, head_k)..][..head_k];
+                            let b = &k[at(s, params.n_head_kv, kv, head_k)..][..head_k];
                             let dot: f64 = a.iter().zip(b).map(|(x, y)| f64::from(x * y)).sum();
                             let score = dot * f64::from(params.scale);
                             params.cap.map_or(score, |c| f64::from(c) * (score / f64::from(c)).tanh())
@@ -155,9 +164,9 @@ mod tests {
                     let sink = params.sinks.map_or(0.0, |s| f64::from(s[h]).exp());
                     let total: f64 = scores.iter().map(|s| s.exp()).sum::<f64>() + sink;
                     for (&s, score) in seen.iter().zip(&scores) {
-                        for d in 0..head {
-                            out[at(row, params.n_head, h) + d] +=
-                                score.exp() / total * f64::from(v[at(s, params.n_head_kv, kv) + d]);
+                        for d in 0..head_v {
+                            out[at(row, params.n_head, h, head_v) + d] +=
+                                score.exp() / total * f64::from(v[at(s, params.n_head_kv, kv, head_v) + d]);
                         }
                     }
                 }
@@ -166,18 +175,24 @@ mod tests {
         out
     }
 
-    /// Compares a group of sequences with the textbook, without and with window, cap and sinks.
+    /// Compares a group of sequences with the textbook, without and with window, cap, sinks and values of another size.
     fn compare(group: &TokenGroup, causal: bool) {
         let sinks = [0.5, -1.0, 2.0, 0.0];
         let mut random = Random::new(1);
         let mut random = |n: usize| -> Vec<f32> { (0..n).map(|_| random.signed()).collect() };
         let n = group.len();
-        for (window, cap, sinks) in [(None, None, None), (Some(33), Some(2.0), Some(&sinks[..]))] {
-            let params = AttentionParams { n_head: 4, n_head_kv: 2, head: 10, scale: 0.7, cap, window, causal, sinks };
-            let (q, k, v) = (random(n * 40), random(n * 20), random(n * 20));
+        let window = |chunked| Some(Window { size: 33, chunked });
+        for (window, cap, sinks, head_v) in [
+            (None, None, None, 10),
+            (window(false), Some(2.0), Some(&sinks[..]), 10),
+            (window(causal), None, Some(&sinks[..]), 6),
+        ] {
+            let params =
+                AttentionParams { n_head: 4, n_head_kv: 2, head_k: 10, head_v, scale: 0.7, cap, window, causal, sinks };
+            let (q, k, v) = (random(n * 40), random(n * 20), random(n * 2 * head_v));
             let want = naive(group, &params, &q, &k, &v);
-            let mut got = q.clone();
-            attend(&group.tiles(usize::MAX)[0], &params, &mut got, &k, &v);
+            let got = attend(&group.tiles(usize::MAX)[0], &params, &q, &k, &v);
+            assert_eq!(got.len(), want.len());
             for (g, w) in got.iter().zip(&want) {
                 assert!((f64::from(*g) - w).abs() < 1e-5, "{g} {w}");
             }

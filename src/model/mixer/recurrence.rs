@@ -1,0 +1,177 @@
+//! The gated delta rule of one head, in blocks.
+//!
+//! A head keeps a state `S`, `[head, head]` (keys by values). Token `t` with query `q`, key `k`, value `v`, decay `g` and step
+//! `beta` does, in this order (llama.cpp b10605, `src/models/delta-net-base.cpp`; Yang et al., Gated Delta Networks, 2024):
+//!
+//! ```text
+//! S <- exp(g) S;   u = beta (v - S^T k);   S <- S + k u^T;   o = S^T q
+//! ```
+//!
+//! Over a block of tokens with decays summed up, `G_t`, this is a triangular system for all `u` at once:
+//!
+//! ```text
+//! u_t = beta_t (v_t - exp(G_t) S^T k_t - sum over s < t of exp(G_t - G_s) (k_t . k_s) u_s)
+//! o_t = exp(G_t) S^T q_t + sum over s <= t of exp(G_t - G_s) (q_t . k_s) u_s
+//! S'  = exp(G) S + sum over s of exp(G - G_s) k_s u_s^T
+//! ```
+//!
+//! so that nearly all of the work is in matrix products.
+
+use crate::compute::{GemmOperand, gemm_f32};
+use crate::model::math;
+
+/// Tokens of a block.
+const BLOCK: usize = 64;
+
+/// Inputs of one head over a run of tokens: `[n, head]` each, and one decay and step per token.
+pub(super) struct HeadRun<'a> {
+    pub head: usize,
+    pub q: &'a [f32],
+    pub k: &'a [f32],
+    pub v: &'a [f32],
+    pub decay: &'a [f32],
+    pub step: &'a [f32],
+}
+
+/// Memory of one thread's blocks.
+#[derive(Default)]
+pub(super) struct Scratch {
+    /// Updates, `[block, head]`.
+    u: Vec<f32>,
+    /// Products of keys, or of queries with keys, `[block, block]`.
+    products: Vec<f32>,
+    /// Keys as columns, `[head, block]`.
+    columns: Vec<f32>,
+}
+
+impl HeadRun<'_> {
+    /// Runs all tokens from `state`, which becomes that after the last one; `out` is `[n, head]`.
+    pub(super) fn run(&self, state: &mut [f32], out: &mut [f32], scratch: &mut Scratch) {
+        let d = self.head;
+        for (index, out) in out.chunks_mut(BLOCK * d).enumerate() {
+            let n = out.len() / d;
+            let first = index * BLOCK;
+            let rows = first * d..(first + n) * d;
+            let (decay, step) = (&self.decay[first..][..n], &self.step[first..][..n]);
+            let (q, k, v) = (&self.q[rows.clone()], &self.k[rows.clone()], &self.v[rows]);
+            Block { d, n, q, k, v, decay, step }.run(state, out, scratch);
+        }
+    }
+}
+
+struct Block<'a> {
+    d: usize,
+    n: usize,
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    decay: &'a [f32],
+    step: &'a [f32],
+}
+
+impl Block<'_> {
+    fn run(&self, state: &mut [f32], out: &mut [f32], scratch: &mut Scratch) {
+        let (d, n) = (self.d, self.n);
+        // Sums in f64: their differences are what counts.
+        let mut sums = [0.0f64; BLOCK];
+        let mut sum = 0.0;
+        for (total, &decay) in sums.iter_mut().zip(self.decay) {
+            sum += f64::from(decay);
+            *total = sum;
+        }
+        let kept = |from: f64, to: f64| math::exp((to - from) as f32);
+        let Scratch { u, products, columns } = scratch;
+        u.clear();
+        u.resize(n * d, 0.0);
+        products.clear();
+        products.resize(n * n, 0.0);
+
+        let by_state = |rows: &[f32], out: &mut [f32]| {
+            gemm_f32(n, d, d, rows, d, GemmOperand::Plain { data: state, stride: d }, out, d, false);
+        };
+        by_state(self.k, u);
+        by_state(self.q, out);
+        let keys = GemmOperand::Transposed { data: self.k, stride: d };
+        gemm_f32(n, n, d, self.k, d, keys, products, n, false);
+        for t in 0..n {
+            let (before, rest) = u.split_at_mut(t * d);
+            let row = &mut rest[..d];
+            let seen = kept(0.0, sums[t]);
+            for (u, &v) in row.iter_mut().zip(&self.v[t * d..]) {
+                *u = v - seen * *u;
+            }
+            for (s, earlier) in before.chunks_exact(d).enumerate() {
+                math::add_scaled(row, earlier, -kept(sums[s], sums[t]) * products[t * n + s]);
+            }
+            math::scale(row, self.step[t]);
+        }
+
+        let keys = GemmOperand::Transposed { data: self.k, stride: d };
+        gemm_f32(n, n, d, self.q, d, keys, products, n, false);
+        for (t, row) in products.chunks_exact_mut(n).enumerate() {
+            let (seen, unseen) = row.split_at_mut(t + 1);
+            seen.iter_mut().zip(&sums).for_each(|(product, &sum)| *product *= kept(sum, sums[t]));
+            unseen.fill(0.0);
+            math::scale(&mut out[t * d..][..d], kept(0.0, sums[t]));
+        }
+        let updates = GemmOperand::Plain { data: u, stride: d };
+        gemm_f32(n, d, n, products, n, updates, out, d, true);
+
+        columns.clear();
+        columns.resize(d * n, 0.0);
+        for (s, key) in self.k.chunks_exact(d).enumerate() {
+            let kept = kept(sums[s], sum);
+            key.iter().enumerate().for_each(|(i, &k)| columns[i * n + s] = kept * k);
+        }
+        math::scale(state, kept(0.0, sum));
+        let updates = GemmOperand::Plain { data: u, stride: d };
+        gemm_f32(d, d, n, columns, n, updates, state, d, true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Random;
+
+    /// The recurrence as it is written above, in f64.
+    fn truth(run: &HeadRun<'_>, state: &mut [f64]) -> Vec<f64> {
+        let d = run.head;
+        let mut out = Vec::new();
+        for (t, (&decay, &step)) in run.decay.iter().zip(run.step).enumerate() {
+            let row = |values: &[f32]| -> Vec<f64> { values[t * d..][..d].iter().map(|&x| f64::from(x)).collect() };
+            let (q, k, v) = (row(run.q), row(run.k), row(run.v));
+            let by = |state: &[f64], x: &[f64], j: usize| (0..d).map(|i| state[i * d + j] * x[i]).sum::<f64>();
+            state.iter_mut().for_each(|s| *s *= f64::from(decay).exp());
+            let u: Vec<f64> = (0..d).map(|j| f64::from(step) * (v[j] - by(state, &k, j))).collect();
+            for i in 0..d {
+                (0..d).for_each(|j| state[i * d + j] += k[i] * u[j]);
+            }
+            out.extend((0..d).map(|j| by(state, &q, j)));
+        }
+        out
+    }
+
+    #[test]
+    fn blocks_give_what_the_recurrence_gives() {
+        let d = 32;
+        let mut random = Random::new(7);
+        for n in [1, 5, BLOCK, BLOCK + 1, 3 * BLOCK + 17] {
+            let mut values = |n: usize| -> Vec<f32> { (0..n).map(|_| random.signed()).collect() };
+            let (q, mut k, v) = (values(n * d), values(n * d), values(n * d));
+            k.chunks_exact_mut(d).for_each(|row| math::l2_unit(row, 1e-6));
+            // From a state that hardly fades to one that is forgotten at once.
+            let decay: Vec<f32> = values(n).iter().map(|x| -(4.0 * x).exp()).collect();
+            let step: Vec<f32> = values(n).iter().map(|x| 0.5 + 0.5 * x).collect();
+            let run = HeadRun { head: d, q: &q, k: &k, v: &v, decay: &decay, step: &step };
+            let mut state = values(d * d);
+            let mut exact: Vec<f64> = state.iter().map(|&x| f64::from(x)).collect();
+            let want = truth(&run, &mut exact);
+            let mut out = vec![0.0; n * d];
+            run.run(&mut state, &mut out, &mut Scratch::default());
+            let close = |a: &[f32], b: &[f64]| a.iter().zip(b).all(|(&a, &b)| (f64::from(a) - b).abs() < 2e-5);
+            assert!(close(&out, &want), "{n} tokens");
+            assert!(close(&state, &exact), "state after {n} tokens");
+        }
+    }
+}
