@@ -15,6 +15,17 @@ pub(crate) struct ScoredToken {
     pub kld: f32,
     /// The most likely token is the reference's.
     pub same_top: bool,
+    /// How the experts that it went to differ from the reference's.
+    pub routing: TokenRouting,
+}
+
+/// The experts of a scored prediction against the reference's.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct TokenRouting {
+    /// Layers that sent it to other experts.
+    pub flips: u16,
+    /// KL divergence with the reference's experts forced on the model, in nats; NaN where that was not asked for.
+    pub forced_kld: f32,
 }
 
 impl ScoredToken {
@@ -31,6 +42,7 @@ impl ScoredToken {
             nll_base: (base_lse - f64::from(base[target])) as f32,
             kld: kld as f32,
             same_top: first_maximum(base) == first_maximum(logits),
+            routing: TokenRouting::default(),
         }
     }
 
@@ -50,6 +62,8 @@ fn first_maximum(row: &[f32]) -> Option<usize> {
 pub(crate) struct Divergence {
     /// One entry a prediction.
     pub tokens: Vec<ScoredToken>,
+    /// Layers with experts, where model and reference have some and routes were compared.
+    pub routed_layers: usize,
 }
 
 /// Extremes and percentiles of a series, interpolated linearly.
@@ -133,6 +147,30 @@ pub struct DivergenceSummary {
     pub same_top_p_error: f64,
     /// Predictions scored.
     pub tokens: usize,
+    /// What became of the routing, for mixtures of experts beside their reference.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub routing: Option<RoutingSummary>,
+}
+
+/// How the choice of experts differs from the reference's. A token whose experts change diverges by far more than others; with
+/// the reference's experts forced on the model, what is left is the damage of the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct RoutingSummary {
+    /// Share of token-layers, a scored prediction in a layer with experts each, whose chosen experts differ.
+    pub flips: f64,
+    /// Share of predictions with a layer whose experts differ.
+    pub tokens_flipped: f64,
+    /// Mean KL divergence of the predictions without any.
+    pub steady_mean_kld: f64,
+    /// Mean KL divergence with the reference's experts forced on the model, where that was run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forced_mean_kld: Option<f64>,
+    /// Its standard error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forced_mean_kld_error: Option<f64>,
+    /// Median KL divergence with the reference's experts forced on the model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forced_median_kld: Option<f64>,
 }
 
 /// Mean and standard error of a sum.
@@ -214,6 +252,28 @@ impl Divergence {
             same_top_p: same_top,
             same_top_p_error: if n > 1.0 { (same_top * (1.0 - same_top) / (n - 1.0)).sqrt() } else { 0.0 },
             tokens: self.tokens.len(),
+            routing: self.routing(),
+        })
+    }
+
+    /// What became of the routing; `None` where no routes were compared.
+    fn routing(&self) -> Option<RoutingSummary> {
+        let n = self.tokens.len() as f64;
+        let layers = Some(self.routed_layers as f64).filter(|&layers| layers > 0.0)?;
+        let flips: f64 = self.tokens.iter().map(|t| f64::from(t.routing.flips)).sum();
+        let steady = self.tokens.iter().filter(|t| t.routing.flips == 0);
+        let steady = Moments::of(steady.map(|t| f64::from(t.kld)));
+        let mut forced: Vec<f64> = self.tokens.iter().map(|t| f64::from(t.routing.forced_kld)).collect();
+        let was_forced = forced.iter().all(|kld| !kld.is_nan());
+        let moments = Moments::of(forced.iter().copied());
+        forced.sort_by(f64::total_cmp);
+        Some(RoutingSummary {
+            flips: flips / (n * layers),
+            tokens_flipped: 1.0 - steady.n / n,
+            steady_mean_kld: steady.mean(),
+            forced_mean_kld: was_forced.then(|| moments.mean()),
+            forced_mean_kld_error: was_forced.then(|| moments.error()),
+            forced_median_kld: was_forced.then(|| percentile(&forced, 0.5)),
         })
     }
 }
@@ -274,9 +334,11 @@ mod tests {
                 nll_base: 1.0 + i as f32 * 0.08,
                 kld: i as f32 * 0.01,
                 same_top: i % 4 != 0,
+                routing: TokenRouting { flips: u16::from(i == 19), forced_kld: i as f32 * 0.005 },
             })
             .collect();
-        let s = Divergence { tokens }.summary().unwrap();
+        let s = Divergence { tokens: tokens.clone(), routed_layers: 0 }.summary().unwrap();
+        assert!(s.routing.is_none());
         assert!((s.ppl - 1.95f64.exp()).abs() < 1e-6);
         assert!((s.ppl_base - 1.76f64.exp()).abs() < 1e-6);
         assert!((s.ppl_ratio - 0.19f64.exp()).abs() < 1e-6);
@@ -289,13 +351,20 @@ mod tests {
         assert_eq!(s.same_top_p, 0.75);
         assert!((s.same_top_p_error - (0.75 * 0.25 / 19.0f64).sqrt()).abs() < 1e-12);
         assert!(s.rms_delta_p > 0.0 && s.mean_delta_p < 0.0);
+        let routing = Divergence { tokens, routed_layers: 4 }.summary().unwrap().routing.unwrap();
+        assert!((routing.flips - 1.0 / 80.0).abs() < 1e-12 && (routing.tokens_flipped - 0.05).abs() < 1e-12);
+        assert!((routing.steady_mean_kld - 0.09).abs() < 1e-8);
+        assert!((routing.forced_mean_kld.unwrap() - 0.0475).abs() < 1e-8);
+        assert!((routing.forced_median_kld.unwrap() - 0.0475).abs() < 1e-8);
         assert!(Divergence::default().summary().is_none());
     }
 
     #[test]
     fn few_tokens_have_no_errors_but_figures() {
-        let tokens = vec![ScoredToken { nll: 1.0, nll_base: 0.5, kld: 0.1, same_top: true }];
-        let s = Divergence { tokens }.summary().unwrap();
+        let routing = TokenRouting { flips: 0, forced_kld: f32::NAN };
+        let tokens = vec![ScoredToken { nll: 1.0, nll_base: 0.5, kld: 0.1, same_top: true, routing }];
+        let s = Divergence { tokens, routed_layers: 1 }.summary().unwrap();
+        assert_eq!(s.routing.unwrap().forced_mean_kld, None);
         assert_eq!((s.ppl_error, s.mean_kld_error, s.same_top_p_error), (0.0, 0.0, 0.0));
         assert!([s.correlation, s.rms_delta_p_error, s.log_ppl_ratio_error].iter().all(|v| v.is_finite()));
     }

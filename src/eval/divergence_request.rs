@@ -42,6 +42,7 @@ pub struct DivergenceRequest<'a> {
     options: TextOptions,
     save_logits: Option<(PathBuf, Replace)>,
     test: Option<SequentialTest>,
+    forces_routes: bool,
 }
 
 /// What models are compared with.
@@ -159,7 +160,13 @@ impl<'a> DivergenceRequest<'a> {
     }
 
     fn new(original: Original<'a>) -> DivergenceRequest<'a> {
-        DivergenceRequest { original, options: TextOptions::default(), save_logits: None, test: None }
+        DivergenceRequest {
+            original,
+            options: TextOptions::default(),
+            save_logits: None,
+            test: None,
+            forces_routes: true,
+        }
     }
 
     /// How the text is cut and scored. Of saved logits only `chunks`, `activations`, `pre` and `memory` count.
@@ -170,6 +177,12 @@ impl<'a> DivergenceRequest<'a> {
     /// Saves the distributions of the base in llama-perplexity's form (16-bit, cut at 16 nats).
     pub fn save_logits(self, path: impl Into<PathBuf>, replace: Replace) -> Self {
         DivergenceRequest { save_logits: Some((path.into(), replace)), ..self }
+    }
+
+    /// Whether mixtures of experts run a second time with the experts that the base chose, which tells the damage of weights
+    /// from that of changed routes; they do unless told otherwise. Without a base that runs there are no routes.
+    pub fn forced_routes(self, forces_routes: bool) -> Self {
+        DivergenceRequest { forces_routes, ..self }
     }
 
     /// Ends the run as soon as the best model differs significantly from every other one.
@@ -222,11 +235,11 @@ impl<'a> DivergenceRequest<'a> {
             let passes: Vec<&Pass<'_, '_, '_>> = passes.iter().collect();
             let base_pass = base.as_ref().map(|m| m.pass(options.activations, stop)).transpose()?;
             let reference = match (&base_pass, &mut reader) {
-                (Some(pass), _) => Reference::Model(pass),
+                (Some(pass), _) => Reference::Model { pass, forces: self.forces_routes },
                 (None, Some(reader)) => Reference::File(reader),
                 (None, None) => Reference::None,
             };
-            let n_run = opened.len() + usize::from(base_pass.is_some());
+            let n_run = passes_of(&opened, base.as_ref(), self.forces_routes);
             let follow = Follow::new(watch, &windows, n_run, self.test, kept);
             evaluate(reference, &passes, &windows, options.memory, writer.as_mut(), follow)
         })?;
@@ -282,6 +295,14 @@ impl<'a> DivergenceRequest<'a> {
         main.check_context(reader.n_ctx()).map_err(|error| error.in_file(logits))?;
         reader.windows(self.options.chunks, leading_bos(tokenizer))
     }
+}
+
+/// Forward passes over the text: the base, each model, and again those whose routes are forced.
+fn passes_of(opened: &[Opened<'_>], base: Option<&Opened<'_>>, forces: bool) -> usize {
+    let Some(base) = base else { return opened.len() };
+    let experts = base.model.experts().filter(|_| forces);
+    let again = opened.iter().filter(|one| experts.is_some() && one.model.experts() == experts);
+    1 + opened.len() + again.count()
 }
 
 fn reports(opened: &[Opened<'_>], result: &Evaluation) -> Vec<ModelDivergence> {

@@ -34,18 +34,28 @@ fn closing(run: &DivergenceRun) -> String {
 
 fn table(models: &[ModelDivergence]) -> String {
     let width = models.iter().map(|m| m.file.chars().count()).max().unwrap_or(4).max(4);
+    let routed = models.iter().any(|m| m.divergence.routing.is_some());
+    let routing = if routed { format!(" {:>8} {:>10}", "flips", "unflipped") } else { String::new() };
     let mut text = format!(
-        "{:<width$} {:>10} {:>6} {:>20} {:>23} {:>10} {:>7} {:>8} {:>22}\n",
+        "{:<width$} {:>10} {:>6} {:>20} {:>23} {:>10} {:>7} {:>8}{routing} {:>22}\n",
         "file", "size", "bpw", "PPL", "mean KLD", "median", "RMS Δp", "same top", "KLD against first"
     );
     for m in models {
         let s = &m.divergence;
+        let routing = match (&s.routing, routed) {
+            (Some(r), _) => {
+                let forced = r.forced_mean_kld.map_or_else(String::new, |kld| format!("{kld:.6}"));
+                format!(" {:>7.3}% {forced:>10}", 100.0 * r.flips)
+            }
+            (None, true) => format!(" {:>8} {:>10}", "", ""),
+            (None, false) => String::new(),
+        };
         let against = m
             .kld_against_first
             .map_or_else(String::new, |p| format!("{:.3} [{:.3}, {:.3}]", p.ratio, p.ratio_low, p.ratio_high));
         let _ = writeln!(
             text,
-            "{:<width$} {:>10} {:>6.3} {:>20} {:>23} {:>10.6} {:>6.3}% {:>7.2}% {:>22}",
+            "{:<width$} {:>10} {:>6.3} {:>20} {:>23} {:>10.6} {:>6.3}% {:>7.2}%{routing} {:>22}",
             printable(&m.file),
             decimal_size(m.size_bytes),
             m.bits_per_weight,
@@ -55,6 +65,11 @@ fn table(models: &[ModelDivergence]) -> String {
             100.0 * s.rms_delta_p,
             100.0 * s.same_top_p,
             against
+        );
+    }
+    if routed {
+        text.push_str(
+            "flips: token-layers with other experts than the base's; unflipped: mean KLD with the base's experts\n",
         );
     }
     text
@@ -90,6 +105,15 @@ fn one_text(model: &ModelDivergence) -> String {
     }
     line("RMS Δp", 100.0 * s.rms_delta_p, Some(100.0 * s.rms_delta_p_error), " %");
     line("same top p", 100.0 * s.same_top_p, Some(100.0 * s.same_top_p_error), " %");
+    if let Some(routing) = &s.routing {
+        line("experts flipped", 100.0 * routing.flips, None, " % of token-layers");
+        line("tokens with a flip", 100.0 * routing.tokens_flipped, None, " %");
+        line("mean KLD without flip", routing.steady_mean_kld, None, "");
+        if let (Some(mean), Some(median)) = (routing.forced_mean_kld, routing.forced_median_kld) {
+            line("mean KLD, base's experts", mean, routing.forced_mean_kld_error, "");
+            line("median, base's experts", median, None, "");
+        }
+    }
     text.push('\n');
     text
 }

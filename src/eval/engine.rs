@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::divergence::TokenRouting;
 use super::follow::Follow;
 use super::{Divergence, EvalError, LOGITS_CUT, LogitsReader, LogitsWriter, Perplexity, ScoredToken, Windows};
 use crate::model::math::log_sum_exp;
-use crate::model::{HiddenStates, ModelError, NoTaps, Pass, TokenGroup};
+use crate::model::{ForcedRoutes, HiddenStates, ModelError, NoTaps, Pass, RouteFlips, Routes, Taps, TokenGroup};
 use crate::progress::Watch;
 
 /// Tokens of a group: enough to decode the weights seldom, few enough for results at short intervals.
@@ -21,8 +22,9 @@ const GROUP_TOKENS: usize = 4096;
 pub(crate) enum Reference<'a, 'm, 'g, 'o> {
     /// Nothing: perplexity only.
     None,
-    /// A model that runs beside them.
-    Model(&'a Pass<'m, 'g, 'o>),
+    /// A model that runs beside them. Where it has experts, those that models choose are compared with its own; with
+    /// `forces` models run a second time with its experts.
+    Model { pass: &'a Pass<'m, 'g, 'o>, forces: bool },
     /// Log-probabilities saved before.
     File(&'a mut LogitsReader),
 }
@@ -44,6 +46,16 @@ impl ModelScores {
         nlls.iter().for_each(|&nll| self.perplexity.add(f64::from(nll)));
         self.nlls.extend(nlls);
         self.divergence.tokens.extend(tokens);
+    }
+
+    /// True if the comparison holds what `needs` asks for.
+    pub(super) fn covers(&self, needs: RoutingNeeds) -> bool {
+        let forced = || self.divergence.tokens.iter().all(|token| !token.routing.forced_kld.is_nan());
+        match needs {
+            RoutingNeeds::Nothing => true,
+            RoutingNeeds::Flips => self.divergence.routed_layers > 0,
+            RoutingNeeds::Forced => self.divergence.routed_layers > 0 && forced(),
+        }
     }
 
     /// Mean divergence of every window, nats a token.
@@ -78,6 +90,26 @@ impl Evaluation {
     /// Mean divergence of every window of every model.
     pub(super) fn window_means(&self) -> Vec<Vec<f64>> {
         self.models.iter().map(|model| model.window_means(self.scored_per_window)).collect()
+    }
+}
+
+/// What a run compares of the choice of experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RoutingNeeds {
+    Nothing,
+    Flips,
+    Forced,
+}
+
+impl RoutingNeeds {
+    fn of(reference: &Reference<'_, '_, '_, '_>, model: &Pass<'_, '_, '_>) -> RoutingNeeds {
+        let Reference::Model { pass, forces } = reference else { return RoutingNeeds::Nothing };
+        let (base, model) = (pass.model(), model.model());
+        match base.experts().is_some() && base.experts() == model.experts() && base.n_layer() == model.n_layer() {
+            true if *forces => RoutingNeeds::Forced,
+            true => RoutingNeeds::Flips,
+            false => RoutingNeeds::Nothing,
+        }
     }
 }
 
@@ -152,7 +184,11 @@ fn score_windows(
     while first < windows.len() {
         let end = windows.len().min(first + per_group);
         let known: Vec<Option<GroupScores>> = (0..models.len())
-            .map(|index| GroupScores::known(earlier.get(index)?, first * scored..end * scored, &reference))
+            .map(|index| {
+                let needs = RoutingNeeds::of(&reference, models[index]);
+                let earlier = earlier.get(index).filter(|earlier| earlier.covers(needs))?;
+                GroupScores::known(earlier, first * scored..end * scored, &reference)
+            })
             .collect();
         let to_run: Vec<(usize, &Pass<'_, '_, '_>)> =
             models.iter().copied().enumerate().filter(|(index, _)| known[*index].is_none()).collect();
@@ -166,13 +202,17 @@ fn score_windows(
                 }
                 Err(error) => return Err(error),
             }
-            let passes = to_run.len() + usize::from(matches!(reference, Reference::Model(_)));
+            let forced =
+                |(_, pass): &&(usize, &Pass<'_, '_, '_>)| RoutingNeeds::of(&reference, pass) == RoutingNeeds::Forced;
+            let again = to_run.iter().filter(forced).count();
+            let passes = to_run.len() + again + usize::from(matches!(reference, Reference::Model { .. }));
             result.tokens_run += passes * (end - first) * n_ctx;
         }
         let mut found = found.into_iter();
         for (index, (total, known)) in result.models.iter_mut().zip(known).enumerate() {
             let Some(part) = known.or_else(|| found.next()) else { continue };
             total.extend(&part.nlls, &part.tokens);
+            total.divergence.routed_layers = part.routed_layers;
             if let (0, Some(reference)) = (index, &mut result.reference) {
                 part.tokens.iter().for_each(|token| reference.add(f64::from(token.nll_base)));
             }
@@ -191,7 +231,7 @@ fn check_vocabularies(reference: &Reference<'_, '_, '_, '_>, models: &[&Pass<'_,
     let sizes = models.iter().map(|pass| pass.model().n_vocab());
     let expected = match reference {
         Reference::None => models.first().map_or(0, |pass| pass.model().n_vocab()),
-        Reference::Model(pass) => pass.model().n_vocab(),
+        Reference::Model { pass, .. } => pass.model().n_vocab(),
         Reference::File(reader) => reader.n_vocab(),
     };
     for (index, found) in sizes.enumerate() {
@@ -212,6 +252,8 @@ struct GroupScores {
     nlls: Vec<f32>,
     /// Empty without a reference.
     tokens: Vec<ScoredToken>,
+    /// Layers whose experts were compared.
+    routed_layers: usize,
 }
 
 impl GroupScores {
@@ -226,7 +268,7 @@ impl GroupScores {
             Reference::None => Vec::new(),
             _ => earlier.divergence.tokens.get(range)?.to_vec(),
         };
-        Some(GroupScores { nlls, tokens })
+        Some(GroupScores { nlls, tokens, routed_layers: earlier.divergence.routed_layers })
     }
 }
 
@@ -243,12 +285,12 @@ fn score_group(
     let n_ctx = windows.n_ctx();
     let sequences = range.clone().map(|index| windows.sequence(index));
     let group = Arc::new(TokenGroup::from_sequences(sequences).with_context(n_ctx));
-    let run = |pass: &Pass<'_, '_, '_>| -> Result<HiddenStates, ModelError> {
+    let run = |pass: &Pass<'_, '_, '_>, taps: &mut dyn Taps| -> Result<HiddenStates, ModelError> {
         let mut hidden = pass.embed(group.clone())?;
         let layers = pass.model().n_layer();
         let mut reported = 0;
         while hidden.next_layer() < layers {
-            pass.run_layer(&mut hidden, &mut NoTaps)?;
+            pass.run_layer(&mut hidden, taps)?;
             let done = group.len() * hidden.next_layer() / layers;
             follow.advanced(done - reported);
             reported = done;
@@ -257,13 +299,26 @@ fn score_group(
     };
     let of_model =
         |index: usize| move |source: ModelError| EvalError::OneModel { model: name(index), source: source.into() };
+    let mut routes = Routes::default();
     let base_hidden = match reference {
-        Reference::Model(pass) => Some(run(pass)?),
+        Reference::Model { pass, .. } => Some(run(pass, &mut routes)?),
         _ => None,
     };
     let mut hidden = Vec::with_capacity(models.len());
+    let mut forced_hidden = Vec::with_capacity(models.len());
+    let mut flips = Vec::with_capacity(models.len());
     for (index, pass) in models {
-        hidden.push(run(pass).map_err(of_model(*index))?);
+        let needs = RoutingNeeds::of(reference, pass);
+        if needs == RoutingNeeds::Nothing {
+            hidden.push(run(pass, &mut NoTaps).map_err(of_model(*index))?);
+            flips.push(Vec::new());
+        } else {
+            let mut compared = RouteFlips::new(&routes, group.len());
+            hidden.push(run(pass, &mut compared).map_err(of_model(*index))?);
+            flips.push(compared.flips().to_vec());
+        }
+        let forced = (needs == RoutingNeeds::Forced).then(|| run(pass, &mut ForcedRoutes(&routes)));
+        forced_hidden.push(forced.transpose().map_err(of_model(*index))?);
     }
 
     // Rows of the group and the tokens that should follow them.
@@ -283,7 +338,7 @@ fn score_group(
         // Log-sum-exp of the reference's rows; none when there is no reference. A file holds log-probabilities.
         let (base_lse, cut): (Option<Vec<f64>>, f32) = match reference {
             Reference::None => (None, 0.0),
-            Reference::Model(pass) => {
+            Reference::Model { pass, .. } => {
                 let base = &mut base[..size];
                 if let Some(hidden) = &base_hidden {
                     pass.logits_into(hidden, &places, base, &mut NoTaps)?;
@@ -296,14 +351,14 @@ fn score_group(
             }
         };
         let base_rows = &base[..if base_lse.is_some() { size } else { 0 }];
-        if let (Reference::Model(_), Some(writer)) = (&*reference, save.as_deref_mut()) {
+        if let (Reference::Model { .. }, Some(writer)) = (&*reference, save.as_deref_mut()) {
             writer.add_rows(base_rows)?;
         }
         for (at, (index, pass)) in models.iter().enumerate() {
             let logits = &mut logits[..size];
             pass.logits_into(&hidden[at], &places, logits, &mut NoTaps).map_err(of_model(*index))?;
             if *index == 0
-                && !matches!(reference, Reference::Model(_))
+                && !matches!(reference, Reference::Model { .. })
                 && let Some(writer) = save.as_deref_mut()
             {
                 writer.add_rows(logits)?;
@@ -317,12 +372,26 @@ fn score_group(
                     scores.nlls.extend(nlls.collect::<Vec<f32>>());
                 }
                 Some(base_lse) => {
-                    let tokens: Vec<ScoredToken> = rows
-                        .zip(base_rows.par_chunks_exact(n_vocab).zip(base_lse))
-                        .map(|(((_, target), row), (base, lse))| {
+                    let compare = |logits: &[f32]| -> Vec<ScoredToken> {
+                        let rows = tile.par_iter().zip(logits.par_chunks_exact(n_vocab));
+                        let pairs = rows.zip(base_rows.par_chunks_exact(n_vocab).zip(base_lse));
+                        let compared = pairs.map(|(((_, target), row), (base, lse))| {
                             ScoredToken::compare(base, *lse, row, *target as usize, cut)
-                        })
-                        .collect();
+                        });
+                        compared.collect()
+                    };
+                    let mut tokens = compare(logits);
+                    if !flips[at].is_empty() {
+                        let routing = |&row: &usize| TokenRouting { flips: flips[at][row], forced_kld: f32::NAN };
+                        tokens.iter_mut().zip(&places).for_each(|(token, row)| token.routing = routing(row));
+                        scores.routed_layers = routes.n_layers();
+                    }
+                    if let Some(hidden) = &forced_hidden[at] {
+                        pass.logits_into(hidden, &places, logits, &mut NoTaps).map_err(of_model(*index))?;
+                        for (token, forced) in tokens.iter_mut().zip(compare(logits)) {
+                            token.routing.forced_kld = forced.kld;
+                        }
+                    }
                     scores.nlls.extend(tokens.iter().map(|t| t.nll));
                     scores.tokens.extend(tokens);
                 }
@@ -330,7 +399,7 @@ fn score_group(
         }
     }
     models.iter().for_each(|(_, pass)| pass.model().release_output());
-    if let Reference::Model(pass) = reference {
+    if let Reference::Model { pass, .. } = reference {
         pass.model().release_output();
     }
     Ok(result)

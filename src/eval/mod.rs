@@ -29,7 +29,7 @@ pub mod tasks;
 mod windows;
 
 pub(crate) use divergence::{Divergence, ScoredToken};
-pub use divergence::{DivergenceSummary, Percentiles};
+pub use divergence::{DivergenceSummary, Percentiles, RoutingSummary};
 pub use divergence_request::{DivergenceReport, DivergenceRequest, DivergenceRun, ModelDivergence, TestOutcome};
 pub use engine::perplexity_of;
 pub(crate) use engine::{Evaluation, ModelScores, Reference, evaluate};

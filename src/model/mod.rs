@@ -37,6 +37,7 @@ pub(crate) mod math;
 mod mixer;
 mod pass;
 mod rope;
+mod routes;
 mod routing;
 mod taps;
 mod unused;
@@ -50,6 +51,7 @@ pub use group::{HiddenStates, KeptWidths, TokenGroup};
 pub use head::LogitsTile;
 pub use hparams::Hparams;
 pub use pass::{Activations, ForwardOptions, Pass};
+pub use routes::{ForcedRoutes, RouteFlips, Routes};
 pub use taps::{ChosenExperts, Expert, NoTaps, Rows, TapInput, Taps};
 pub use weights::Overrides;
 

@@ -201,7 +201,7 @@ impl<'a> ComparisonRequest<'a> {
         let kept = self.options.state.as_deref();
         let kept = kept.map(|path| KeptScores::open(path, Some(base), files, windows, mode)).transpose()?;
         let follow = Follow::new(watch, windows, passes.len() + 1, None, kept);
-        let reference = Reference::Model(&base_pass);
+        let reference = Reference::Model { pass: &base_pass, forces: false };
         let result = evaluate(reference, &passes, windows, self.options.memory, None, follow)?;
         let Some(reference) = result.reference.filter(|_| result.windows > 0) else { return Ok((None, false)) };
         let summaries = result.models.iter().filter_map(|scores| scores.divergence.summary());

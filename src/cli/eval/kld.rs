@@ -32,6 +32,9 @@ pub struct KldArgs {
     /// Save the distributions of the original in llama-perplexity's form (16-bit, cut at 16 nats)
     #[arg(long, visible_alias = "save-all-logits", value_name = "FILE", conflicts_with_all = ["state", "score_from"])]
     save_logits: Option<PathBuf>,
+    /// Mixtures of experts: do not run them a second time with the experts that the original chose
+    #[arg(long)]
+    no_forced_routing: bool,
     /// Stop as soon as the best model differs significantly from every other one (a confidence sequence over windows,
     /// valid at every look)
     #[arg(long)]
@@ -79,7 +82,10 @@ impl KldArgs {
 
     fn compare(&self, request: DivergenceRequest<'_>, models: &[Gguf], common: &Common) -> Result<DivergenceReport> {
         let test = self.sequential_test.then_some(SequentialTest { alpha: self.alpha });
-        let mut request = request.options(self.text.options(self.activations)).sequential_test(test);
+        let mut request = request
+            .options(self.text.options(self.activations))
+            .sequential_test(test)
+            .forced_routes(!self.no_forced_routing);
         if let Some(path) = &self.save_logits {
             request = request.save_logits(path, common.replace());
         }
