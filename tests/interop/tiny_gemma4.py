@@ -47,6 +47,8 @@ class Gemma4(LayeredModel):
         self.norms_at(il, "attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
         self.attention_at(il, head=head, n_head_kv=n_head_kv, keys=own, values=self.values_full or not full)
         self.head_norms_at(il, head, None if own else 0)
+        # Scores are not scaled otherwise; without this the models amplify each other's roundings.
+        self.tensors[f"blk.{il}.attn_q_norm.weight"] /= np.float32(np.sqrt(head))
 
     def inputs_at(self, il):
         self.matrix(f"blk.{il}.inp_gate.weight", N_EMBD, self.n_input)

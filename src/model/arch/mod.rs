@@ -69,6 +69,8 @@ pub(crate) struct Rope {
     pub half_where_seeing_all: bool,
     /// YaRN's constants stand in the file.
     pub yarn_keys: bool,
+    /// `rope.scaling.alpha` raises the base, by the size of a head.
+    pub base_by_alpha: bool,
 }
 
 /// Where the size of windows stands.
