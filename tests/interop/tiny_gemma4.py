@@ -2,7 +2,7 @@
 
 import numpy as np
 from tiny_layers import LayeredModel
-from tiny_models import N_EMBD, N_EXPERT, N_FF, N_FF_EXP, N_VOCAB
+from tiny_models import N_EMBD, N_EXPERT, N_EXPERT_USED, N_FF, N_VOCAB
 
 HEAD = 32
 HEAD_WINDOW = 16
@@ -101,10 +101,11 @@ def gemma4_inputs(shared=3, wide=True):
     return model
 
 
-def gemma4_experts(fused, scaled, dense=()):
+def gemma4_experts(fused, scaled, dense=(), used=N_EXPERT_USED):
     """As 26B-A4B; layers in `dense` have no experts."""
     model = Gemma4("wwf" * 2, kv_full=1, values_full=False, cap=8.0)
     model.expert_keys()
+    model.u32("expert_used_count", used)
     for il in range(model.n_layer):
         model.attention_layer(il)
         model.dense_at(il)
@@ -119,6 +120,8 @@ MODELS = {
     "gemma4-values": gemma4_with_values,
     "gemma4-inputs": gemma4_inputs,
     "gemma4-inputs-unshared": lambda: gemma4_inputs(shared=0, wide=False),
-    "gemma4-experts": lambda: gemma4_experts(fused=True, scaled=True),
-    "gemma4-experts-apart": lambda: gemma4_experts(fused=False, scaled=False, dense=(1,)),
+    "gemma4-experts": lambda: gemma4_experts(fused=True, scaled=True, used=N_EXPERT),
+    "gemma4-experts-apart": lambda: gemma4_experts(fused=False, scaled=False, dense=(1,), used=N_EXPERT),
+    # One layer chooses, so that a choice that roundings tip has no say in other tokens.
+    "gemma4-experts-chosen": lambda: gemma4_experts(fused=True, scaled=True, dense=range(5)),
 }

@@ -134,7 +134,7 @@ fn base(keys: &Keys, arch: &'static Architecture, head: usize) -> Result<f32, Mo
         return Ok(base);
     }
     let head = head as f32;
-    Ok(match keys.positive("rope.scaling.alpha")? {
+    Ok(match keys.non_negative("rope.scaling.alpha")?.filter(|alpha| *alpha > 0.0) {
         Some(alpha) => base * alpha.powf(head / (head - 2.0)),
         None => base,
     })
