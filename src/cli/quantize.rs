@@ -19,8 +19,8 @@ use lwq::imatrix::EntryFilter;
 use lwq::plan::{self, PlanFile};
 use lwq::progress::Watch;
 use lwq::quantize::{
-    Choices, Draft, MissingImportance, QuantizeError, Report, Request, Rounding, RoundingReport, Split, open_source,
-    write_all,
+    Choices, Draft, MissingImportance, Mtp, QuantizeError, Report, Request, Rounding, RoundingReport, Split,
+    open_source, write_all,
 };
 use lwq::recipe::{TARGETS, Target};
 use lwq::rounding::RoundingMethod;
@@ -91,6 +91,15 @@ pub struct QuantizeArgs {
     /// Remove these blocks and renumber the rest, such as 20,21,22
     #[arg(long, value_name = "N,N,..", value_delimiter = ',', conflicts_with = "planned")]
     prune_layers: Vec<u32>,
+    /// Leave the blocks for multi-token prediction (MTP, NextN) out
+    #[arg(long, conflicts_with_all = ["like", "target_size", "target_bpw", "max_kld"])]
+    drop_mtp: bool,
+    /// Take the blocks for multi-token prediction as they are from FILE, another GGUF of a model that has none here
+    #[arg(
+        long, value_name = "FILE",
+        conflicts_with_all = ["drop_mtp", "prune_layers", "like", "target_size", "target_bpw", "max_kld"]
+    )]
+    mtp_from: Option<PathBuf>,
     /// Set a metadata value; TYPE is int, float, bool or str; repeatable
     #[arg(long, value_name = "KEY=TYPE:VALUE")]
     override_kv: Vec<String>,
@@ -194,6 +203,12 @@ impl QuantizeArgs {
         }
         let watch = common.watch();
         let gguf = open_source(&self.input)?;
+        let donor = self.mtp_from.as_deref().map(open_source).transpose()?;
+        let mtp = match &donor {
+            Some(donor) => Mtp::From(donor),
+            None if self.drop_mtp => Mtp::Drop,
+            None => Mtp::Keep,
+        };
         let plans = self.plan.iter().map(|path| ReadPlan::open(path)).collect::<Result<Vec<_>>>()?;
         let method = self.method(&plans)?;
         if method == RoundingMethod::Feedback && !self.prune_layers.is_empty() {
@@ -224,7 +239,7 @@ impl QuantizeArgs {
         let drafts = requests
             .into_iter()
             .map(|request| {
-                let request = self.apply(request, rounding)?;
+                let request = self.apply(request, rounding)?.mtp(mtp);
                 let request = match importance {
                     Some(opened) => request.imatrix(opened.named()),
                     None => request,

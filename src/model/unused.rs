@@ -125,6 +125,7 @@ fn is_read(suffix: &str, hparams: &Hparams) -> bool {
         "rope.scaling.yarn_beta_fast" | "rope.scaling.yarn_beta_slow" | "rope.scaling.yarn_log_multiplier" => {
             arch.rope.yarn_keys
         }
+        "rope.scaling.alpha" => arch.rope.base_by_alpha,
         "attention.temperature_scale" => arch.attention.temperature == Temperature::ByKey,
         "attention.value_scale" => arch.attention.own_value_size,
         "attention.shared_kv_layers" => arch.attention.shares_keys,

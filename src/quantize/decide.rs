@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
+use super::mtp::{self, Grafted};
 use super::request::{Goal, Request};
 use super::write::{RowRounding, TensorWork};
 use super::{QuantizeError, Report, checks, importance, override_kv};
@@ -15,7 +16,7 @@ use crate::moments::{Calibration, has_input, output_tensor};
 use crate::os;
 use crate::progress::Watch;
 use crate::recipe::{
-    Choice, FallbackCost, ModelFacts, PrunePlan, Recipe, Target, TensorDesc, choose_types, guess_file_type,
+    Choice, FallbackCost, ModelFacts, PrunePlan, Reason, Recipe, Target, TensorDesc, choose_types, guess_file_type,
     output_order,
 };
 use crate::rounding::{RoundingMethod, RoundingRecord};
@@ -26,6 +27,8 @@ const QUANTIZATION_VERSION: u32 = 2;
 /// A decided output.
 pub struct Draft<'a> {
     pub(super) gguf: &'a Gguf,
+    /// Another file of the model whose blocks are added.
+    donor: Option<&'a Gguf>,
     /// The target's name, or what the choices were made for.
     pub(super) target: String,
     /// What the output's default name ends in.
@@ -44,7 +47,11 @@ pub struct Draft<'a> {
 
 /// One output tensor.
 pub(super) struct DraftTensor<'a> {
+    /// The file that it comes from: the source, or another whose blocks are added.
+    from: &'a Gguf,
     pub source: &'a TensorInfo,
+    /// The file of a split source beside whose tensors it stands where the output is split alike.
+    shard: usize,
     pub name: String,
     pub choice: Choice,
     importance: Option<Vec<f32>>,
@@ -84,10 +91,14 @@ impl<'a> Draft<'a> {
         let method = request.rounding.method();
         let mut metadata = gguf.metadata().clone();
         let mut notes = override_kv::apply(&mut metadata, &request.metadata)?;
+        // Without its blocks for multi-token prediction it is the model that was converted without them.
+        let dropped = mtp::leave_out(request.mtp, gguf, &mut metadata, &mut notes)?;
+        let left: Vec<&TensorInfo> = gguf.tensors().iter().filter(|tensor| stays(dropped.as_ref(), tensor)).collect();
         // Mixes follow the whole model, as in llama-quantize: pruning must not change the types of what stays.
         let facts = ModelFacts::from_metadata(&metadata);
-        let pruned = prune(request, gguf, &mut metadata, &mut notes)?;
-        let sources = sources(request, gguf, pruned.as_ref());
+        let grafted = mtp::graft(request.mtp, gguf, &mut metadata, &mut notes)?;
+        let pruned = prune(request, gguf, &left, &mut metadata, &mut notes)?;
+        let sources = sources(request, &left, pruned.as_ref());
 
         // Only plans know the entries that are for plans alone.
         let imatrix: Option<Cow<'_, Imatrix>> = request.imatrix.map(|named| match request.goal {
@@ -127,7 +138,7 @@ impl<'a> Draft<'a> {
             notes.extend(checks::widen_fallbacks(gguf, &sources, &mut recipe.choices));
         }
 
-        let mut problems = Vec::new();
+        let (mut problems, mut donor) = (Vec::new(), None);
         let matching = importance::Matching {
             filter: &request.filter,
             missing: request.missing_importance,
@@ -138,10 +149,8 @@ impl<'a> Draft<'a> {
         };
         let found = matching.decide(&mut recipe.choices);
         if let (Some(imatrix), Some(named), Some(mut report)) = (&imatrix, request.imatrix, found.report) {
-            if let Some(plan) = &pruned {
-                let removed = |name: &str| gguf.tensor(name).is_some() && plan.rename(name).is_none();
-                report.unknown_names.retain(|name| !removed(name));
-            }
+            let kept = |name: &str| [&dropped, &pruned].into_iter().flatten().all(|plan| plan.rename(name).is_some());
+            report.unknown_names.retain(|name| gguf.tensor(name).is_none() || kept(name));
             notes.extend(report.warnings());
             let name = choices.and_then(|choices| choices.imatrix_name.as_deref()).unwrap_or(named.name);
             for (key, value) in imatrix.quantize_metadata(name, report.entries) {
@@ -194,7 +203,15 @@ impl<'a> Draft<'a> {
             record.write(&mut metadata);
             notes.extend(choices.and_then(|choices| choices.rounding_note(record)));
         }
-        let tensors = draft_tensors(sources, recipe, importance);
+        let mut tensors = draft_tensors(gguf, sources, recipe, importance);
+        if let Some(grafted) = grafted {
+            let added = grafted_tensors(&grafted, gguf);
+            let sources: Sources<'_> = added.iter().map(|tensor| (tensor.source, tensor.name.clone())).collect();
+            notes.extend(checks::carried_over(&sources));
+            problems.extend(checks::unswappable(grafted.donor, &sources));
+            donor = Some(grafted.donor);
+            tensors.extend(added);
+        }
         let (target, suffix) = match &request.goal {
             Goal::Choices(choices) => {
                 for (key, value) in choices.metadata.iter() {
@@ -206,6 +223,7 @@ impl<'a> Draft<'a> {
         };
         let mut draft = Draft {
             gguf,
+            donor,
             target,
             suffix,
             tensors,
@@ -236,7 +254,7 @@ impl<'a> Draft<'a> {
             .collect();
         let shards = match request.split {
             Split::AsInput => {
-                let shard_of: Vec<usize> = self.tensors.iter().map(|tensor| tensor.source.shard).collect();
+                let shard_of: Vec<usize> = self.tensors.iter().map(|tensor| tensor.shard).collect();
                 split::plan_like_input(&shard_of, self.gguf.shards().len())
             }
             Split::MaxBytes(max_bytes) => {
@@ -331,7 +349,7 @@ impl<'a> Draft<'a> {
             return Err(QuantizeError::Problem { file: printable(self.gguf.label()), problem: problem.clone() });
         }
         for path in paths {
-            for shard in self.gguf.shards() {
+            for shard in [Some(self.gguf), self.donor].into_iter().flatten().flat_map(Gguf::shards) {
                 if shard.path().is_some_and(|input| os::same_file(input, path)) {
                     return Err(QuantizeError::IsInput(path.clone()));
                 }
@@ -389,6 +407,7 @@ impl<'a> Draft<'a> {
             .iter()
             .filter(|tensor| !done.contains(tensor.source.name.as_str()))
             .map(|tensor| TensorWork {
+                gguf: tensor.from,
                 source: tensor.source,
                 target: tensor.choice.ty,
                 rounding,
@@ -452,17 +471,22 @@ pub(crate) fn standard_file_bytes<'a>(
     }
 }
 
-/// The tensors in the order of the output, with their names there.
-fn sources<'a>(request: &Request<'_>, gguf: &'a Gguf, pruned: Option<&PrunePlan>) -> Sources<'a> {
+/// False for tensors that the plan removes.
+fn stays(plan: Option<&PrunePlan>, tensor: &TensorInfo) -> bool {
+    plan.is_none_or(|plan| plan.rename(&tensor.name).is_some())
+}
+
+/// The tensors in the order of the output, with their names there; `left` are those of the source that may be in it.
+fn sources<'a>(request: &Request<'_>, left: &[&'a TensorInfo], pruned: Option<&PrunePlan>) -> Sources<'a> {
     let order = if request.split == super::Split::AsInput {
-        (0..gguf.tensors().len()).collect()
+        (0..left.len()).collect()
     } else {
-        let names: Vec<&str> = gguf.tensors().iter().map(|tensor| tensor.name.as_str()).collect();
+        let names: Vec<&str> = left.iter().map(|tensor| tensor.name.as_str()).collect();
         output_order(&names)
     };
     order
         .into_iter()
-        .map(|at| &gguf.tensors()[at])
+        .map(|at| left[at])
         .filter_map(|tensor| match pruned {
             Some(plan) => plan.rename(&tensor.name).map(|name| (tensor, name)),
             None => Some((tensor, tensor.name.clone())),
@@ -473,6 +497,7 @@ fn sources<'a>(request: &Request<'_>, gguf: &'a Gguf, pruned: Option<&PrunePlan>
 fn prune(
     request: &Request<'_>,
     gguf: &Gguf,
+    left: &[&TensorInfo],
     metadata: &mut Metadata,
     notes: &mut Vec<String>,
 ) -> Result<Option<PrunePlan>, QuantizeError> {
@@ -480,9 +505,10 @@ fn prune(
         return Ok(None);
     }
     let refused = |problem: String| QuantizeError::Prune { file: printable(gguf.label()), problem };
-    let plan = PrunePlan::new(gguf.tensors().iter().map(|tensor| tensor.name.as_str()), &request.prune_layers)
-        .map_err(|error| refused(error.to_string()))?;
-    notes.extend(plan.notes().iter().map(ToString::to_string));
+    let flagged = |note: &dyn std::fmt::Display| format!("--prune-layers: {note}");
+    let plan = PrunePlan::new(left.iter().map(|tensor| tensor.name.as_str()), &request.prune_layers)
+        .map_err(|error| refused(flagged(&error)))?;
+    notes.extend(plan.notes().iter().map(|note| flagged(note)));
     let architecture = metadata.str("general.architecture").map_err(|error| refused(error.to_string()))?;
     let Some(architecture) = architecture.map(str::to_owned) else {
         return Err(refused(
@@ -490,7 +516,7 @@ fn prune(
                 .to_owned(),
         ));
     };
-    notes.extend(plan.rewrite(&architecture, metadata).iter().map(ToString::to_string));
+    notes.extend(plan.rewrite(&architecture, metadata).iter().map(|note| flagged(note)));
     notes.push(format!("{} of {} layers are removed", plan.removed(), plan.layers()));
     Ok(Some(plan))
 }
@@ -508,6 +534,7 @@ fn choose(
 }
 
 fn draft_tensors<'a>(
+    gguf: &'a Gguf,
     sources: Sources<'a>,
     recipe: Recipe,
     mut importance: HashMap<String, Vec<f32>>,
@@ -517,9 +544,36 @@ fn draft_tensors<'a>(
         .zip(recipe.choices)
         .map(|((source, name), choice)| {
             let importance = importance.remove(&name);
-            DraftTensor { source, name, choice, importance, file: 0, offset: 0, bytes: 0 }
+            DraftTensor {
+                from: gguf,
+                source,
+                shard: source.shard,
+                name,
+                choice,
+                importance,
+                file: 0,
+                offset: 0,
+                bytes: 0,
+            }
         })
         .collect()
+}
+
+/// The tensors that another file gives as they are. Their blocks are the last ones, so they stand behind all others, and in
+/// the last file of a split output.
+fn grafted_tensors<'a>(grafted: &Grafted<'a>, gguf: &Gguf) -> Vec<DraftTensor<'a>> {
+    let of_donor = |source: &&'a TensorInfo| DraftTensor {
+        from: grafted.donor,
+        source,
+        shard: gguf.shards().len().saturating_sub(1),
+        name: source.name.clone(),
+        choice: Choice { ty: source.ty, reason: Reason::MtpFrom, fallback_from: None, requires_imatrix: false },
+        importance: None,
+        file: 0,
+        offset: 0,
+        bytes: 0,
+    };
+    grafted.tensors.iter().map(of_donor).collect()
 }
 
 fn unpadded_bytes(tensor: &NewTensor) -> Option<u64> {

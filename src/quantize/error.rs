@@ -41,6 +41,16 @@ pub enum QuantizeError {
         /// What is wrong, and what to do.
         problem: String,
     },
+    /// Blocks of one file do not fit another.
+    #[error("{file} and {donor}: {problem}")]
+    Graft {
+        /// The source.
+        file: String,
+        /// The file with the blocks.
+        donor: String,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
     /// A metadata value given by hand cannot be what readers of its key expect.
     #[error("--override-kv {key}: readers of this key expect {expected}, found {found}; {advice}")]
     Override {

@@ -105,6 +105,18 @@ pub enum MissingImportance {
     Type(TensorType),
 }
 
+/// What becomes of blocks for multi-token prediction (MTP, NextN), the last ones of a model.
+#[derive(Clone, Copy, Default)]
+pub enum Mtp<'a> {
+    /// They are quantized as the other blocks.
+    #[default]
+    Keep,
+    /// They are left out.
+    Drop,
+    /// Those of another file of the model are added as they are; the model has none.
+    From(&'a Gguf),
+}
+
 /// A request to quantize a model.
 ///
 /// ```
@@ -140,6 +152,7 @@ pub struct Request<'a> {
     pub(super) allow_requantize: bool,
     pub(super) allow_fallback: bool,
     pub(super) prune_layers: Vec<u32>,
+    pub(super) mtp: Mtp<'a>,
     pub(super) metadata: Vec<(String, Value)>,
     pub(super) split: Split,
 }
@@ -160,6 +173,7 @@ impl<'a> Request<'a> {
             allow_requantize: false,
             allow_fallback: true,
             prune_layers: Vec::new(),
+            mtp: Mtp::Keep,
             metadata: Vec::new(),
             split: Split::Whole,
         }
@@ -244,6 +258,12 @@ impl<'a> Request<'a> {
     /// Removes these blocks and renumbers the rest.
     pub fn prune_layers(mut self, layers: &[u32]) -> Self {
         self.prune_layers = layers.to_vec();
+        self
+    }
+
+    /// What becomes of blocks for multi-token prediction.
+    pub fn mtp(mut self, mtp: Mtp<'a>) -> Self {
+        self.mtp = mtp;
         self
     }
 

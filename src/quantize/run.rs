@@ -45,7 +45,7 @@ pub fn write_all(
         let work = draft.work(&done);
         watch.begin("quantizing", work.iter().filter_map(|work| work.source.bytes).sum(), Unit::Bytes);
         let threads = rayon::current_num_threads();
-        let stages = write::run(draft.gguf, &work, &files, threads, watch)?;
+        let stages = write::run(&work, &files, threads, watch)?;
         watch.end();
         if let Some(rounded) = &rounded {
             rounded.write(draft, &files)?;

@@ -84,6 +84,8 @@ pub enum Reason {
     Plan,
     /// `--missing-importance`.
     MissingImportance,
+    /// `--mtp-from`: it comes as it is from another file.
+    MtpFrom,
 }
 
 impl fmt::Display for Reason {
@@ -96,6 +98,7 @@ impl fmt::Display for Reason {
             Reason::Base => f.write_str("base type"),
             Reason::Plan => f.write_str("plan"),
             Reason::MissingImportance => f.write_str("--missing-importance"),
+            Reason::MtpFrom => f.write_str("--mtp-from"),
             Reason::Mix(role, verdict) => {
                 write!(f, "{role}")?;
                 if let Some(rule) = verdict.rule {

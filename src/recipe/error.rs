@@ -39,11 +39,10 @@ pub enum RecipeError {
         fallback: TensorType,
         extra_bytes: u64,
     },
-    #[error("--prune-layers would remove all {blocks} layers, keep at least one")]
+    #[error("all {blocks} layers would be removed, keep at least one")]
     NothingLeft { blocks: usize },
     #[error(
-        "--prune-layers: tensor {tensor} holds rows for all layers at once, so none can be removed from this model; leave \
-         --prune-layers away"
+        "tensor {tensor} holds rows for all layers at once, so none can be removed from this model; leave the flag away"
     )]
     TensorOfAllLayers { tensor: String },
     #[error("tensor {tensor}: none of the types allowed fits rows of {row_len} weights; {advice}")]
@@ -147,40 +146,39 @@ impl fmt::Display for Note {
             Note::SourceTypeKept { tensor, ty } => {
                 write!(f, "{tensor} is {ty}, which holds no weights that could be quantized; it is copied")
             }
-            Note::LayerNotFound { layer } => write!(f, "--prune-layers {layer}: the model has no such layer"),
+            Note::LayerNotFound { layer } => write!(f, "the model has no layer {layer}"),
             Note::PeriodBroken { key, period } => write!(
                 f,
-                "--prune-layers: {key} is {period}, a period of layers that the pruned model no longer keeps: some layers run \
+                "{key} is {period}, a period of layers that the pruned model no longer keeps: some layers run \
                  as another kind than they were trained as; remove whole periods"
             ),
             Note::NotPerLayer { key, values, layers } => write!(
                 f,
-                "--prune-layers: {key} has {values} values for {layers} layers and is left as it is; correct it in the source"
+                "{key} has {values} values for {layers} layers and is left as it is; correct it in the source"
             ),
             Note::UnknownList { key, values } => write!(
                 f,
-                "--prune-layers: {key} has {values} values, as many as there were layers, but is not known to be a list of \
+                "{key} has {values} values, as many as there were layers, but is not known to be a list of \
                  layers; it is left as it is"
             ),
             Note::InputsOfRemovedLayers { key, layers } => write!(
                 f,
-                "--prune-layers: {key} is {layers}, and some of these first layers are removed; their inputs now go to the \
+                "{key} is {layers}, and some of these first layers are removed; their inputs now go to the \
                  layers that follow"
             ),
-            Note::LayerOfKeyRemoved { key, layer } => write!(
-                f,
-                "--prune-layers: {key} names layer {layer}, which is removed; the layer that follows takes its place"
-            ),
+            Note::LayerOfKeyRemoved { key, layer } => {
+                write!(f, "{key} names layer {layer}, which is removed; the layer that follows takes its place")
+            }
             Note::NoLayerLeft { key } => {
-                write!(f, "--prune-layers: all layers that {key} names are removed; the list is empty now")
+                write!(f, "all layers that {key} names are removed; the list is empty now")
             }
             Note::InputsFallTogether { key } => write!(
                 f,
-                "--prune-layers: {key} names layers that become the same one, so the projector gets fewer inputs than it expects"
+                "{key} names layers that become the same one, so the projector gets fewer inputs than it expects"
             ),
             Note::SharedSourceRemoved { key, layer } => write!(
                 f,
-                "--prune-layers: layer {layer}, whose keys and values the layers of {key} use, is removed; they use those of \
+                "layer {layer}, whose keys and values the layers of {key} use, is removed; they use those of \
                  the layer before"
             ),
         }

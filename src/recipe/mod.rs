@@ -11,6 +11,7 @@ mod error;
 mod facts;
 mod fallback;
 mod mix;
+pub mod mtp;
 mod overrides;
 mod prune;
 mod prune_keys;

@@ -66,9 +66,23 @@ impl PrunePlan {
         Ok(PrunePlan { removed, stacks, notes })
     }
 
+    /// Plans to remove the last blocks of the main stack, which have these numbers, whether they have tensors or not.
+    ///
+    /// # Errors
+    /// [`RecipeError::NothingLeft`] if the blocks are all that there are.
+    pub fn of_last<'a>(names: impl IntoIterator<Item = &'a str>, blocks: Range<u64>) -> Result<PrunePlan, RecipeError> {
+        if blocks.start == 0 {
+            return Err(RecipeError::NothingLeft { blocks: blocks.count() });
+        }
+        let of_main = |name| find_layer(name).filter(|(stack, ..)| stack.is_empty()).map(|(_, number, _)| number);
+        let numbers = names.into_iter().filter_map(of_main).chain(blocks.clone()).collect();
+        let stacks = BTreeMap::from([(String::new(), numbers)]);
+        Ok(PrunePlan { removed: blocks.collect(), stacks, notes: Vec::new() })
+    }
+
     /// The tensor's name after pruning, or `None` if it is removed.
     pub fn rename(&self, name: &str) -> Option<String> {
-        let Some((_, old, digits)) = find_layer(name) else {
+        let Some((_, old, digits)) = find_layer(name).filter(|(stack, ..)| self.stacks.contains_key(*stack)) else {
             return Some(name.to_owned());
         };
         if self.is_removed(old) {
@@ -189,6 +203,18 @@ mod tests {
         assert_eq!(plan_of_missing.notes(), [Note::LayerNotFound { layer: 7 }]);
         assert_eq!(plan(0..2, &[0, 1]), Err(RecipeError::NothingLeft { blocks: 2 }));
         assert!(plan(0..0, &[0]).is_err());
+    }
+
+    #[test]
+    fn last_blocks_go_with_or_without_tensors_and_other_stacks_stay() {
+        let names = ["blk.0.a", "blk.1.a", "blk.2.a", "v.blk.2.a", "enc.blk.2.a", "output.weight"];
+        let plan = PrunePlan::of_last(names, 2..4).unwrap();
+        assert_eq!(plan.rename("blk.2.a"), None);
+        for name in ["blk.0.a", "blk.1.a", "v.blk.2.a", "enc.blk.2.a", "output.weight"] {
+            assert_eq!(plan.rename(name).as_deref(), Some(name));
+        }
+        assert_eq!((plan.layers(), plan.removed()), (4, 2));
+        assert_eq!(PrunePlan::of_last(names, 0..3), Err(RecipeError::NothingLeft { blocks: 3 }));
     }
 
     #[test]

@@ -170,6 +170,13 @@ const FULL_ATTENTION_INTERVAL: &str = "full_attention_interval";
 /// Tensors whose rows hold something for every layer: they cannot lose a layer by losing a tensor.
 const OF_ALL_LAYERS: &[&str] = &["per_layer_token_embd.weight", "per_layer_model_proj.weight"];
 
+/// Keys behind the architecture's name that have a value for each layer of the main stack where they are lists, those for
+/// multi-token prediction included.
+pub(super) fn keys_of_layers() -> impl Iterator<Item = &'static str> {
+    let by_layer = |kind: &Kind| matches!(kind, Kind::PerLayer | Kind::PerLayerOrPeriod);
+    MODEL_KEYS.iter().filter(move |(_, kind)| by_layer(kind)).map(|(key, _)| *key)
+}
+
 /// Refuses a tensor that holds something for every layer.
 pub(super) fn refuse_tensor_of_all_layers(name: &str) -> Result<(), RecipeError> {
     match OF_ALL_LAYERS.contains(&name) {
@@ -392,7 +399,7 @@ impl Rewrite<'_> {
 }
 
 /// More layers no model has that llama.cpp loads (`LLAMA_MAX_LAYERS` is 512).
-const MOST_LAYERS: u64 = 1 << 16;
+pub(super) const MOST_LAYERS: u64 = 1 << 16;
 
 /// A whole number that is not negative.
 fn number(value: &Value) -> Option<u64> {

@@ -35,7 +35,8 @@ class Reference:
 
     def tokenize(self, text, add_special=True, parse_special=False):
         raw = text.encode()
-        ids = (llama_cpp.llama_token * (len(raw) + 16))()
+        # A space may become three bytes, and each byte a token.
+        ids = (llama_cpp.llama_token * (3 * len(raw) + 16))()
         n = llama_cpp.llama_tokenize(self.vocab, raw, len(raw), ids, len(ids), add_special, parse_special)
         return np.array(ids[:n], dtype=np.int32)
 
@@ -43,14 +44,17 @@ class Reference:
         """The BOS id, or None when the vocabulary adds none."""
         return llama_cpp.llama_vocab_bos(self.vocab) if llama_cpp.llama_vocab_get_add_bos(self.vocab) else None
 
-    def logits(self, sequences, n_ctx, as_run=False):
-        """Logits of every token, [tokens, n_vocab]; `as_run` keeps llama.cpp's 16-bit cache and flash attention."""
+    def logits(self, sequences, n_ctx, as_run=False, callback=None):
+        """Logits of every token, [tokens, n_vocab]; `as_run` keeps llama.cpp's 16-bit cache and flash attention, `callback`
+        sees the graph's nodes."""
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = n_ctx
         params.n_threads = params.n_threads_batch = 2
         if not as_run:
             params.type_k = params.type_v = F32
             params.flash_attn_type = FLASH_ATTENTION_DISABLED
+        if callback:
+            params.cb_eval = callback
         context = llama_cpp.llama_init_from_model(self.model, params)
         assert context, "llama.cpp made no context"
         parts = []

@@ -15,9 +15,11 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 import pytest
+import tiny_delta_net
+import tiny_families
 from gguf import GGUFReader
-
 from llama_reference import Reference
+from tiny_models import N_VOCAB
 
 LWQ = os.environ.get("LWQ_BIN", "target/release/lwq")
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,6 +102,58 @@ def test_metadata_equal_those_of_llama_model_quantize(tmp_path):
 
     assert pairs(ours) == pairs(theirs)
     assert [t.name for t in GGUFReader(ours).tensors] == [t.name for t in GGUFReader(theirs).tensors]
+
+
+# Models with blocks for multi-token prediction, with experts and without, with lists by layer and without.
+WITH_MTP = {
+    name: (tiny_delta_net.MODELS | tiny_families.MODELS)[name]
+    for name in (
+        "qwen35-next-token",
+        "qwen35moe-fused",
+        "qwen3next-next-token",
+        "glm4-next-token",
+        "glm4moe",
+        "exaone-moe-next-token",
+        "bailingmoe2-next-token",
+        "step35-next-token",
+        "mimo2-next-token",
+    )
+}
+
+
+@pytest.mark.parametrize("target,file_type", [("Q4_K_M", 15), ("Q5_0", 8), ("Q3_K_S", 11), ("IQ4_NL", 25)])
+@pytest.mark.parametrize("name", WITH_MTP)
+def test_mtp_blocks_are_quantized_as_llama_model_quantize_does(name, target, file_type, tmp_path):
+    source = WITH_MTP[name]().write(tmp_path / "model.gguf")
+    ours, theirs = tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
+    lwq("quantize", source, ours, "--target", target)
+    llama_quantize(source, theirs, file_type)
+    assert any("nextn.eh_proj" in tensor.name for tensor in GGUFReader(ours).tensors)
+    assert tensors(ours) == tensors(theirs)
+
+
+@pytest.mark.parametrize("name", WITH_MTP)
+def test_models_load_without_their_mtp_blocks_and_with_those_of_another_file(name, tmp_path):
+    source = WITH_MTP[name]().write(tmp_path / "model.gguf")
+    dropped, quantized, back = tmp_path / "dropped.gguf", tmp_path / "quantized.gguf", tmp_path / "back.gguf"
+    lwq("quantize", source, dropped, "--target", "COPY", "--drop-mtp")
+    lwq("quantize", source, quantized, "--target", "Q8_0")
+    lwq("quantize", dropped, back, "--target", "COPY", "--mtp-from", quantized)
+    names = {t.name for t in GGUFReader(source).tensors}
+    without = {t.name for t in GGUFReader(dropped).tensors}
+    assert without < names and not any("nextn" in name for name in without)
+    assert {t.name for t in GGUFReader(back).tensors} == names
+    sequence = [np.arange(64) * 5 % N_VOCAB]
+
+    def logits(path):
+        reference = Reference(path)
+        values = reference.logits(sequence, 64)
+        reference.close()
+        return values
+
+    want = logits(source)
+    assert np.array_equal(logits(dropped), want)
+    assert np.array_equal(logits(back), want)
 
 
 def test_split_output_loads(tmp_path):

@@ -69,6 +69,8 @@ pub(crate) struct Rope {
     pub half_where_seeing_all: bool,
     /// YaRN's constants stand in the file.
     pub yarn_keys: bool,
+    /// `rope.scaling.alpha` raises the base, by the size of a head.
+    pub base_by_alpha: bool,
 }
 
 /// Where the size of windows stands.
@@ -187,7 +189,8 @@ pub(crate) struct Attention {
     pub values_normed: bool,
     /// `attn_v` may be absent; keys, before norm and rotary embedding, are the values then.
     pub values_may_be_keys: bool,
-    /// Keys and values may differ in size; what attention gives is multiplied by `attention.value_scale`.
+    /// Keys and values may differ in size; what its output matrix gives is multiplied by
+    /// `attention.value_scale`.
     pub own_value_size: bool,
     /// The last layers may use keys and values of an earlier one (`attention.shared_kv_layers`).
     pub shares_keys: bool,

@@ -9,6 +9,7 @@ const ROPE: Rope = Rope {
     factors: RopeFactors::None,
     half_where_seeing_all: false,
     yarn_keys: false,
+    base_by_alpha: false,
 };
 const ADJACENT: Rope = Rope { pairs: RopePairs::Adjacent, ..ROPE };
 const ADJACENT_WITH_FACTORS: Rope = Rope { factors: RopeFactors::All, ..ADJACENT };
@@ -423,7 +424,7 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         name: "hunyuan-dense",
         covers: "dense Hunyuan",
-        rope: WITH_FACTORS,
+        rope: Rope { base_by_alpha: true, ..WITH_FACTORS },
         attention: Attention { qk_norm: QkNorm::HeadAfterRope, ..ATTENTION },
         ..PLAIN
     },

@@ -81,7 +81,7 @@ pub(super) struct AttentionShape {
     pub head_v: usize,
     /// Scale of scores.
     pub score_scale: f32,
-    /// Multiplies what attention gives.
+    /// Multiplies what its output matrix gives.
     pub value_scale: Option<f32>,
     /// What the layer sees; everything before a token without it.
     pub window: Option<Window>,

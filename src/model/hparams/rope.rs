@@ -79,7 +79,7 @@ pub(super) fn settings(
     n_ctx_train: usize,
     head: usize,
 ) -> Result<(RopeSettings, LayerRope), ModelError> {
-    let base = keys.positive("rope.freq_base")?.unwrap_or(10_000.0);
+    let base = base(keys, arch, head)?;
     let scaling = match keys.metadata.str(&keys.name("rope.scaling.type"))? {
         None | Some("linear") => RopeScaling::Linear,
         Some("none") => RopeScaling::None,
@@ -125,6 +125,19 @@ pub(super) fn settings(
     let n_rot = if arch.rope.half_where_seeing_all { n_rot / 4 * 2 } else { n_rot };
     let rope = LayerRope { n_rot, base, scale, plain: false, factors: arch.rope.factors != RopeFactors::None };
     Ok((settings, rope))
+}
+
+/// Base of the frequencies of heads of size `head`.
+fn base(keys: &Keys, arch: &'static Architecture, head: usize) -> Result<f32, ModelError> {
+    let base = keys.positive("rope.freq_base")?.unwrap_or(10_000.0);
+    if !arch.rope.base_by_alpha || head <= 2 {
+        return Ok(base);
+    }
+    let head = head as f32;
+    Ok(match keys.non_negative("rope.scaling.alpha")?.filter(|alpha| *alpha > 0.0) {
+        Some(alpha) => base * alpha.powf(head / (head - 2.0)),
+        None => base,
+    })
 }
 
 /// Rotated values of a head of size `head`, if the key is there.

@@ -99,9 +99,6 @@ impl<'g> Heads<'_, '_, 'g, '_> {
             sinks: sinks.as_deref(),
         };
         let mut mixed = attend(self.tile, &params, &q, k, v);
-        if let Some(scale) = shape.value_scale {
-            mixed.par_chunks_mut(4096).for_each(|part| math::scale(part, scale));
-        }
         self.gate(&mut mixed, &gate);
         Ok(mixed)
     }

@@ -7,9 +7,12 @@ mod recurrence;
 
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
 use super::error::ModelError;
 use super::group::{HiddenStates, Kept};
-use super::hparams::{LayerRope, Mixer};
+use super::hparams::{AttentionShape, LayerRope, Mixer};
+use super::math;
 use super::pass::{Pass, Place, ProductInput};
 use super::rope::RopeTable;
 use super::taps::Taps;
@@ -65,6 +68,10 @@ impl<'g> Pass<'_, 'g, '_> {
             drop(normed);
             let mut added = self.mixer_output(output, &mixed, tile.rows.len() * h.n_embd, place, taps)?;
             drop(mixed);
+            // Behind the output matrix, as llama.cpp has it: an importance matrix knows the inputs before.
+            if let Mixer::Attention(AttentionShape { value_scale: Some(scale), .. }) = h.layers[il].mixer {
+                added.par_chunks_mut(h.n_embd).for_each(|row| math::scale(row, scale));
+            }
             let residual = &mut hidden.data[start * h.n_embd..tile.rows.end * h.n_embd];
             self.add_to_residual(residual, &mut added, layer.post_mixer_norm.as_ref())?;
         }

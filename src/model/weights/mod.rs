@@ -190,14 +190,14 @@ impl<'g> Weights<'g> {
             }),
             None => None,
         };
-        // The widest rotated part; layers that rotate less use the first of the factors.
-        let pairs =
-            hparams.widest_attention(|shape| shape.rope.filter(|rope| rope.factors).map_or(0, |rope| rope.n_rot)) / 2;
-        let pairs = if arch.rope.half_where_seeing_all {
-            hparams.widest_attention(|shape| shape.rope.map_or(0, |rope| rope.n_rot)) / 2
-        } else {
-            pairs
-        };
+        // The widest rotated part, or head; layers that rotate less use the first of the factors.
+        let values = hparams.widest_attention(|shape| match shape.rope {
+            Some(rope) if arch.rope.half_where_seeing_all => rope.n_rot,
+            Some(rope) if rope.factors && arch.attention.own_windowed_size => shape.head_k,
+            Some(rope) if rope.factors => rope.n_rot,
+            _ => 0,
+        });
+        let pairs = values / 2;
         let mut factors = |name: &str| match arch.rope.factors {
             RopeFactors::None => Ok(None),
             _ if pairs == 0 => Ok(None),

@@ -43,8 +43,10 @@ pub enum RowRounding {
 }
 
 /// What to do with one tensor.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct TensorWork<'a> {
+    /// The file that it comes from.
+    pub gguf: &'a Gguf,
     /// The source tensor.
     pub source: &'a TensorInfo,
     /// The type to write; equal to the source's type for a plain copy.
@@ -108,21 +110,21 @@ struct Run<'a> {
 /// # Errors
 /// The error of the first piece, in the order of the work list, that failed; or `watch` stops the run.
 pub fn run(
-    gguf: &Gguf,
     work: &[TensorWork<'_>],
     files: &[AtomicFile],
     threads: usize,
     watch: &dyn Watch,
 ) -> Result<Stages, PipelineError> {
     let run = Run { work, files, watch, waiting: files.iter().map(|_| AtomicU64::new(0)).collect() };
-    let pieces = cut(work);
+    let pieces = cut(work.iter().map(|work| work.source));
     let ahead = threads.max(1) * PREFETCHED_PIECES_PER_THREAD;
-    let start = || Worker::new(gguf, files);
+    let start = || Worker::new(files);
     let stop = watch.abandon();
     let workers = work_off(&pieces, threads, start, |worker, index, piece| {
         stop.check()?;
         if let Some(later) = pieces.get(index + ahead) {
-            gguf.prefetch_rows(work[later.work].source, later.first_row, later.rows);
+            let work = &work[later.work];
+            work.gguf.prefetch_rows(work.source, later.first_row, later.rows);
         }
         let written = worker.convert(&work[piece.work], piece)?;
         run.report(&written);

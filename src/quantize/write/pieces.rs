@@ -1,6 +1,6 @@
 //! How tensors are cut into pieces of work.
 
-use super::TensorWork;
+use crate::gguf::TensorInfo;
 use crate::workers;
 
 /// Weights per piece: large enough that a piece's overhead vanishes, small enough that the threads finish together.
@@ -39,11 +39,11 @@ fn gcd(a: u64, b: u64) -> u64 {
 }
 
 /// The pieces of all tensors, in the order of the work list.
-pub(super) fn cut(work: &[TensorWork<'_>]) -> Vec<Piece> {
+pub(super) fn cut<'a>(sources: impl IntoIterator<Item = &'a TensorInfo>) -> Vec<Piece> {
     let mut pieces = Vec::new();
-    for (index, item) in work.iter().enumerate() {
-        if item.source.ty.info().is_none() {
-            let bytes = item.source.bytes.unwrap_or(0);
+    for (index, source) in sources.into_iter().enumerate() {
+        if source.ty.info().is_none() {
+            let bytes = source.bytes.unwrap_or(0);
             let piece = |bytes: std::ops::Range<u64>| Piece {
                 work: index,
                 first_row: bytes.start,
@@ -53,13 +53,13 @@ pub(super) fn cut(work: &[TensorWork<'_>]) -> Vec<Piece> {
             pieces.extend(workers::cut(bytes, PIECE_BYTES).map(piece));
             continue;
         }
-        let row_len = item.source.row_len();
-        let rows_per_matrix = item.source.rows_per_matrix();
+        let row_len = source.row_len();
+        let rows_per_matrix = source.rows_per_matrix();
         if row_len == 0 || rows_per_matrix == 0 {
             continue;
         }
         let rows_per_piece = rows_within(PIECE_WEIGHTS, row_len);
-        for matrix in 0..item.source.matrices() {
+        for matrix in 0..source.matrices() {
             pieces.extend(workers::cut(rows_per_matrix, rows_per_piece).map(|rows| Piece {
                 work: index,
                 first_row: matrix * rows_per_matrix + rows.start,
@@ -73,24 +73,12 @@ pub(super) fn cut(work: &[TensorWork<'_>]) -> Vec<Piece> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::RowRounding;
     use super::*;
-    use crate::gguf::{TensorInfo, TensorType};
+    use crate::gguf::TensorType;
 
     fn tensor(shape: &[u64]) -> TensorInfo {
         let bytes = Some(2 * shape.iter().product::<u64>());
         TensorInfo { name: "t".to_owned(), shape: shape.to_vec(), ty: TensorType::F16, offset: 0, bytes, shard: 0 }
-    }
-
-    fn work(source: &TensorInfo) -> TensorWork<'_> {
-        TensorWork {
-            source,
-            target: TensorType::Q4_K,
-            rounding: RowRounding::Ggml,
-            importance: None,
-            file: 0,
-            offset: 0,
-        }
     }
 
     #[test]
@@ -113,7 +101,7 @@ mod tests {
         for shape in [&[2048, 512, 512][..], &[512, 2048, 3], &[8960, 1536], &[64], &[1 << 19, 3, 2], &[40, 7, 5, 3]] {
             let source = tensor(shape);
             let mut row = 0;
-            for piece in cut(&[work(&source)]) {
+            for piece in cut([&source]) {
                 assert_eq!(piece.first_row, row, "{shape:?}");
                 assert!(piece.rows > 0 && (piece.rows == 1 || piece.rows * shape[0] <= PIECE_WEIGHTS), "{shape:?}");
                 row += piece.rows;
@@ -128,8 +116,8 @@ mod tests {
     #[test]
     fn pieces_are_many() {
         let experts = tensor(&[2048, 512, 512]);
-        assert_eq!(cut(&[work(&experts)]).len() as u64, 512 * 2048 * 512 / PIECE_WEIGHTS);
+        assert_eq!(cut([&experts]).len() as u64, 512 * 2048 * 512 / PIECE_WEIGHTS);
         let small: Vec<TensorInfo> = (0..512).map(|_| tensor(&[512, 64])).collect();
-        assert_eq!(cut(&small.iter().map(work).collect::<Vec<_>>()).len(), 512);
+        assert_eq!(cut(&small).len(), 512);
     }
 }

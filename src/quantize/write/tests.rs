@@ -41,11 +41,11 @@ impl Watch for Seen {
     }
 }
 
-fn quantized(gguf: &Gguf, work: &[TensorWork<'_>], threads: usize, folder: &Path) -> Result<Vec<u8>, PipelineError> {
+fn quantized(work: &[TensorWork<'_>], threads: usize, folder: &Path) -> Result<Vec<u8>, PipelineError> {
     let path = folder.join("out");
     let files = [AtomicFile::create(&path, true).unwrap()];
     let seen = Seen::default();
-    let stages = run(gguf, work, &files, threads, &seen)?;
+    let stages = run(work, &files, threads, &seen)?;
     assert!(stages.encoding > 0.0);
     let expected = work.iter().map(|item| (item.source.name.clone(), item.source.bytes.unwrap()));
     assert_eq!(seen.0.into_inner().unwrap(), expected.collect());
@@ -60,6 +60,7 @@ fn each_expert_is_encoded_with_its_own_importance_whatever_the_threads() {
     let (gguf, floats, importance) = model();
     let dir = tempfile::tempdir().unwrap();
     let experts = TensorWork {
+        gguf: &gguf,
         source: gguf.tensor("experts").unwrap(),
         target: TensorType::Q4_K,
         rounding: RowRounding::Ggml,
@@ -70,6 +71,7 @@ fn each_expert_is_encoded_with_its_own_importance_whatever_the_threads() {
     let encoded_bytes = experts.source.elements() / 256 * 144;
     let source = gguf.tensor("norm").unwrap();
     let norm = TensorWork {
+        gguf: &gguf,
         source,
         target: source.ty,
         rounding: RowRounding::Ggml,
@@ -86,7 +88,7 @@ fn each_expert_is_encoded_with_its_own_importance_whatever_the_threads() {
     }
     expected.extend_from_slice(gguf.data(source).unwrap());
     for threads in [1, 2, 7, 64] {
-        assert!(quantized(&gguf, &[experts, norm], threads, dir.path()).unwrap() == expected, "{threads} threads");
+        assert!(quantized(&[experts, norm], threads, dir.path()).unwrap() == expected, "{threads} threads");
     }
 }
 
@@ -101,6 +103,7 @@ fn a_weight_that_is_not_finite_is_named_by_its_place_in_the_tensor() {
     let dir = tempfile::tempdir().unwrap();
     for threads in [1, 3] {
         let work = TensorWork {
+            gguf: &gguf,
             source,
             target: TensorType::Q8_0,
             rounding: RowRounding::Ggml,
@@ -108,7 +111,7 @@ fn a_weight_that_is_not_finite_is_named_by_its_place_in_the_tensor() {
             file: 0,
             offset: 0,
         };
-        match quantized(&gguf, &[work], threads, dir.path()) {
+        match quantized(&[work], threads, dir.path()) {
             Err(PipelineError::Rows { source, .. }) => match *source {
                 RowError::NonFinite { index, value, .. } => assert_eq!((index, value), (at, f32::INFINITY)),
                 other => panic!("{other:?}"),
@@ -129,10 +132,17 @@ fn a_run_that_is_stopped_ends_without_an_output() {
     let (gguf, ..) = model();
     let dir = tempfile::tempdir().unwrap();
     let source = gguf.tensor("norm").unwrap();
-    let work =
-        [TensorWork { source, target: source.ty, rounding: RowRounding::Ggml, importance: None, file: 0, offset: 0 }];
+    let work = [TensorWork {
+        gguf: &gguf,
+        source,
+        target: source.ty,
+        rounding: RowRounding::Ggml,
+        importance: None,
+        file: 0,
+        offset: 0,
+    }];
     let files = [AtomicFile::create(&dir.path().join("out"), true).unwrap()];
-    assert!(matches!(run(&gguf, &work, &files, 2, &Stopped), Err(PipelineError::Interrupted(_))));
+    assert!(matches!(run(&work, &files, 2, &Stopped), Err(PipelineError::Interrupted(_))));
     drop(files);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }

@@ -13,7 +13,6 @@ use crate::rows;
 
 /// A thread's buffers, which grow to the largest piece once, and its clock.
 pub(super) struct Worker<'a> {
-    gguf: &'a Gguf,
     files: &'a [AtomicFile],
     source: Vec<u8>,
     floats: Vec<f32>,
@@ -37,9 +36,9 @@ impl Clock {
 }
 
 impl<'a> Worker<'a> {
-    pub(super) fn new(gguf: &'a Gguf, files: &'a [AtomicFile]) -> Self {
+    pub(super) fn new(files: &'a [AtomicFile]) -> Self {
         let clock = Clock { stages: Stages::default(), last: Instant::now() };
-        Self { gguf, files, source: Vec::new(), floats: Vec::new(), encoded: Vec::new(), clock }
+        Self { files, source: Vec::new(), floats: Vec::new(), encoded: Vec::new(), clock }
     }
 
     /// What the time went into, and the moment that ended the last stage.
@@ -49,8 +48,8 @@ impl<'a> Worker<'a> {
 
     /// Makes the rows of the piece and writes them to their place in the output.
     pub(super) fn convert(&mut self, work: &TensorWork<'_>, piece: &Piece) -> Result<Written, PipelineError> {
-        let Self { gguf, source, floats, encoded, clock, .. } = self;
-        let tensor = work.source;
+        let Self { source, floats, encoded, clock, .. } = self;
+        let (gguf, tensor) = (work.gguf, work.source);
         let source = match tensor.ty.info() {
             Some(_) => gguf.load_rows(tensor, piece.first_row, piece.rows, source)?,
             None => gguf.load_bytes(tensor, piece.first_row, piece.rows, source)?,
@@ -61,7 +60,7 @@ impl<'a> Worker<'a> {
             clock.book(|stages| &mut stages.checking);
             source
         } else {
-            encode(gguf, work, piece, source, floats, encoded, clock)?;
+            encode(work, piece, source, floats, encoded, clock)?;
             encoded
         };
         // Rows of one tensor have one size, so the piece's place follows from its own length.
@@ -93,7 +92,6 @@ fn label(gguf: &Gguf, tensor: &TensorInfo) -> String {
 
 /// Encodes the rows of `source` into `encoded`, a few at a time.
 fn encode(
-    gguf: &Gguf,
     work: &TensorWork<'_>,
     piece: &Piece,
     source: &[u8],
@@ -102,7 +100,7 @@ fn encode(
     clock: &mut Clock,
 ) -> Result<(), PipelineError> {
     let tensor = work.source;
-    let file = || label(gguf, tensor);
+    let file = || label(work.gguf, tensor);
     let codec_error = |source| PipelineError::Codec { file: file(), tensor: tensor.shown_name(), source };
     let row_len = tensor.row_len() as usize;
     let row_bytes = work.target.info().and_then(|info| info.row_bytes(row_len as u64));
