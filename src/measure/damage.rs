@@ -1,6 +1,6 @@
 //! From measurements to the damage of each choice.
 
-use super::file::{JointProbe, Sensitivity, TensorSensitivity};
+use super::file::{JointProbe, Probe, Sensitivity, TensorSensitivity};
 
 /// Below this many bits per weight damages no longer add up, and a round of measurements around a first solution pays.
 pub const SECOND_ROUND_BITS: f64 = 4.0;
@@ -17,13 +17,16 @@ const SAME_REGION_BITS: f64 = 0.6;
 #[derive(Clone, Debug)]
 pub struct DamageModel<'s> {
     sensitivity: &'s Sensitivity,
+    /// [`Sensitivity::flip_cost`].
+    flip_cost: Option<f64>,
     around: Option<&'s JointProbe>,
 }
 
 impl Sensitivity {
     /// Predictions for plans of about `bits_per_weight`; a second round is used when there is one for that region.
     pub fn damage_model(&self, bits_per_weight: Option<f64>) -> DamageModel<'_> {
-        DamageModel { sensitivity: self, around: bits_per_weight.and_then(|bits| self.round_around(bits)) }
+        let flip_cost = self.flip_cost();
+        DamageModel { sensitivity: self, flip_cost, around: bits_per_weight.and_then(|bits| self.round_around(bits)) }
     }
 
     /// The second round for plans of about `bits_per_weight`.
@@ -37,11 +40,13 @@ impl Sensitivity {
 impl TensorSensitivity {
     /// Points of (squared error, divergence) in the order of the error; divergences that drown in noise are raised to
     /// a tenth of their own uncertainty.
-    fn points(&self) -> Vec<(f64, f64)> {
+    fn points(&self, flip_cost: Option<f64>) -> Vec<(f64, f64)> {
         let mut points: Vec<(f64, f64)> = self
             .probes
             .iter()
-            .filter_map(|probe| Some((*self.errors.get(&probe.ty)?, probe.kld.max(0.1 * probe.kld_error))))
+            .filter_map(|probe| {
+                Some((*self.errors.get(&probe.ty)?, probe.robust_kld(flip_cost).max(0.1 * probe.kld_error)))
+            })
             .filter(|(error, _)| *error > 0.0)
             .collect();
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -49,8 +54,8 @@ impl TensorSensitivity {
     }
 
     /// Divergence with this tensor alone rounded with squared error `error`.
-    fn divergence(&self, error: f64) -> Option<f64> {
-        let points = self.points();
+    fn divergence(&self, error: f64, flip_cost: Option<f64>) -> Option<f64> {
+        let points = self.points(flip_cost);
         let after = points.iter().position(|point| point.0 >= error);
         let (low, high) = match after {
             Some(0) | None => {
@@ -68,7 +73,8 @@ impl TensorSensitivity {
 
     /// Standard error of the probes as a part of the divergence.
     fn relative_error(&self) -> f64 {
-        let (kld, error) = self.probes.iter().fold((0.0, 0.0), |(k, e), p| (k + p.kld.max(0.0), e + p.kld_error));
+        let kld_of = |p: &Probe| p.steady_kld.unwrap_or(p.kld).max(0.0);
+        let (kld, error) = self.probes.iter().fold((0.0, 0.0), |(k, e), p| (k + kld_of(p), e + p.kld_error));
         if kld > 0.0 { error / kld } else { 0.0 }
     }
 }
@@ -84,10 +90,10 @@ impl DamageModel<'_> {
             && chosen_error > 0.0
         {
             // A drop that drowns in noise still has the sign that it must have.
-            let alone = known.divergence(chosen_error).unwrap_or(0.0);
+            let alone = known.divergence(chosen_error, self.flip_cost).unwrap_or(0.0);
             return Some(drop.max(0.2 * alone) * error / chosen_error);
         }
-        known.divergence(error)
+        known.divergence(error, self.flip_cost)
     }
 
     /// Damage of a choice of types for all tensors, as a divergence of the whole model.
@@ -130,8 +136,8 @@ impl DamageModel<'_> {
         for (tensor, ty) in &joint.types {
             let known = self.sensitivity.tensor(tensor)?;
             sum += match (self.around, joint.drops.get(tensor)) {
-                (Some(_), Some(drop)) => drop.max(0.2 * known.divergence(*known.errors.get(ty)?)?),
-                _ => known.divergence(*known.errors.get(ty)?)?,
+                (Some(_), Some(drop)) => drop.max(0.2 * known.divergence(*known.errors.get(ty)?, self.flip_cost)?),
+                _ => known.divergence(*known.errors.get(ty)?, self.flip_cost)?,
             };
         }
         (sum > 0.0 && joint.kld > 0.0).then(|| (sum, joint.kld / sum))
@@ -157,14 +163,17 @@ impl DamageModel<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::measure::Probe;
+
+    fn probe(ty: &str, kld: f64) -> Probe {
+        Probe { ty: ty.into(), kld, kld_error: 0.1 * kld, steady_kld: None, flips: None }
+    }
 
     fn tensor(name: &str, klds: &[(&str, f64)]) -> TensorSensitivity {
         let errors = [("Q2_K", 0.08), ("Q3_K", 0.02), ("Q4_K", 0.005), ("Q6_K", 0.0003)];
         TensorSensitivity {
             name: name.into(),
             errors: errors.map(|(ty, error)| (ty.to_owned(), error)).into(),
-            probes: klds.iter().map(|(ty, kld)| Probe { ty: (*ty).into(), kld: *kld, kld_error: 0.1 * kld }).collect(),
+            probes: klds.iter().map(|(ty, kld)| probe(ty, *kld)).collect(),
         }
     }
 
@@ -189,6 +198,28 @@ mod tests {
         close(model.damage("a", 0.08).unwrap(), 0.016);
         close(model.damage("a", 0.0003).unwrap(), 0.00006);
         assert!(model.damage("b", 0.02).is_none());
+    }
+
+    #[test]
+    fn changed_experts_count_by_their_number_and_not_by_one_token() {
+        let routed = |kld: f64, steady: f64, flips: f64| Probe {
+            steady_kld: Some(steady),
+            flips: Some(flips),
+            kld,
+            ..probe("Q4_K", steady)
+        };
+        let of = |name: &str, probe: Probe| TensorSensitivity { probes: vec![probe], ..tensor(name, &[]) };
+        let tensors = vec![
+            of("a", routed(0.003, 0.001, 0.2)),
+            of("b", routed(0.004, 0.002, 0.2)),
+            // One token of this tensor's few diverges beyond measure.
+            of("c", routed(0.9, 0.001, 0.01)),
+        ];
+        let measured = Sensitivity { tensors, ..Sensitivity::default() };
+        close(measured.flip_cost().unwrap(), 0.01);
+        let model = measured.damage_model(None);
+        close(model.damage("a", 0.005).unwrap(), 0.003);
+        close(model.damage("c", 0.005).unwrap(), 0.0011);
     }
 
     #[test]

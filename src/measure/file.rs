@@ -83,8 +83,24 @@ pub struct Probe {
     pub ty: String,
     /// Mean KL divergence, nats a token.
     pub kld: f64,
-    /// Its standard error, from the scatter of the sequences.
+    /// Its standard error, from the scatter of the sequences; in models with experts that of `steady_kld`.
     pub kld_error: f64,
+    /// In models with experts, the part of `kld` that tokens have whose experts all stayed the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steady_kld: Option<f64>,
+    /// In models with experts, layers that sent a token to other experts, a token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flips: Option<f64>,
+}
+
+impl Probe {
+    /// The divergence as plans take it: that of tokens with unchanged experts, and for each change `flip_cost`.
+    pub(super) fn robust_kld(&self, flip_cost: Option<f64>) -> f64 {
+        match (self.steady_kld, self.flips, flip_cost) {
+            (Some(steady), Some(flips), Some(cost)) => steady + cost * flips,
+            _ => self.kld,
+        }
+    }
 }
 
 /// The divergence of the model with all tensors rounded, and what each of them contributes to it.
@@ -119,6 +135,26 @@ impl Sensitivity {
             }
         }
         changed
+    }
+
+    /// What a layer costs that sends a token to other experts, nats: the median over all probes of what tokens with changed
+    /// experts have in the divergence, by the number of changes, each probe counting as often as it has changes. `None` in
+    /// models without experts.
+    pub fn flip_cost(&self) -> Option<f64> {
+        let probes = self.tensors.iter().flat_map(|tensor| &tensor.probes);
+        let mut costs: Vec<(f64, f64)> = probes
+            .filter_map(|probe| Some((probe.kld - probe.steady_kld?, probe.flips?)))
+            .filter(|(_, flips)| *flips > 0.0)
+            .map(|(excess, flips)| (excess.max(0.0) / flips, flips))
+            .collect();
+        costs.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let half = costs.iter().map(|(_, flips)| flips).sum::<f64>() / 2.0;
+        let mut passed = 0.0;
+        let middle = costs.iter().find(|(_, flips)| {
+            passed += flips;
+            passed >= half
+        });
+        middle.map(|(cost, _)| *cost)
     }
 
     /// The entry of a tensor.
@@ -160,7 +196,11 @@ impl Sensitivity {
             if let Some((ty, error)) = tensor.errors.iter().find(|(_, error)| !sound(**error)) {
                 return Err(format!("tensor {name}: the error of {ty} is {error}; measure again"));
             }
-            if let Some(probe) = tensor.probes.iter().find(|p| !(p.kld.is_finite() && sound(p.kld_error))) {
+            let optional = |value: Option<f64>| value.is_none_or(f64::is_finite);
+            let is_sound = |p: &&Probe| {
+                p.kld.is_finite() && sound(p.kld_error) && optional(p.steady_kld) && p.flips.is_none_or(sound)
+            };
+            if let Some(probe) = tensor.probes.iter().find(|probe| !is_sound(probe)) {
                 return Err(format!("tensor {name}: the divergence of {} is {}; measure again", probe.ty, probe.kld));
             }
         }
@@ -227,7 +267,7 @@ mod tests {
 
     fn example() -> Sensitivity {
         let errors = [("Q3_K".to_owned(), 0.02), ("Q4_K".to_owned(), 0.005)].into();
-        let probes = vec![Probe { ty: "Q3_K".into(), kld: 0.003, kld_error: 0.0001 }];
+        let probes = vec![Probe { ty: "Q3_K".into(), kld: 0.003, kld_error: 0.0001, steady_kld: None, flips: None }];
         Sensitivity {
             lwq_sensitivity: SENSITIVITY_VERSION,
             tensors: ["a", "b"]

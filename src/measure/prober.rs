@@ -9,7 +9,9 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::model::math::{divergence_sum, log_sum_exp};
-use crate::model::{ForwardOptions, HiddenStates, Model, ModelError, NoTaps, Overrides, Pass, TokenGroup};
+use crate::model::{
+    ForwardOptions, HiddenStates, Model, ModelError, NoTaps, Overrides, Pass, RouteFlips, Routes, TokenGroup,
+};
 use crate::os;
 
 /// Share of the free memory that reference logits may take; beyond it they are computed again for every probe.
@@ -20,24 +22,69 @@ const LOGITS_SHARE: u64 = 4;
 pub struct ProbeResult {
     /// Mean KL divergence of every sequence of the text, nats a token.
     pub sequences: Vec<f64>,
+    /// What became of the routing, in models with experts.
+    pub routing: Option<ProbeRouting>,
+}
+
+/// The part of a divergence that changed routes have in it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProbeRouting {
+    /// Layers that sent a scored token to other experts, a token.
+    pub flips: f64,
+    /// For every sequence the divergences of the tokens whose experts all stayed, over the number of all tokens.
+    pub steady: Vec<f64>,
 }
 
 impl ProbeResult {
     /// Mean KL divergence, nats a token.
     pub fn mean(&self) -> f64 {
-        self.sequences.iter().sum::<f64>() / self.sequences.len().max(1) as f64
+        mean(&self.sequences)
     }
 
-    /// Standard error of the mean, from the scatter of the sequences.
+    /// The part of [`Self::mean`] that tokens with unchanged experts have in it: all, in models without experts.
+    pub fn steady(&self) -> f64 {
+        self.routing.as_ref().map_or_else(|| self.mean(), |routing| mean(&routing.steady))
+    }
+
+    /// The mean as plans take it: a token whose experts change diverges by hundreds of times what others do, so such tokens
+    /// are counted, and each count stands for `flip_cost`, what a changed layer costs on average over many probes.
+    pub fn robust_mean(&self, flip_cost: Option<f64>) -> f64 {
+        match (&self.routing, flip_cost) {
+            (Some(routing), Some(cost)) => self.steady() + cost * routing.flips,
+            _ => self.mean(),
+        }
+    }
+
+    /// Standard error of [`Self::steady`], from the scatter of the sequences.
     pub fn error(&self) -> f64 {
-        let n = self.sequences.len() as f64;
+        let sequences = self.routing.as_ref().map_or(&self.sequences, |routing| &routing.steady);
+        let n = sequences.len() as f64;
         if n < 2.0 {
             return 0.0;
         }
-        let mean = self.mean();
-        let squares: f64 = self.sequences.iter().map(|v| (v - mean).powi(2)).sum();
+        let mean = mean(sequences);
+        let squares: f64 = sequences.iter().map(|v| (v - mean).powi(2)).sum();
         (squares / (n - 1.0) / n).sqrt()
     }
+}
+
+impl ProbeRouting {
+    /// From the divergence and the changed layers of every scored token, `per_sequence` of them in a row.
+    fn new(klds: &[f64], flips: &[u16], per_sequence: usize) -> ProbeRouting {
+        let all: f64 = flips.iter().map(|&flips| f64::from(flips)).sum();
+        let steady = |(klds, flips): (&[f64], &[u16])| {
+            let of_steady = klds.iter().zip(flips).filter(|(_, flips)| **flips == 0);
+            of_steady.map(|(kld, _)| kld).sum::<f64>() / per_sequence as f64
+        };
+        ProbeRouting {
+            flips: all / flips.len().max(1) as f64,
+            steady: klds.chunks_exact(per_sequence).zip(flips.chunks_exact(per_sequence)).map(steady).collect(),
+        }
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
 /// Sequences of a probe text and the predictions that are scored in each.
@@ -107,6 +154,8 @@ pub struct Prober<'m, 'g> {
     last: HiddenStates,
     /// Logits of the scored rows, `[rows, n_vocab]`, where memory allows.
     logits: Option<Vec<f32>>,
+    /// The experts of every token in the original, empty without experts.
+    routes: Routes,
 }
 
 impl<'m, 'g> Prober<'m, 'g> {
@@ -118,8 +167,9 @@ impl<'m, 'g> Prober<'m, 'g> {
         let mut prober = {
             let pass = model.pass(options.clone(), Overrides::new())?;
             let mut last = pass.embed(text.group.clone())?;
-            pass.run_remaining(&mut last, &mut NoTaps)?;
-            Prober { model, options, text, last, logits: None }
+            let mut routes = Routes::default();
+            pass.run_remaining(&mut last, &mut routes)?;
+            Prober { model, options, text, last, logits: None, routes }
         };
         let bytes = 4 * prober.text.n_scored() as u64 * model.n_vocab() as u64;
         if bytes <= os::available_memory().unwrap_or(4 << 30) / LOGITS_SHARE {
@@ -167,7 +217,8 @@ impl<'m, 'g> Prober<'m, 'g> {
     /// # Errors
     /// Those of the forward pass.
     pub fn score(&self, pass: &Pass<'_, '_, '_>, mut states: HiddenStates) -> Result<ProbeResult, ModelError> {
-        pass.run_remaining(&mut states, &mut NoTaps)?;
+        let mut flips = RouteFlips::new(&self.routes, self.text.tokens().len());
+        pass.run_remaining(&mut states, &mut flips)?;
         let n_vocab = self.model.n_vocab();
         let tile_rows = pass.logits_tile_rows();
         let original = match self.logits {
@@ -200,7 +251,27 @@ impl<'m, 'g> Prober<'m, 'g> {
         }
         self.model.release_output();
         let per_sequence = self.text.rows.len() / self.text.n_sequences;
-        let mean = |klds: &[f64]| klds.iter().sum::<f64>() / klds.len() as f64;
-        Ok(ProbeResult { sequences: klds.chunks_exact(per_sequence).map(mean).collect() })
+        let sequences = klds.chunks_exact(per_sequence).map(mean).collect();
+        let flips: Vec<u16> = self.text.rows.iter().map(|&row| flips.flips()[row]).collect();
+        let routing = (self.routes.n_layers() > 0).then(|| ProbeRouting::new(&klds, &flips, per_sequence));
+        Ok(ProbeResult { sequences, routing })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_token_with_changed_experts_does_not_decide() {
+        let klds = [0.1, 0.1, 0.1, 9.0];
+        let routing = ProbeRouting::new(&klds, &[0, 0, 0, 2], 2);
+        assert_eq!(routing.flips, 0.5);
+        assert!((mean(&routing.steady) - 0.075).abs() < 1e-12);
+        let result = ProbeResult { sequences: vec![0.1, 4.55], routing: Some(routing) };
+        assert!((result.mean() - 2.325).abs() < 1e-12);
+        assert!((result.robust_mean(Some(0.2)) - 0.175).abs() < 1e-12);
+        assert_eq!(result.robust_mean(None), result.mean());
+        assert!((result.error() - 0.025).abs() < 1e-12);
     }
 }

@@ -111,8 +111,13 @@ impl Measurement<'_, '_, '_> {
                 let mut overrides = Overrides::new();
                 overrides.insert(tensor.name.clone(), ty, data);
                 let result = self.score(overrides, tensor, &states)?;
-                let probe =
-                    Probe { ty: type_name(ty), kld: six_digits(result.mean()), kld_error: six_digits(result.error()) };
+                let probe = Probe {
+                    ty: type_name(ty),
+                    kld: six_digits(result.mean()),
+                    kld_error: six_digits(result.error()),
+                    steady_kld: result.routing.is_some().then(|| six_digits(result.steady())),
+                    flips: result.routing.as_ref().map(|routing| six_digits(routing.flips)),
+                };
                 if let Some(known) = state.tensors.iter_mut().find(|known| known.name == tensor.name) {
                     known.probes.push(probe);
                 }
@@ -151,7 +156,8 @@ impl Measurement<'_, '_, '_> {
     }
 
     /// Rounds all tensors at once to `types` and measures the divergence; with `drops` also how much it falls when one
-    /// tensor gets its weights back. Tensors that are not in `types` keep their weights.
+    /// tensor gets its weights back. Tensors that are not in `types` keep their weights. `flip_cost` as in
+    /// [`ProbeResult::robust_mean`](super::ProbeResult::robust_mean).
     ///
     /// # Errors
     /// Those of [`Self::probe_all`].
@@ -159,6 +165,7 @@ impl Measurement<'_, '_, '_> {
         &self,
         types: &HashMap<String, TensorType>,
         with_drops: bool,
+        flip_cost: Option<f64>,
         on_step: &dyn Fn(&str, f64),
     ) -> Result<JointProbe, MeasureError> {
         let chosen: Vec<(&MeasuredTensor<'_>, TensorType)> =
@@ -194,13 +201,14 @@ impl Measurement<'_, '_, '_> {
                 self.advance(&rounded_model, &mut states, layer)?;
                 let name = measured.tensor.name.as_str();
                 let restored = self.score(all_but(Some(name)), measured.tensor, &states)?;
-                drops.insert(name.to_owned(), six_digits(whole.mean() - restored.mean()));
+                let drop = whole.robust_mean(flip_cost) - restored.robust_mean(flip_cost);
+                drops.insert(name.to_owned(), six_digits(drop));
                 on_step(name, self.cost_of_probe(layer));
             }
         }
         Ok(JointProbe {
             bits_per_weight: six_digits(totals.bits_per_weight()),
-            kld: six_digits(whole.mean().max(0.0)),
+            kld: six_digits(whole.robust_mean(flip_cost).max(0.0)),
             kld_error: six_digits(whole.error()),
             types: chosen.iter().map(|(measured, ty)| (measured.tensor.name.clone(), type_name(*ty))).collect(),
             drops,

@@ -289,7 +289,7 @@ impl Job<'_> {
                 let reason = "was measured on another text; give that text with -f, or delete the file";
                 return Err(self.bad_file(self.path, reason.to_owned()));
             }
-            let joint = ready.around(types, seconds_per_pass)?;
+            let joint = ready.around(types, state.flip_cost(), seconds_per_pass)?;
             state.joint.push(joint);
             state.save(self.path, true)
         })
@@ -415,7 +415,8 @@ impl Ready<'_, '_, '_> {
                 let ty = level.iter().find(|ty| measured.types.contains(ty))?;
                 Some((measured.tensor.name.clone(), *ty))
             });
-            let joint = m.joint(&types.collect(), false, &|what, cost| watch.advance(self.tokens(cost), what))?;
+            let advance = |what: &str, cost| watch.advance(self.tokens(cost), what);
+            let joint = m.joint(&types.collect(), false, state.flip_cost(), &advance)?;
             state.joint.push(joint);
             save(state)?;
         }
@@ -423,12 +424,17 @@ impl Ready<'_, '_, '_> {
         Ok(())
     }
 
-    fn around(&self, types: &HashMap<String, TensorType>, seconds_per_pass: f64) -> Result<JointProbe, MeasureError> {
+    fn around(
+        &self,
+        types: &HashMap<String, TensorType>,
+        flip_cost: Option<f64>,
+        seconds_per_pass: f64,
+    ) -> Result<JointProbe, MeasureError> {
         let (m, watch) = (&self.measurement, self.watch);
         let cost = m.cost_of_joint(true);
         watch.note(&format!("a second round around the first solution, about {}", minutes(cost * seconds_per_pass)));
         watch.begin("second round", self.tokens(cost), Unit::Tokens);
-        let joint = m.joint(types, true, &|what, cost| watch.advance(self.tokens(cost), what))?;
+        let joint = m.joint(types, true, flip_cost, &|what, cost| watch.advance(self.tokens(cost), what))?;
         watch.end();
         Ok(joint)
     }
