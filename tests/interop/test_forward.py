@@ -152,7 +152,7 @@ REFUSED = {
     "no context": (lambda m: m.u32("context_length", 0), "context_length is 0"),
     "experts without tensors": (
         lambda m: (m.u32("expert_count", 4), m.u32("expert_used_count", 2)),
-        "blk.0.ffn_gate_exps.weight is missing",
+        "blk.0.ffn_gate_inp.weight is missing",
     ),
     "more experts used than there are": (
         lambda m: (m.u32("expert_count", 4), m.u32("expert_used_count", 5)),

@@ -256,7 +256,7 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         },
         layer_inputs: true,
         multipliers: Multipliers::RootOfWidth,
-        logit_cap: Some(0.0),
+        logit_cap: Some(30.0),
         ..PLAIN
     },
     Architecture { name: "phi3", covers: "Phi-3, Phi-4", rope: WITH_FACTORS, feed_forward: FUSED, ..PLAIN },
