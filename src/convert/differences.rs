@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::architectures::{Row, Setting};
 use super::config::Config;
-use super::hparams::Sizes;
+use super::sizes::{Sizes, layer_types};
 use crate::model::{Activation, Gating, RopeFree};
 
 /// A line for each.
@@ -46,6 +46,22 @@ fn difference(setting: Setting, config: &Config, row: &Row, sizes: &Sizes) -> Op
             (!same).then(|| {
                 format!("no_rope_layers is not every {every}th layer, as which llama.cpp computes {}", arch.name)
             })
+        }
+        Setting::FullEvery(every) => {
+            let types = layer_types(config, "layer_types").ok()??;
+            let full = |(number, kind): (u64, &&str)| number.is_multiple_of(every) == (*kind == "full_attention");
+            (!(1..).zip(&types).all(full)).then(|| {
+                format!(
+                    "layer_types is not full_attention in every {every}th layer, as which llama.cpp computes {}",
+                    arch.name
+                )
+            })
+        }
+        Setting::Fixed(field, usual) => {
+            let (found, usual) = (config.get(field)?, serde_json::from_str::<Value>(usual).unwrap_or_default());
+            let same = *found == usual || found.as_f64().is_some_and(|found| usual.as_f64() == Some(found));
+            let found: String = found.to_string().chars().filter(|c| !c.is_control()).take(40).collect();
+            (!same).then(|| format!("{field} is {found}; llama.cpp computes {} with {usual}", arch.name))
         }
         Setting::NormalizedExperts => {
             let normalizes = arch.feed_forward.mixture.gating() == Some(Gating::SoftmaxNormalized);

@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import gguf
+import hf_families
 import hf_models
 import numpy as np
 import pytest
@@ -48,9 +49,9 @@ def facts(path):
     return {"digest": hashlib.sha256("".join(sorted(rows)).encode()).hexdigest(), "metadata": metadata}
 
 
-@pytest.mark.parametrize("name", [*hf_models.MODELS, *hf_models.FAMILIES])
+@pytest.mark.parametrize("name", [*hf_models.MODELS, *hf_models.FAMILIES, *hf_families.FAMILIES])
 def test_files_are_those_of_the_reference_converter(name, tmp_path):
-    folder = hf_models.make(name).write(tmp_path / name)
+    folder = hf_families.make(name).write(tmp_path / name)
     found = facts(convert(folder, tmp_path / "model.gguf"))
     expected = json.loads(GOLDEN.read_text())[name]
     assert found["metadata"] == expected["metadata"]
