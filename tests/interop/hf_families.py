@@ -505,12 +505,14 @@ HUNYUAN_REGEX = [
 
 
 def hunyuan_dense(dynamic=True):
-    model = HfModel("hunyuan_dense", "hunyuan_v1_dense", ["HunYuanDenseV1ForCausalLM"], "hunyuan-dense", head=32, **HUNYUAN)
+    kind = "hunyuan_v1_dense" if dynamic else "hunyuan"
+    model = HfModel("hunyuan_dense", kind, ["HunYuanDenseV1ForCausalLM"], "hunyuan-dense", head=32, **HUNYUAN)
     tokens = [("<｜hy_begin▁of▁sentence｜>", True), ("<｜hy_end|>", True), ("<｜hy_Assistant｜>", True)]
     model.tokenizer(write_byte_level, HUNYUAN_REGEX, tokens, {"bos_token": tokens[0][0], "eos_token": tokens[1][0]})
     if dynamic:
-        model.config |= {"rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}, "eod_token_id": 270}
+        model.config["rope_scaling"] = {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}
         model.files["generation_config.json"] = json.dumps({"eos_token_id": [269, 270], "top_k": 20})
+    model.config["eod_token_id"] = 270
     blocks = Blocks(model.body(tied=dynamic))
     for il in range(2):
         blocks.norms(il, NORMS)
@@ -520,9 +522,8 @@ def hunyuan_dense(dynamic=True):
     return model
 
 
-def hunyuan_moe(dynamic=True):
+def hunyuan_moe():
     """The reference converter's vocabulary of this class needs code of the publisher; that of tokenizer.json is compared."""
-    head = 128 if dynamic else 32
     model = HfModel("hunyuan_moe", "hunyuan_v1_moe", ["HunYuanMoEV1ForCausalLM"], "hunyuan", num_experts=N_EXPERT,
                     moe_topk=[N_EXPERT_USED] * 2, moe_intermediate_size=[N_FF_EXP] * 2, num_shared_expert=[1] * 2, **HUNYUAN)
     qwen_tokenizer(model)
@@ -711,21 +712,24 @@ GEMMA4_NAMED = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
 
 
 def gemma4(form="dense"):
-    """Dense; `small`, with inputs for each layer and shared keys; `moe`, with experts beside the dense network."""
+    """Dense; `small`, with inputs for each layer and shared keys; `moe`, with experts beside the dense network.
+
+    The vocabulary ends where the embedding does, since the reference converter does not pad this kind.
+    """
     small, moe = form == "small", form == "moe"
     layers = 4
     types = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
     if small:
         types = ["sliding_attention", "full_attention"] * 2
     model = HfModel(
-        f"gemma4-{form}", "gemma4_text", ["Gemma4ForCausalLM" if moe else "Gemma4ForConditionalGeneration"], "-", n_vocab=288,
+        f"gemma4-{form}", "gemma4_text", ["Gemma4ForCausalLM" if moe else "Gemma4ForConditionalGeneration"], "-", n_vocab=286,
         head=16, num_hidden_layers=layers, layer_types=types, global_head_dim=32, sliding_window=64, rope_parameters=GEMMA4_ROPE,
         final_logit_softcapping=30.0, num_kv_shared_layers=2 if small else 0, hidden_size_per_layer_input=8 if small else 0,
-        vocab_size_per_layer_input=288, use_double_wide_mlp=small, attention_k_eq_v=not small, enable_moe_block=moe,
+        vocab_size_per_layer_input=286, use_double_wide_mlp=small, attention_k_eq_v=not small, enable_moe_block=moe,
         num_global_key_value_heads=None if small else 1, num_experts=N_EXPERT if moe else None,
         top_k_experts=N_EXPERT_USED if moe else None, moe_intermediate_size=N_FF_EXP if moe else None, head_dim=16,
     )
-    added = [(280, "<|turn>", True), (281, "<|channel>", True), (282, "<|x|>", False), (283, "<turn|>", False)]
+    added = [(282, "<|turn>", True), (283, "<|channel>", True), (284, "<|x|>", False), (285, "<turn|>", False)]
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>",
               "pad_token": "<pad>", "mask_token": "<mask>"}
     model.tokenizer(hf_models.write_merged, config, added, False, GEMMA4_NAMED)

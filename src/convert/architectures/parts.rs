@@ -234,7 +234,8 @@ pub(super) const MIXTRAL_EXPERTS: ExpertNames = ExpertNames {
 pub(super) const GPT_OSS_EXPERTS: ExpertNames =
     ExpertNames { width: "intermediate_size", interleaved: true, transposed: true, ..QWEN_EXPERTS };
 pub(super) const QWEN_VL_EXPERTS: ExpertNames = ExpertNames { transposed: true, ..QWEN_EXPERTS };
-pub(super) const OLMOE_EXPERTS: ExpertNames = ExpertNames { width: "intermediate_size", ..QWEN_EXPERTS };
+/// As wide as a dense layer, or as the class's layout says.
+pub(super) const PLAIN_WIDTH_EXPERTS: ExpertNames = ExpertNames { width: "intermediate_size", ..QWEN_EXPERTS };
 pub(super) const GRANITE_EXPERTS: ExpertNames = ExpertNames {
     prefix: "",
     stacked: ["block_sparse_moe.input_linear", "block_sparse_moe.output_linear"],
@@ -436,7 +437,6 @@ pub(super) const HUNYUAN_SHARED: Group = on(
         role("mlp.shared_mlp.down_proj", "ffn_down_shexp", &[Width, SharedWidth]),
     ],
 );
-pub(super) const HUNYUAN_EXPERTS: ExpertNames = ExpertNames { width: "expert_width", ..QWEN_EXPERTS };
 
 // Afmoe.
 pub(super) const AFMOE_NORMS: Group = all(&[

@@ -254,7 +254,7 @@ pub(in crate::convert) const ROWS: &[Row] = &[
     Row {
         classes: &["OlmoeForCausalLM"],
         layer: &[NORMS, ATTENTION, WHOLE_NORMS, ROUTER],
-        experts: Some(OLMOE_EXPERTS),
+        experts: Some(PLAIN_WIDTH_EXPERTS),
         vocabulary: VocabularyKind::ByteLevel,
         defaults: olmoe_defaults,
         keys: &[COMMON, Key::Part(hparams::fixed_epsilon)],
@@ -500,10 +500,9 @@ pub(in crate::convert) const ROWS: &[Row] = &[
     },
     Row {
         classes: &["HunYuanMoEV1ForCausalLM"],
-        aliases: &[("expert_width", "moe_intermediate_size")],
         layout: &[Layout::Part(sizes::hunyuan_experts)],
         layer: &[NORMS, ATTENTION, HUNYUAN_HEAD_NORMS, HUNYUAN_ROUTER, HUNYUAN_SHARED],
-        experts: Some(HUNYUAN_EXPERTS),
+        experts: Some(PLAIN_WIDTH_EXPERTS),
         vocabulary: VocabularyKind::ByteLevel,
         defaults: hunyuan_defaults,
         keys: &[COMMON, Key::Part(hparams::hunyuan_moe)],

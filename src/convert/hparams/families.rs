@@ -370,7 +370,7 @@ fn step_factors(source: &Source, keys: &mut Keys) -> Result<(), ConvertError> {
     let parts = config.get("partial_rotary_factors").and_then(Value::as_array).cloned().unwrap_or_default();
     let full = types.iter().zip(&parts).find(|(kind, _)| **kind == "full_attention");
     let part = full.and_then(|(_, part)| part.as_f64()).unwrap_or(0.5).clamp(0.0, 1.0);
-    rope::write_llama3_factors_for(source, (sizes.head as f64 * part) as u64, sizes.head, keys)
+    rope::write_partial_llama3_factors(source, (sizes.head as f64 * part) as u64, keys)
 }
 
 /// MiMo 2.

@@ -194,8 +194,9 @@ pub(super) fn common(source: &Source, keys: &mut Keys) -> Result<(), ConvertErro
     keys.u32("block_count", sizes.blocks.len() as u64);
     keys.u32("context_length", config.count("max_position_embeddings")?);
     keys.u32("embedding_length", sizes.width);
-    let dense_width = DENSE_WIDTH.iter().find(|name| config.get(name).is_some()).unwrap_or(&DENSE_WIDTH[2]);
-    keys.u32("feed_forward_length", config.count(dense_width)?);
+    if let Some(name) = DENSE_WIDTH.iter().find(|name| config.get(name).is_some()) {
+        keys.u32("feed_forward_length", config.count(name)?);
+    }
     keys.u32("attention.head_count", sizes.heads);
     keys.u32("attention.head_count_kv", sizes.key_heads);
     write_causality(config, keys);

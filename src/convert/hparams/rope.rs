@@ -77,36 +77,48 @@ pub(super) fn write_scaling(source: &Source, keys: &mut Keys) -> Result<(), Conv
     Ok(())
 }
 
-/// Llama 3's factors: low frequencies slowed down, high ones kept, those between blended. Single precision in the
-/// order of the reference, so that the tensor has its bytes.
-pub(super) fn write_llama3_factors(source: &Source, keys: &mut Keys) -> Result<(), ConvertError> {
-    write_llama3_factors_for(source, source.sizes.head, source.sizes.head, keys)
+/// Llama 3's scaling: low frequencies slowed down, high ones kept, those between blended.
+struct Llama3 {
+    base: f64,
+    factor: f64,
+    low: f64,
+    high: f64,
+    context: f64,
 }
 
-/// The same for the first `rotated` values of a head of `head`.
-pub(super) fn write_llama3_factors_for(
-    source: &Source,
-    rotated: u64,
-    head: u64,
-    keys: &mut Keys,
-) -> Result<(), ConvertError> {
-    let Source { config, rope, .. } = source;
-    if rope.kind().as_deref() != Some("llama3") {
-        return Ok(());
+impl Llama3 {
+    /// `None` where the configuration does not ask for it.
+    fn read(source: &Source) -> Result<Option<Llama3>, ConvertError> {
+        let Source { config, rope, .. } = source;
+        if rope.kind().as_deref() != Some("llama3") {
+            return Ok(None);
+        }
+        let number = |name: &str, default: f64| rope.number(config, name).map(|value| value.unwrap_or(default));
+        let scaling = Llama3 {
+            base: number("rope_theta", 10_000.0)?,
+            factor: number("factor", 8.0)?,
+            low: number("low_freq_factor", 1.0)?,
+            high: number("high_freq_factor", 4.0)?,
+            context: number("original_max_position_embeddings", 8192.0)?,
+        };
+        let Llama3 { base, factor, low, high, context } = scaling;
+        if [base, factor, low, high, context].iter().any(|value| *value <= 0.0) || low == high {
+            return Err(
+                config.wrong(rope.key, "has a factor of llama3 that is zero or negative, or equal low and high ones")
+            );
+        }
+        Ok(Some(scaling))
     }
-    let number = |name: &str, default: f64| rope.number(config, name).map(|value| value.unwrap_or(default) as f32);
-    let base = number("rope_theta", 10_000.0)?;
-    let factor = number("factor", 8.0)?;
-    let (low, high) = (number("low_freq_factor", 1.0)?, number("high_freq_factor", 4.0)?);
-    let context = number("original_max_position_embeddings", 8192.0)?;
-    if [base, factor, low, high, context].iter().any(|value| *value <= 0.0) || low == high {
-        return Err(
-            config.wrong(rope.key, "has a factor of llama3 that is zero or negative, or equal low and high ones")
-        );
-    }
-    let values = (0..rotated / 2).map(|i| {
+
+    /// Turns of pair `i` of `rotated` values a token, in single precision as in the reference.
+    fn frequency(&self, i: u64, rotated: u64) -> f32 {
         let exponent = (2 * i) as f32 / rotated as f32;
-        let frequency = 1.0 / f64::from(base).powf(exponent.into()) as f32;
+        1.0 / f64::from(self.base as f32).powf(exponent.into()) as f32
+    }
+
+    /// The factor of a frequency, in single precision in the order of the reference, so that the tensor has its bytes.
+    fn factor(&self, frequency: f32) -> f32 {
+        let [factor, low, high, context] = [self.factor, self.low, self.high, self.context].map(|value| value as f32);
         let wavelength = frequency.recip() * TAU;
         if wavelength < context / high {
             1.0
@@ -116,9 +128,37 @@ pub(super) fn write_llama3_factors_for(
             let smooth = (wavelength.recip() * context - low) / (high - low);
             ((1.0 - smooth) / factor + smooth).recip()
         }
-    });
-    let mut values: Vec<f32> = values.collect();
-    values.resize((head / 2) as usize, 1.0);
+    }
+
+    /// The same in double precision, as the reference computes it for Step 3.5.
+    fn precise_factor(&self, frequency: f32) -> f32 {
+        let wavelength = std::f64::consts::TAU / f64::from(frequency);
+        if wavelength < self.context / self.high {
+            1.0
+        } else if wavelength > self.context / self.low {
+            self.factor as f32
+        } else {
+            let smooth = (self.context / wavelength - self.low) / (self.high - self.low);
+            (1.0 / ((1.0 - smooth) / self.factor + smooth)) as f32
+        }
+    }
+}
+
+/// Llama 3's factors of a whole head.
+pub(super) fn write_llama3_factors(source: &Source, keys: &mut Keys) -> Result<(), ConvertError> {
+    let Some(scaling) = Llama3::read(source)? else { return Ok(()) };
+    let head = source.sizes.head;
+    let values = (0..head / 2).map(|i| scaling.factor(scaling.frequency(i, head))).collect();
+    keys.factors.push(RopeFactors { tensor: "rope_freqs.weight", values });
+    Ok(())
+}
+
+/// Those of the first `rotated` values of a head; the other pairs stay as they are.
+pub(super) fn write_partial_llama3_factors(source: &Source, rotated: u64, keys: &mut Keys) -> Result<(), ConvertError> {
+    let Some(scaling) = Llama3::read(source)? else { return Ok(()) };
+    let mut values: Vec<f32> =
+        (0..rotated / 2).map(|i| scaling.precise_factor(scaling.frequency(i, rotated))).collect();
+    values.resize((source.sizes.head / 2) as usize, 1.0);
     keys.factors.push(RopeFactors { tensor: "rope_freqs.weight", values });
     Ok(())
 }

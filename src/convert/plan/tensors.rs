@@ -42,8 +42,9 @@ impl Planner<'_> {
         let blocks = blocks.filter(|ty| turns.is_none_or(|turns| turns_fit_blocks(turns, shape, *ty)));
         let ty = blocks.unwrap_or_else(|| self.storage(&name, shape));
         // The values of a bias move as the rows of its weight do.
-        let scattered = permuted_rows.is_some() || parts.len() > 1 || parts.iter().any(|part| part.step != 1);
-        let alone = scattered && (shape.len() == 1 || name.ends_with(".bias"));
+        let scattered = permuted_rows.is_some() || parts.iter().any(|part| part.step != 1);
+        let counted = parts.iter().map(|part| part.count).sum::<u64>();
+        let alone = scattered && name.ends_with(".bias") || shape.len() == 1 && counted == shape[0];
         let row_len = if alone { 1 } else { shape.last().copied().unwrap_or(1) };
         let value_change = match (change, blocks) {
             (Change::AddOne, _) => ValueChange::AddOne,

@@ -159,7 +159,11 @@ impl Sizes {
         if layers > MAX_BLOCKS {
             return Err(config.wrong("num_hidden_layers", format!("is {layers}, expected at most {MAX_BLOCKS}")));
         }
-        let feed_forward = config.count("intermediate_size")?;
+        // A class of experts only need not name it.
+        let feed_forward = match row.may_be_dense() {
+            true => config.count("intermediate_size")?,
+            false => config.optional_count("intermediate_size")?.unwrap_or(0),
+        };
         let block = Block {
             heads,
             key_heads,

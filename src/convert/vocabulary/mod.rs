@@ -228,7 +228,9 @@ fn write_infill(ids: &[(&str, u32)], metadata: &mut Metadata) {
 fn write_hunyuan_ends(folder: &Folder, metadata: &mut Metadata) -> Result<(), ConvertError> {
     let id = |value: &serde_json::Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
     let config = folder.object("config.json")?.unwrap_or_default();
-    if let Some(end) = config.get("eod_token_id").and_then(id) {
+    // transformers drops the field of a type that it knows, and so the reference does not see it.
+    let known = config.get("model_type").and_then(serde_json::Value::as_str) == Some("hunyuan_v1_dense");
+    if let Some(end) = config.get("eod_token_id").and_then(id).filter(|_| !known) {
         metadata.set("tokenizer.ggml.eos_token_id", end);
     }
     let generation = folder.object("generation_config.json")?.unwrap_or_default();
