@@ -10,12 +10,18 @@ use crate::model::{Activation, Gating, RopeFree};
 /// A line for each.
 pub(super) fn note(config: &Config, row: &Row, sizes: &Sizes, warnings: &mut Vec<String>) {
     let arch = row.arch;
-    if arch.feed_forward.activation == Activation::Silu
-        && let Some(activation) = config.str("hidden_act")
-        && !matches!(activation, "silu" | "swish")
+    let asked = ["hidden_activation", "hidden_act"].iter().find_map(|field| Some((*field, config.str(field)?)));
+    let usual: &[&str] = match arch.feed_forward.activation {
+        Activation::Silu => &["silu", "swish"],
+        Activation::Gelu => &["gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh"],
+        Activation::SwigluOai => &[],
+    };
+    if let Some((field, activation)) = asked
+        && !usual.is_empty()
+        && !usual.contains(&activation)
     {
         let activation: String = activation.chars().filter(|c| !c.is_control()).take(40).collect();
-        warnings.push(format!("hidden_act is {activation}; llama.cpp computes {} with silu", arch.name));
+        warnings.push(format!("{field} is {activation}; llama.cpp computes {} with {}", arch.name, usual[0]));
     }
     warnings.extend(row.settings.iter().filter_map(|setting| difference(*setting, config, row, sizes)));
 }

@@ -148,6 +148,8 @@ pub(super) struct Role {
     pub optional: bool,
     /// Dimensions of 1 are dropped.
     pub squeezed: bool,
+    /// Codes with scales are refused: publishers of this tensor lay them out by device.
+    pub plain: bool,
 }
 
 /// Which blocks have a group of tensors.

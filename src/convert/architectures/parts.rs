@@ -24,6 +24,7 @@ const fn role(source: &'static str, target: &'static str, shape: &'static [Dim])
         bias: false,
         optional: false,
         squeezed: false,
+        plain: false,
     }
 }
 
@@ -477,7 +478,10 @@ pub(super) const STEP_EXPERTS: ExpertNames = ExpertNames {
 const MIMO_QKV: &str = "self_attn.qkv_proj.weight";
 pub(super) const MIMO_ATTENTION: [Group; 3] = [
     on(&[NotStored(MIMO_QKV)], &[Q_PROJ, K_PROJ, V_PROJ, O_PROJ]),
-    on(&[Stored(MIMO_QKV)], &[linear("self_attn.qkv_proj", "attn_qkv", &[Fused, Width]), O_PROJ]),
+    on(
+        &[Stored(MIMO_QKV)],
+        &[Role { plain: true, ..linear("self_attn.qkv_proj", "attn_qkv", &[Fused, Width]) }, O_PROJ],
+    ),
     all(&[optional(bare("self_attn.attention_sink_bias", "attn_sinks", ".weight", &[Heads]))]),
 ];
 pub(super) const MIMO_NORMS: [Group; 3] = [

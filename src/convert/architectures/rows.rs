@@ -258,7 +258,11 @@ pub(in crate::convert) const ROWS: &[Row] = &[
         vocabulary: VocabularyKind::ByteLevel,
         defaults: olmoe_defaults,
         keys: &[COMMON, Key::Part(hparams::fixed_epsilon)],
-        settings: &[Setting::NormalizedExperts, Setting::Fixed("rms_norm_eps", "1e-5")],
+        settings: &[
+            Setting::NormalizedExperts,
+            Setting::Fixed("rms_norm_eps", "1e-5"),
+            Setting::Fixed("clip_qkv", "null"),
+        ],
         ..plain("olmoe")
     },
     Row {
@@ -267,6 +271,7 @@ pub(in crate::convert) const ROWS: &[Row] = &[
         experts: Some(MIXTRAL_EXPERTS),
         vocabulary: VocabularyKind::ByteLevel,
         keys: &[COMMON, EXPERT_WIDTH, count("rotary_dim", "rope.dimension_count")],
+        settings: &[Setting::Fixed("qk_norm_type", "\"per_layer\"")],
         ..plain("minimax-m2")
     },
     Row {
@@ -325,7 +330,7 @@ pub(in crate::convert) const ROWS: &[Row] = &[
         defaults: qwen3_next_defaults,
         keys: QWEN35_KEYS,
         default_sections: &[],
-        settings: &[Setting::NormalizedExperts],
+        settings: &[Setting::NormalizedExperts, Setting::Fixed("decoder_sparse_step", "1")],
         ..QWEN35
     },
     Row {
@@ -496,6 +501,7 @@ pub(in crate::convert) const ROWS: &[Row] = &[
         vocabulary: VocabularyKind::Hunyuan,
         defaults: hunyuan_defaults,
         keys: &[COMMON, Key::Part(hparams::hunyuan_dense)],
+        settings: HUNYUAN_SETTINGS,
         ..plain("hunyuan-dense")
     },
     Row {
@@ -506,6 +512,7 @@ pub(in crate::convert) const ROWS: &[Row] = &[
         vocabulary: VocabularyKind::ByteLevel,
         defaults: hunyuan_defaults,
         keys: &[COMMON, Key::Part(hparams::hunyuan_moe)],
+        settings: HUNYUAN_SETTINGS,
         ..plain("hunyuan-moe")
     },
     Row {
@@ -538,7 +545,7 @@ pub(in crate::convert) const ROWS: &[Row] = &[
             where_given(number("route_scale", "expert_weights_scale")),
             where_given(count("sliding_window", "attention.sliding_window")),
         ],
-        settings: &[Setting::FullEvery(4)],
+        settings: &[Setting::FullEvery(4), Setting::Fixed("mup_enabled", "true")],
         ..plain("afmoe")
     },
     Row {
@@ -606,10 +613,18 @@ pub(in crate::convert) const ROWS: &[Row] = &[
             EXPERT_WIDTH,
             Key::Part(hparams::llama4),
         ],
+        settings: &[
+            Setting::Fixed("attn_temperature_tuning", "true"),
+            Setting::Fixed("attention_chunk_size", "8192"),
+            Setting::Fixed("floor_scale", "8192"),
+            Setting::Fixed("attn_scale", "0.1"),
+        ],
         feed_forward_scales: false,
         ..LLAMA
     },
 ];
+
+const HUNYUAN_SETTINGS: &[Setting] = &[Setting::Fixed("use_cla", "false"), Setting::Fixed("use_mla", "false")];
 
 /// What Qwen3.5's classes share.
 const QWEN35: Row = Row {
@@ -618,6 +633,8 @@ const QWEN35: Row = Row {
     shifted_norms: true,
     vocabulary: VocabularyKind::ByteLevel,
     default_sections: &[11.0, 11.0, 10.0],
+    settings: &[Setting::Fixed("attn_output_gate", "true")],
+    feed_forward_scales: true,
     ..plain("qwen35")
 };
 const QWEN35_KEYS: &[Key] =

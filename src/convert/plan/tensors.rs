@@ -90,16 +90,23 @@ impl Planner<'_> {
 
     /// llama.cpp multiplies the products of these tensors by their second-level scale; others it takes as 1.
     fn scale_is_applied(&mut self, name: &str, parts: &[Part]) -> bool {
+        const ATTENTION: [&str; 5] = [".attn_q.", ".attn_k.", ".attn_v.", ".attn_output.", ".attn_qkv."];
+        const NEVER: [&str; 3] = [".ssm_ba.", "token_embd.", "embed_tokens."];
         let ones =
             parts.iter().flat_map(|part| self.matrices(part)).all(|(coded, matrix)| coded.global_of(matrix) == 1.0);
-        let feed_forward = name.contains(".ffn_");
-        let applied = name != TOKEN_EMBD_WEIGHT && (!feed_forward || self.row.feed_forward_scales);
+        let holds = |names: &[&str]| names.iter().any(|part| name.contains(part));
+        let others = self.row.feed_forward_scales && !holds(&NEVER);
+        let applied = name == OUTPUT_WEIGHT || holds(&ATTENTION) || others;
         if !ones && !applied {
             let fallback = self.ty.tensor_type();
             let arch = self.row.arch.name;
+            let what = match name.split('.').nth(2) {
+                _ if name == TOKEN_EMBD_WEIGHT => "the embedding",
+                Some(part) if !part.starts_with("ffn_") => part,
+                _ => "the feed-forward network",
+            };
             let note = format!(
-                "NVFP4 weights of {} become {fallback}: llama.cpp does not apply their second scale in {arch}",
-                if feed_forward { "the feed-forward network" } else { "the embedding" }
+                "NVFP4 weights of {what} become {fallback}: llama.cpp does not apply their second scale in {arch}"
             );
             if !self.warnings.contains(&note) {
                 self.warnings.push(note);
@@ -276,6 +283,11 @@ impl Planner<'_> {
             false => Some(self.require(&name, &source_shape)?),
         };
         let Some(weight) = weight else { return Ok(()) };
+        if role.plain && self.plan.weights[weight].coded().is_some() {
+            let problem =
+                "holds codes whose rows and scales lie by device, which lwq cannot convert; use a 16-bit model";
+            return Err(self.wrong(weight, problem.to_owned()));
+        }
         let rows = self.arranged(weight, role, block, source_shape[0]);
         self.push(format!("{target}{}{}", role.target, role.written), &shape, rows, role.change)?;
         if role.bias

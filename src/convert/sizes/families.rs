@@ -6,6 +6,9 @@ use super::{Linear, Sizes, layer_types};
 use crate::convert::ConvertError;
 use crate::convert::config::Config;
 
+/// Largest number of heads of a delta net, and largest size of one, that are believed.
+const MAX_LINEAR: u64 = 1 << 20;
+
 /// Delta nets in all but every so many layers.
 pub(in crate::convert) fn delta_nets(config: &Config, sizes: &mut Sizes) -> Result<(), ConvertError> {
     sizes.linear = Linear {
@@ -15,7 +18,10 @@ pub(in crate::convert) fn delta_nets(config: &Config, sizes: &mut Sizes) -> Resu
         value_head: config.count("linear_value_head_dim")?,
         kernel: config.count("linear_conv_kernel_dim")?,
     };
-    let Linear { key_heads, value_heads, .. } = sizes.linear;
+    let Linear { key_heads, key_head, value_heads, value_head, kernel } = sizes.linear;
+    if [key_heads, key_head, value_heads, value_head, kernel].iter().any(|size| *size > MAX_LINEAR) {
+        return Err(config.wrong("linear_num_key_heads", "or a field beside it is no size of a delta net's heads"));
+    }
     if !value_heads.is_multiple_of(key_heads) {
         let problem = format!("is {value_heads}, expected a multiple of linear_num_key_heads, {key_heads}");
         return Err(config.wrong("linear_num_value_heads", problem));

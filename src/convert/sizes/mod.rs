@@ -247,15 +247,19 @@ impl Sizes {
 
     /// Blocks that predict further tokens have experts if the folder holds any for them.
     pub(super) fn set_nextn_experts(&mut self, row: &Row, checkpoint: &Checkpoint) {
-        let Some(names) = row.experts else { return };
+        let Some(names) = row.experts.filter(|_| self.experts > 0) else { return };
         let starts = [names.prefix, names.stacked[0], names.switched];
-        let plain: Vec<String> =
-            checkpoint.tensors().iter().map(|tensor| (row.names)(tensor.name.clone(), self.layers)).collect();
-        for (number, block) in (0..).zip(&mut self.blocks).filter(|(_, block)| block.nextn) {
-            let start = format!("model.layers.{number}.");
-            let mut rest = plain.iter().filter_map(|name| name.strip_prefix(&start));
-            block.experts = self.experts > 0
-                && rest.any(|name| starts.iter().any(|start| !start.is_empty() && name.starts_with(start)));
+        let holds_experts = |name: &str| {
+            let rest = name.strip_prefix("model.layers.")?.split_once('.')?.1;
+            starts.iter().any(|start| !start.is_empty() && rest.starts_with(start)).then_some(())
+        };
+        self.blocks.iter_mut().filter(|block| block.nextn).for_each(|block| block.experts = false);
+        for tensor in checkpoint.tensors() {
+            let name = (row.names)(tensor.name.clone(), self.layers);
+            let number = self.nextn_block(&name).filter(|_| holds_experts(&name).is_some());
+            if let Some(block) = number.and_then(|number| self.blocks.get_mut(usize::try_from(number).ok()?)) {
+                block.experts = true;
+            }
         }
     }
 
