@@ -38,6 +38,9 @@ pub struct ConvertArgs {
     /// Take scores of a SentencePiece vocabulary without tokenizer.model from the order of its merges
     #[arg(long)]
     rank_scores: bool,
+    /// Leave out the blocks that predict further tokens (MTP, NextN), which speculative decoding uses
+    #[arg(long)]
+    drop_mtp: bool,
     /// Model name to write [default: from the model card or the folder]
     #[arg(long, value_name = "TEXT")]
     name: Option<String>,
@@ -114,6 +117,7 @@ impl ConvertArgs {
             pre: self.pre.clone(),
             rank_scores: self.rank_scores,
             name: self.name.clone(),
+            drop_mtp: self.drop_mtp,
         };
         let conversion = Conversion::open(&self.folder, &options)?;
         let output = match &self.output {

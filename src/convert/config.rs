@@ -15,6 +15,12 @@ const FILE: &str = "config.json";
 /// Largest width, count or length that is believed.
 const MAX_COUNT: u64 = 1 << 31;
 
+/// Fields of the base of rotary frequencies, and of that of layers with a window.
+const THETA: [&str; 5] =
+    ["global_rope_theta", "rope_global_theta", "rope_theta_global", "rope_theta", "rotary_emb_base"];
+const LOCAL_THETA: [&str; 5] =
+    ["local_rope_theta", "rope_local_theta", "rope_theta_local", "swa_rope_theta", "rope_local_base_freq"];
+
 /// The configuration of a model's text part.
 #[derive(Debug, Clone)]
 pub(super) struct Config {
@@ -89,6 +95,15 @@ impl Config {
         }
     }
 
+    /// Gives fields that go by other names the usual ones as well.
+    pub(super) fn apply_aliases(&mut self, aliases: &[(&str, &str)]) {
+        for (usual, own) in aliases {
+            if let Some(value) = self.get(own).cloned() {
+                self.values.insert((*usual).to_owned(), value);
+            }
+        }
+    }
+
     /// The head size that transformers derives, for the classes that do.
     pub(super) fn derive_head_dim(&mut self) -> Result<(), ConvertError> {
         if self.get("head_dim").is_none() {
@@ -149,6 +164,20 @@ impl Config {
         self.get(key).and_then(Value::as_bool).unwrap_or(false)
     }
 
+    /// A flag; `None` where it is absent.
+    pub(super) fn optional_bool(&self, key: &str) -> Result<Option<bool>, ConvertError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_bool() {
+            Some(flag) => Ok(Some(flag)),
+            None => Err(self.wrong(key, format!("is {}, expected true or false", kind(value)))),
+        }
+    }
+
+    /// True for a flag that is set and a number that is not 0.
+    pub(super) fn is_set(&self, key: &str) -> bool {
+        self.get(key).is_some_and(|value| *value == true || value.as_f64().is_some_and(|number| number != 0.0))
+    }
+
     /// A field as text, if it is text.
     pub(super) fn str(&self, key: &str) -> Option<&str> {
         self.get(key).and_then(Value::as_str)
@@ -172,10 +201,28 @@ impl Config {
                     values.insert(name.to_owned(), value.clone());
                 }
             };
-            mirror("rope_theta", &["global_rope_theta", "rope_theta"]);
+            mirror("rope_theta", &THETA);
+            // A base for each layer: the first sees everything, the second has a window.
+            let by_layer = match values.get("rope_theta") {
+                Some(Value::Array(list)) => Some([list.first().cloned(), list.get(1).cloned()]),
+                _ => None,
+            };
+            if let Some([full, windowed]) = by_layer {
+                values.insert("rope_theta".into(), full.unwrap_or_default());
+                if let Some(theta) = windowed {
+                    values.insert("sliding_attention".into(), json!({ "rope_theta": theta }));
+                }
+            }
+            let mut mirror = |name: &str, sources: &[&str]| {
+                if !values.contains_key(name)
+                    && let Some(value) = sources.iter().find_map(|source| self.get(source))
+                {
+                    values.insert(name.to_owned(), value.clone());
+                }
+            };
             mirror("partial_rotary_factor", &["partial_rotary_factor", "rope_pct", "rope_percent"]);
             mirror("original_max_position_embeddings", &["original_max_position_embeddings"]);
-            if let Some(theta) = self.get("rope_local_base_freq") {
+            if let Some(theta) = LOCAL_THETA.iter().find_map(|name| self.get(name)) {
                 values.insert("sliding_attention".into(), json!({ "rope_theta": theta }));
             }
             if !values.contains_key("rope_type")

@@ -4,18 +4,24 @@ use serde_json::Value;
 
 use super::architectures::{Row, Setting};
 use super::config::Config;
-use super::hparams::Sizes;
+use super::sizes::{Sizes, layer_types};
 use crate::model::{Activation, Gating, RopeFree};
 
 /// A line for each.
 pub(super) fn note(config: &Config, row: &Row, sizes: &Sizes, warnings: &mut Vec<String>) {
     let arch = row.arch;
-    if arch.feed_forward.activation == Activation::Silu
-        && let Some(activation) = config.str("hidden_act")
-        && !matches!(activation, "silu" | "swish")
+    let asked = ["hidden_activation", "hidden_act"].iter().find_map(|field| Some((*field, config.str(field)?)));
+    let usual: &[&str] = match arch.feed_forward.activation {
+        Activation::Silu => &["silu", "swish"],
+        Activation::Gelu => &["gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh"],
+        Activation::SwigluOai => &[],
+    };
+    if let Some((field, activation)) = asked
+        && !usual.is_empty()
+        && !usual.contains(&activation)
     {
         let activation: String = activation.chars().filter(|c| !c.is_control()).take(40).collect();
-        warnings.push(format!("hidden_act is {activation}; llama.cpp computes {} with silu", arch.name));
+        warnings.push(format!("{field} is {activation}; llama.cpp computes {} with {}", arch.name, usual[0]));
     }
     warnings.extend(row.settings.iter().filter_map(|setting| difference(*setting, config, row, sizes)));
 }
@@ -46,6 +52,22 @@ fn difference(setting: Setting, config: &Config, row: &Row, sizes: &Sizes) -> Op
             (!same).then(|| {
                 format!("no_rope_layers is not every {every}th layer, as which llama.cpp computes {}", arch.name)
             })
+        }
+        Setting::FullEvery(every) => {
+            let types = layer_types(config, "layer_types").ok()??;
+            let full = |(number, kind): (u64, &&str)| number.is_multiple_of(every) == (*kind == "full_attention");
+            (!(1..).zip(&types).all(full)).then(|| {
+                format!(
+                    "layer_types is not full_attention in every {every}th layer, as which llama.cpp computes {}",
+                    arch.name
+                )
+            })
+        }
+        Setting::Fixed(field, usual) => {
+            let (found, usual) = (config.get(field)?, serde_json::from_str::<Value>(usual).unwrap_or_default());
+            let same = *found == usual || found.as_f64().is_some_and(|found| usual.as_f64() == Some(found));
+            let found: String = found.to_string().chars().filter(|c| !c.is_control()).take(40).collect();
+            (!same).then(|| format!("{field} is {found}; llama.cpp computes {} with {usual}", arch.name))
         }
         Setting::NormalizedExperts => {
             let normalizes = arch.feed_forward.mixture.gating() == Some(Gating::SoftmaxNormalized);

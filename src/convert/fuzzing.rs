@@ -48,7 +48,7 @@ pub fn checkpoint(folder: &Path) -> Result<usize, ConvertError> {
         let Some(coded) = weight.coded().filter(|_| columns <= COLUMNS) else { continue };
         let count = (weight.shape.iter().rev().skip(1).product::<u64>()).min(ROWS);
         let part = Part { weight: 0, first: 0, count, step: 1, transposed: None };
-        let rows = Rows { checkpoint: &checkpoint, weight, part: &part, row_len: columns, permuted_heads: None };
+        let rows = Rows { checkpoint: &checkpoint, weight, part: &part, row_len: columns, permuted_rows: None };
         let (mut raw, mut scratch) = (Vec::new(), Scratch::default());
         rows.read(0, count, &mut raw, &mut scratch)?;
         let mut floats = vec![0.0; (count * columns) as usize];

@@ -17,6 +17,7 @@ pub mod fuzzing;
 mod hparams;
 mod plan;
 mod rows;
+mod sizes;
 mod vocabulary;
 mod weights;
 mod write;
@@ -28,8 +29,9 @@ use architectures::{ROWS, Row};
 use checkpoint::Checkpoint;
 use config::Config;
 use files::Folder;
-use hparams::{Sizes, Source};
+use hparams::Source;
 use plan::{Inputs, Plan};
+use sizes::Sizes;
 
 pub use error::ConvertError;
 
@@ -101,6 +103,8 @@ pub struct Options {
     pub rank_scores: bool,
     /// `general.name`, instead of deriving it from the folder.
     pub name: Option<String>,
+    /// Blocks that predict further tokens are left out.
+    pub drop_mtp: bool,
 }
 
 /// A folder that was read and checked, ready to be written.
@@ -131,12 +135,14 @@ impl Conversion {
             }
         })?;
         config.apply_defaults(&(row.defaults)());
+        config.apply_aliases(row.aliases);
         if row.derives_head_dim {
             config.derive_head_dim()?;
         }
-        let sizes = Sizes::read(&config, row.experts.map(|names| names.width))?;
+        let mut sizes = Sizes::read(&config, row)?;
         let mut warnings = Vec::new();
         let checkpoint = Checkpoint::open(&folder, &mut warnings)?;
+        plan::choose_nextn(&config, row, &mut sizes, &checkpoint, options.drop_mtp, &mut warnings)?;
         let ty = options.ty.unwrap_or_else(|| plan::source_type(&checkpoint));
 
         let mut metadata = Metadata::new(folder.path().display().to_string());
@@ -144,8 +150,8 @@ impl Conversion {
         metadata.set("general.type", "model");
         description::write_sampling(&folder, &mut metadata)?;
         let mut keys = Metadata::new(folder.path().display().to_string());
-        let source = Source { arch: row.arch, config: &config, sizes: &sizes, rope: config.rope()? };
-        let factors = hparams::write(row.keys, &source, ty.file_type(), &mut keys, &mut warnings)?;
+        let source = Source { arch: row.arch, row, config: &config, sizes: &sizes, rope: config.rope()? };
+        let factors = hparams::write(&source, ty.file_type(), &mut keys, &mut warnings)?;
         differences::note(&config, row, &sizes, &mut warnings);
         let inputs =
             Inputs { config: &config, row, sizes: &sizes, folder: &folder, checkpoint: &checkpoint, options, ty };

@@ -14,14 +14,14 @@ pub(super) struct Rows<'a> {
     pub part: &'a Part,
     /// Values of a row.
     pub row_len: u64,
-    /// Heads whose rows are permuted.
-    pub permuted_heads: Option<u64>,
+    /// Rows of a head, inside which they are permuted.
+    pub permuted_rows: Option<u64>,
 }
 
 /// Bytes that are read before rows are put in order, kept from piece to piece.
 #[derive(Default)]
 pub(super) struct Scratch {
-    bytes: Vec<u8>,
+    pub(super) bytes: Vec<u8>,
     codes: Vec<u8>,
 }
 
@@ -40,9 +40,9 @@ impl Rows<'_> {
 
     /// The row of the tensor, counted over all its matrices, that is row `row` of the part.
     fn source_row(&self, row: u64) -> u64 {
-        let row = match self.permuted_heads {
+        let row = match self.permuted_rows {
             None => row,
-            Some(heads) => permuted(row, self.part.count / heads),
+            Some(head_rows) => permuted(row, head_rows),
         };
         self.part.first + row * self.part.step
     }
@@ -74,8 +74,7 @@ impl Rows<'_> {
         }
         let row_bytes = self.weight.row_bytes(self.row_len) as usize;
         raw.clear();
-        if let Some(heads) = self.permuted_heads {
-            let head_rows = self.part.count / heads;
+        if let Some(head_rows) = self.permuted_rows {
             let mut row = first;
             // All rows of a head are read at once: those of a piece lie scattered in it.
             while row < first + rows {

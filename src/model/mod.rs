@@ -43,9 +43,9 @@ mod taps;
 mod unused;
 mod weights;
 
-pub(crate) use arch::{ARCHITECTURES, Activation, Architecture, Gating, Multipliers, OutputMatrix, RopeFree};
+pub(crate) use arch::{ARCHITECTURES, Activation, Architecture, Gating, OutputMatrix, RopeFree};
 #[cfg(test)]
-pub(crate) use arch::{QkNorm, SharedExpert, Sinks};
+pub(crate) use arch::{AttentionGate, DenseLayers, QkNorm, SharedExpert, Sinks};
 pub use error::ModelError;
 pub use group::{HiddenStates, KeptWidths, TokenGroup};
 pub use head::LogitsTile;

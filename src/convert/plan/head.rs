@@ -32,7 +32,7 @@ impl Planner<'_> {
             weight: &self.plan.weights[part.weight],
             part,
             row_len: width,
-            permuted_heads: None,
+            permuted_rows: None,
         });
         let (mut scratch, mut raw) = (Scratch::default(), [Vec::new(), Vec::new()]);
         let (mut a, mut b) = (Vec::new(), Vec::new());

@@ -12,7 +12,8 @@ use super::architectures::{Dim, Row};
 use super::checkpoint::{Checkpoint, Dense, shape_text};
 use super::config::Config;
 use super::files::Folder;
-use super::hparams::{RopeFactors, Sizes};
+use super::hparams::RopeFactors;
+use super::sizes::{Block, Layout, Sizes};
 use super::weights::{self, Coding, Weight};
 use super::{ConvertError, Options, OutputType};
 use crate::gguf::{NewTensor, TensorType, shown};
@@ -43,8 +44,29 @@ pub(super) enum ValueChange {
     Keep,
     /// One is added, in the precision of the source.
     AddOne,
+    /// Minus the exponential.
+    MinusExp,
     /// Their codes move into the blocks of the output's type as they are.
     Blocks,
+}
+
+/// Heads in groups, side by side in a row, which move so that those of all groups take turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Turns {
+    pub groups: usize,
+    /// Heads of a group.
+    pub each: usize,
+}
+
+impl Turns {
+    /// Writes the columns of a row in their new order; each head is as many items as its share of the row.
+    pub(super) fn arrange<T: Copy>(self, row: &[T], moved: &mut [T]) {
+        let head = row.len() / (self.groups * self.each).max(1);
+        let order = (0..self.each).flat_map(|inner| (0..self.groups).map(move |group| group * self.each + inner));
+        for (from, to) in order.zip(moved.chunks_exact_mut(head.max(1))) {
+            to.copy_from_slice(&row[from * head..][..head]);
+        }
+    }
 }
 
 /// What an output tensor holds.
@@ -55,8 +77,10 @@ pub(super) enum Content {
         parts: Vec<Part>,
         /// Values of a row, 1 for a vector whose values move like rows.
         row_len: u64,
-        /// Heads whose rows are permuted.
-        permuted_heads: Option<u64>,
+        /// Rows of a head, inside which they are permuted.
+        permuted_rows: Option<u64>,
+        /// Columns that move.
+        turns: Option<Turns>,
         change: ValueChange,
     },
     /// Values that no source tensor holds.
@@ -164,37 +188,71 @@ pub(super) fn make(
         planner.plan.outputs.push(Output { tensor, content: Content::Values(values) });
     }
     let mut made = planner.ends();
-    for layer in 0..sizes.layers {
-        made = made.and_then(|()| planner.layer(layer));
+    for (number, block) in (0..).zip(&sizes.blocks) {
+        made = made.and_then(|()| planner.layer(number, *block));
     }
     planner.refuse_unknown(made)?;
     Ok(planner.plan)
 }
 
-/// The name that a tensor has in transformers' plain text model.
-fn plain_name(name: &str) -> String {
-    let name = name.replace("language_model.", "");
-    let bare = ["layers.", "embed_tokens.", "norm."].iter().any(|start| name.starts_with(start));
-    if bare { format!("model.{name}") } else { name }
+/// Decides whether the blocks that predict further tokens are written: not if that is not wanted, or if the folder holds
+/// none of their tensors.
+pub(super) fn choose_nextn(
+    config: &Config,
+    row: &Row,
+    sizes: &mut Sizes,
+    checkpoint: &Checkpoint,
+    drop: bool,
+    warnings: &mut Vec<String>,
+) -> Result<(), ConvertError> {
+    let names = checkpoint.tensors().iter().map(|tensor| (row.names)(tensor.name.clone(), sizes.layers));
+    let last = names.filter_map(|name| sizes.nextn_block(&name)).max();
+    let counted = row.layout.iter().any(|step| matches!(step, Layout::NextNOrStored(_)));
+    if sizes.nextn() == 0
+        && counted
+        && let Some(last) = last
+    {
+        sizes.add_nextn(config, "number of blocks under mtp", last - sizes.layers + 1)?;
+    }
+    sizes.set_nextn_experts(row, checkpoint);
+    if drop {
+        sizes.drop_nextn();
+    } else if sizes.nextn() > 0 && last.is_none() {
+        warnings.push(
+            "the folder holds no tensors of the blocks that predict further tokens, which config.json mentions; the file \
+             will have none either"
+                .to_owned(),
+        );
+        sizes.drop_nextn();
+    }
+    Ok(())
 }
 
 impl Planner<'_> {
     fn index(&mut self) -> Result<(), ConvertError> {
-        let mut towers: Vec<usize> = Vec::new();
+        let (mut towers, mut further) = (Vec::<usize>::new(), 0);
         for index in 0..self.plan.weights.len() {
             let name = &self.plan.weights[index].name;
             let tower = self.config.multimodal && OTHER_TOWERS.iter().any(|part| name.contains(part));
-            if tower || BUFFERS.iter().any(|suffix| name.ends_with(suffix)) {
+            let plain = (self.row.names)(name.clone(), self.sizes.layers);
+            let left_out = self.is_left_out(name, &plain);
+            if tower || left_out || BUFFERS.iter().any(|suffix| name.ends_with(suffix)) {
                 if tower {
                     towers.push(index);
                 }
+                further += u64::from(left_out);
                 self.used[index] = true;
                 continue;
             }
-            if let Some(first) = self.names.insert(plain_name(name), index) {
+            if let Some(first) = self.names.insert(plain, index) {
                 let other = shown(self.plan.weights[first].name.as_bytes());
                 return Err(self.wrong(index, format!("stands for the same weights as {other}; remove one of them")));
             }
+        }
+        if further > 0 && !self.options.drop_mtp {
+            self.warnings.push(format!(
+                "{further} tensors of blocks that predict further tokens are left out: llama.cpp has no place for them"
+            ));
         }
         if let Some(first) = towers.first() {
             let first = shown(self.plan.weights[*first].name.as_bytes());
@@ -208,6 +266,15 @@ impl Planner<'_> {
             ));
         }
         Ok(())
+    }
+
+    /// Tensors of blocks that predict further tokens and are not written.
+    fn is_left_out(&self, name: &str, plain: &str) -> bool {
+        let dropped = || {
+            let block = self.sizes.nextn_block(plain);
+            block.is_some_and(|block| block < self.sizes.layers + self.sizes.dropped) || plain.starts_with("mtp.")
+        };
+        self.row.left_out.iter().any(|start| name.starts_with(start)) || (self.sizes.dropped > 0 && dropped())
     }
 
     fn wrong(&self, weight: usize, problem: String) -> ConvertError {
@@ -228,25 +295,40 @@ impl Planner<'_> {
         }
     }
 
-    fn dim(&self, dim: Dim) -> u64 {
-        let s = self.sizes;
+    fn dim(&self, dim: Dim, block: &Block) -> u64 {
+        let (s, b, l) = (self.sizes, block, &self.sizes.linear);
         match dim {
             Dim::Width => s.width,
-            Dim::Heads => s.heads,
-            Dim::Queries => s.heads * s.head,
-            Dim::Keys => s.key_heads * s.head,
-            Dim::Fused => (s.heads + 2 * s.key_heads) * s.head,
-            Dim::Head => s.head,
-            Dim::FeedForward => s.feed_forward,
-            Dim::GateUp => 2 * s.feed_forward,
+            Dim::DoubleWidth => 2 * s.width,
+            Dim::Vocabulary => s.vocab,
+            Dim::Heads => b.heads,
+            Dim::Queries => b.heads * b.head,
+            Dim::DoubleQueries => 2 * b.heads * b.head,
+            Dim::Keys => b.key_heads * b.head,
+            Dim::Values => b.key_heads * b.value_head,
+            Dim::Outputs => b.heads * b.value_head,
+            Dim::Fused => (b.heads + b.key_heads) * b.head + b.key_heads * b.value_head,
+            Dim::Head => b.head,
+            Dim::FeedForward => b.feed_forward,
+            Dim::GateUp => 2 * b.feed_forward,
             Dim::Experts => s.experts,
             Dim::SharedWidth => s.shared_width,
+            Dim::LinearKeys => l.key_heads * l.key_head,
+            Dim::LinearValues => l.value_heads * l.value_head,
+            Dim::LinearFused => 2 * l.key_heads * l.key_head + l.value_heads * l.value_head,
+            Dim::LinearHeads => l.value_heads,
+            Dim::DoubleLinearHeads => 2 * l.value_heads,
+            Dim::LinearHead => l.value_head,
+            Dim::Kernel => l.kernel,
+            Dim::PerLayer => s.per_layer,
+            Dim::AllPerLayer => s.per_layer * s.layers,
+            Dim::PerLayerVocabulary => s.per_layer_vocab,
             Dim::One => 1,
         }
     }
 
-    fn dims(&self, shape: &[Dim]) -> Vec<u64> {
-        shape.iter().map(|dim| self.dim(*dim)).collect()
+    fn dims(&self, shape: &[Dim], block: &Block) -> Vec<u64> {
+        shape.iter().map(|dim| self.dim(*dim, block)).collect()
     }
 
     /// A weight of this shape, if it is there.
@@ -325,10 +407,11 @@ impl Planner<'_> {
     }
 }
 
-/// Vectors, norms and routers.
+/// Vectors, norms, routers and convolutions.
 fn always_f32(name: &str, shape: &[u64]) -> bool {
     let vector = shape.len() <= 1 || name.ends_with("_norm.weight") || !name.ends_with(".weight");
-    vector || name.ends_with(".ffn_gate_inp.weight") || name.ends_with(".ffn_gate_inp_shexp.weight")
+    let narrow = [".ffn_gate_inp.weight", ".ffn_gate_inp_shexp.weight", ".ssm_conv1d.weight"];
+    vector || narrow.iter().any(|suffix| name.ends_with(suffix))
 }
 
 /// The 16-bit type of the source: that of its first matrix that has one, else F16.

@@ -1,39 +1,61 @@
 //! The walk over a model's tensors: ends, layers, experts.
 
-use super::{Content, Output, Part, Planner, ValueChange};
+use super::{Content, Output, Part, Planner, Turns, ValueChange};
 use crate::convert::ConvertError;
-use crate::convert::architectures::{Change, ExpertNames};
+use crate::convert::architectures::{Change, ExpertNames, Groups, Order, Role, When};
+use crate::convert::sizes::Block;
 use crate::gguf::{NewTensor, TensorType, shown};
 use crate::model::OutputMatrix;
 use crate::recipe::roles::{OUTPUT_WEIGHT, TOKEN_EMBD_WEIGHT};
 
+/// Rows of an output and how they move.
+struct Arranged {
+    parts: Vec<Part>,
+    /// Rows of a head, inside which they are permuted.
+    permuted_rows: Option<u64>,
+    /// Columns that move.
+    turns: Option<Turns>,
+}
+
+impl From<Vec<Part>> for Arranged {
+    fn from(parts: Vec<Part>) -> Arranged {
+        Arranged { parts, permuted_rows: None, turns: None }
+    }
+}
+
+/// True if columns that move do so in whole blocks of `ty`.
+fn turns_fit_blocks(turns: Turns, shape: &[u64], ty: TensorType) -> bool {
+    let heads = (turns.groups * turns.each) as u64;
+    let block = ty.info().map_or(1, |info| info.block_len as u64);
+    shape.last().is_some_and(|columns| columns.is_multiple_of(heads * block))
+}
+
 impl Planner<'_> {
     /// Adds an output of `shape`, rows first.
-    fn push(&mut self, name: String, shape: &[u64], parts: Vec<Part>, change: Change) -> Result<(), ConvertError> {
+    fn push(&mut self, name: String, shape: &[u64], rows: Arranged, change: Change) -> Result<(), ConvertError> {
+        let Arranged { parts, permuted_rows, turns } = rows;
         let blocks = match change {
-            Change::AddOne => None,
-            _ => self.kept_blocks(&name, shape, &parts)?,
+            Change::Keep => self.kept_blocks(&name, shape, &parts)?,
+            Change::AddOne | Change::MinusExp => None,
         };
         let blocks = blocks.filter(|ty| *ty != TensorType::NVFP4 || self.scale_is_applied(&name, &parts));
+        let blocks = blocks.filter(|ty| turns.is_none_or(|turns| turns_fit_blocks(turns, shape, *ty)));
         let ty = blocks.unwrap_or_else(|| self.storage(&name, shape));
-        let permuted_heads = match change {
-            Change::PermuteQueries => Some(self.sizes.heads),
-            Change::PermuteKeys => Some(self.sizes.key_heads),
-            Change::Keep | Change::AddOne => None,
-        };
         // The values of a bias move as the rows of its weight do.
-        let scattered = permuted_heads.is_some() || parts.iter().any(|part| part.step != 1);
-        let alone = scattered && name.ends_with(".bias");
+        let scattered = permuted_rows.is_some() || parts.iter().any(|part| part.step != 1);
+        let counted = parts.iter().map(|part| part.count).sum::<u64>();
+        let alone = scattered && name.ends_with(".bias") || shape.len() == 1 && counted == shape[0];
         let row_len = if alone { 1 } else { shape.last().copied().unwrap_or(1) };
         let value_change = match (change, blocks) {
             (Change::AddOne, _) => ValueChange::AddOne,
-            (_, Some(_)) => ValueChange::Blocks,
-            (_, None) => ValueChange::Keep,
+            (Change::MinusExp, _) => ValueChange::MinusExp,
+            (Change::Keep, Some(_)) => ValueChange::Blocks,
+            (Change::Keep, None) => ValueChange::Keep,
         };
         let extra =
             if blocks == Some(TensorType::NVFP4) { self.scale_outputs(&name, shape, &parts) } else { Vec::new() };
         let tensor = NewTensor { name, shape: shape.iter().rev().copied().collect(), ty };
-        let content = Content::Rows { parts, row_len, permuted_heads, change: value_change };
+        let content = Content::Rows { parts, row_len, permuted_rows, turns, change: value_change };
         self.plan.outputs.push(Output { tensor, content });
         self.plan.outputs.extend(extra);
         Ok(())
@@ -68,16 +90,23 @@ impl Planner<'_> {
 
     /// llama.cpp multiplies the products of these tensors by their second-level scale; others it takes as 1.
     fn scale_is_applied(&mut self, name: &str, parts: &[Part]) -> bool {
+        const ATTENTION: [&str; 5] = [".attn_q.", ".attn_k.", ".attn_v.", ".attn_output.", ".attn_qkv."];
+        const NEVER: [&str; 3] = [".ssm_ba.", "token_embd.", "embed_tokens."];
         let ones =
             parts.iter().flat_map(|part| self.matrices(part)).all(|(coded, matrix)| coded.global_of(matrix) == 1.0);
-        let feed_forward = name.contains(".ffn_");
-        let applied = name != TOKEN_EMBD_WEIGHT && (!feed_forward || self.row.feed_forward_scales);
+        let holds = |names: &[&str]| names.iter().any(|part| name.contains(part));
+        let others = self.row.feed_forward_scales && !holds(&NEVER);
+        let applied = name == OUTPUT_WEIGHT || holds(&ATTENTION) || others;
         if !ones && !applied {
             let fallback = self.ty.tensor_type();
             let arch = self.row.arch.name;
+            let what = match name.split('.').nth(2) {
+                _ if name == TOKEN_EMBD_WEIGHT => "the embedding",
+                Some(part) if !part.starts_with("ffn_") => part,
+                _ => "the feed-forward network",
+            };
             let note = format!(
-                "NVFP4 weights of {} become {fallback}: llama.cpp does not apply their second scale in {arch}",
-                if feed_forward { "the feed-forward network" } else { "the embedding" }
+                "NVFP4 weights of {what} become {fallback}: llama.cpp does not apply their second scale in {arch}"
             );
             if !self.warnings.contains(&note) {
                 self.warnings.push(note);
@@ -86,15 +115,65 @@ impl Planner<'_> {
         ones || applied
     }
 
-    /// All rows of a weight; for a permuted vector each value is a row.
-    fn whole(&self, weight: usize, change: Change) -> Vec<Part> {
-        let shape = &self.plan.weights[weight].shape;
-        let permuted = matches!(change, Change::PermuteQueries | Change::PermuteKeys);
-        let rows = match (shape.as_slice(), permuted) {
-            ([len], true) => *len,
-            (shape, _) => shape.iter().rev().skip(1).product(),
-        };
+    /// All rows of a weight.
+    fn whole(&self, weight: usize) -> Vec<Part> {
+        let rows = self.plan.weights[weight].shape.iter().rev().skip(1).product();
         vec![Part::rows(weight, 0, rows)]
+    }
+
+    /// The rows of a weight that a role wants, in its order. Values of a vector that do not stay are rows.
+    fn arranged(&self, weight: usize, role: &Role, block: &Block, source_rows: u64) -> Arranged {
+        let linear = &self.sizes.linear;
+        let turns = Turns {
+            groups: linear.key_heads as usize,
+            each: linear.value_heads.checked_div(linear.key_heads).unwrap_or(0) as usize,
+        };
+        if role.order == Order::TurnsOfColumns {
+            let turns = (turns.groups > 1 && turns.each > 1).then_some(turns);
+            return Arranged { parts: self.whole(weight), permuted_rows: None, turns };
+        }
+        let permuted_rows = (role.order == Order::Neighbours).then_some(block.head);
+        if role.cut.is_none() && role.order == Order::Kept {
+            return Arranged { parts: self.whole(weight), permuted_rows, turns: None };
+        }
+        let mut runs = self.runs(role, block, source_rows);
+        if role.order == Order::Turns
+            && let Some((first, count)) = runs.pop()
+        {
+            let head = count / linear.value_heads.max(1);
+            let heads = (0..turns.each as u64)
+                .flat_map(|inner| (0..turns.groups as u64).map(move |group| group * turns.each as u64 + inner));
+            runs.extend(heads.map(|from| (first + from * head, head)));
+        }
+        let mut parts: Vec<Part> = Vec::with_capacity(runs.len());
+        for (first, count) in runs {
+            match parts.last_mut() {
+                Some(last) if last.first + last.count == first => last.count += count,
+                _ => parts.push(Part::rows(weight, first, count)),
+            }
+        }
+        Arranged { parts, permuted_rows, turns: None }
+    }
+
+    /// First rows and counts of the segments that a role wants.
+    fn runs(&self, role: &Role, block: &Block, source_rows: u64) -> Vec<(u64, u64)> {
+        let Some(cut) = role.cut else { return vec![(0, source_rows)] };
+        let groups = match cut.groups {
+            Groups::One => 1,
+            Groups::KeyHeads => block.key_heads,
+            Groups::LinearKeyHeads => self.sizes.linear.key_heads,
+        };
+        let groups = groups.max(1);
+        let rows: Vec<u64> = cut.stack.iter().map(|dim| self.dim(*dim, block) / groups).collect();
+        let group_rows: u64 = rows.iter().sum();
+        let first_of = |segment: usize| rows[..segment].iter().sum::<u64>();
+        let segments = cut.from..cut.to;
+        segments
+            .flat_map(|segment| {
+                let (first, count) = (first_of(segment), rows[segment]);
+                (0..groups).map(move |group| (group * group_rows + first, count))
+            })
+            .collect()
     }
 
     /// Embedding, last norm, output matrix.
@@ -110,12 +189,19 @@ impl Planner<'_> {
         let rows = spare(self, "model.embed_tokens.weight");
         let embedding = self.require("model.embed_tokens.weight", &[rows, width])?;
         let kept = vec![Part::rows(embedding, 0, vocabulary)];
-        self.push(TOKEN_EMBD_WEIGHT.into(), &[vocabulary, width], kept, Change::Keep)?;
+        self.push(TOKEN_EMBD_WEIGHT.into(), &[vocabulary, width], kept.into(), Change::Keep)?;
 
         let norm = self.require("model.norm.weight", &[width])?;
         let change = if self.row.shifted_norms { Change::AddOne } else { Change::Keep };
-        let parts = self.whole(norm, change);
-        self.push("output_norm.weight".into(), &[width], parts, change)?;
+        let parts = self.whole(norm);
+        self.push("output_norm.weight".into(), &[width], parts.into(), change)?;
+        if let Some(block) = self.sizes.blocks.first().copied() {
+            let groups = self.row.ends.iter().filter(|group| self.holds(group.when, &block, "model."));
+            let roles: Vec<&Role> = groups.flat_map(|group| group.roles).collect();
+            for role in roles {
+                self.role(role, &block, "model.", "")?;
+            }
+        }
 
         let rows = spare(self, "lm_head.weight");
         let output = self.find("lm_head.weight", &[rows, width])?;
@@ -127,7 +213,7 @@ impl Planner<'_> {
                     return Ok(());
                 }
                 let kept = vec![Part::rows(output, 0, vocabulary)];
-                self.push(OUTPUT_WEIGHT.into(), &[vocabulary, width], kept, Change::Keep)
+                self.push(OUTPUT_WEIGHT.into(), &[vocabulary, width], kept.into(), Change::Keep)
             }
             None if self.row.arch.output == OutputMatrix::Own => Err(self.missing("lm_head.weight", &[rows, width])),
             None if tied || self.row.arch.output == OutputMatrix::Tied => Ok(()),
@@ -146,26 +232,71 @@ impl Planner<'_> {
         }
     }
 
-    pub(super) fn layer(&mut self, layer: u64) -> Result<(), ConvertError> {
-        for role in self.row.roles() {
-            let shape = self.dims(role.shape);
-            let source = format!("model.layers.{layer}.{}", role.source);
-            let target = format!("blk.{layer}.{}", role.target);
-            let name = if role.bare { source.clone() } else { format!("{source}.weight") };
-            let weight = self.require(&name, &shape)?;
-            let parts = self.whole(weight, role.change);
-            self.push(format!("{target}.weight"), &shape, parts, role.change)?;
-            if role.bias
-                && let Some(bias) = self.find(&format!("{source}.bias"), &shape[..1])?
-            {
-                let parts = self.whole(bias, role.change);
-                self.push(format!("{target}.bias"), &shape[..1], parts, role.change)?;
-            }
+    /// All tensors of block `number`.
+    pub(super) fn layer(&mut self, number: u64, block: Block) -> Result<(), ConvertError> {
+        let (source, target) = (format!("model.layers.{number}."), format!("blk.{number}."));
+        let groups = self.row.layer.iter().filter(|group| self.holds(group.when, &block, &source));
+        let roles: Vec<&Role> = groups.flat_map(|group| group.roles).collect();
+        for role in roles {
+            self.role(role, &block, &source, &target)?;
         }
         match self.row.experts {
-            None => Ok(()),
-            Some(names) => self.experts(layer, names),
+            Some(names) if block.experts => self.experts(number, names),
+            _ => Ok(()),
         }
+    }
+
+    /// True if a block has the tensors of a group; their names begin with `source`.
+    fn holds(&self, when: &[When], block: &Block, source: &str) -> bool {
+        let stored = |name: &str| self.names.contains_key(&format!("{source}{name}"));
+        when.iter().all(|condition| match *condition {
+            When::NextN => block.nextn,
+            When::Recurrent => block.recurrent,
+            When::Attention => !block.recurrent,
+            When::Dense => !block.experts,
+            When::Experts => block.experts,
+            When::Shared => self.sizes.shared_width > 0,
+            When::OwnKeys => block.own_keys,
+            When::OwnValues => block.own_values,
+            When::SharedKeys => !block.own_keys,
+            When::PerLayer => self.sizes.per_layer > 0,
+            When::Flag(field) => self.config.is_set(field),
+            When::Stored(name) => stored(name),
+            When::NotStored(name) => !stored(name),
+        })
+    }
+
+    /// The weight of a role, and its bias where there is one.
+    fn role(&mut self, role: &Role, block: &Block, source: &str, target: &str) -> Result<(), ConvertError> {
+        let mut shape = self.dims(role.shape, block);
+        let mut source_shape = shape.clone();
+        if let (Some(cut), Some(rows)) = (role.cut, source_shape.first_mut()) {
+            *rows = cut.stack.iter().map(|dim| self.dim(*dim, block)).sum();
+        }
+        if role.squeezed {
+            shape.retain(|dim| *dim != 1);
+        }
+        let stem = format!("{source}{}", role.source);
+        let name = format!("{stem}{}", role.stored);
+        let weight = match role.optional {
+            true => self.find(&name, &source_shape)?,
+            false => Some(self.require(&name, &source_shape)?),
+        };
+        let Some(weight) = weight else { return Ok(()) };
+        if role.plain && self.plan.weights[weight].coded().is_some() {
+            let problem =
+                "holds codes whose rows and scales lie by device, which lwq cannot convert; use a 16-bit model";
+            return Err(self.wrong(weight, problem.to_owned()));
+        }
+        let rows = self.arranged(weight, role, block, source_shape[0]);
+        self.push(format!("{target}{}{}", role.target, role.written), &shape, rows, role.change)?;
+        if role.bias
+            && let Some(bias) = self.find(&format!("{stem}.bias"), &source_shape[..1])?
+        {
+            let rows = self.arranged(bias, role, block, source_shape[0]);
+            self.push(format!("{target}{}.bias", role.target), &shape[..1], rows, role.change)?;
+        }
+        Ok(())
     }
 
     fn experts(&mut self, layer: u64, names: ExpertNames) -> Result<(), ConvertError> {
@@ -191,31 +322,36 @@ impl Planner<'_> {
                 parts[1].push(columns(fused, up, inner, step, expert));
                 parts[2].push(columns(down, 0, width, 1, expert));
             }
-        } else if self.names.contains_key(&fused_weight) || names.interleaved {
+        } else if self.names.contains_key(&fused_weight) || names.interleaved || names.prefix.is_empty() {
             let fused = self.require(&fused_weight, &[count, 2 * inner, width])?;
             let down = self.require(&down_weight, &[count, width, inner])?;
+            if names.kept_fused {
+                let (gate_up, down) = (self.whole(fused), self.whole(down));
+                self.push(target("gate_up", "weight"), &[count, 2 * inner, width], gate_up.into(), Change::Keep)?;
+                return self.push(target("down", "weight"), &shapes[2], down.into(), Change::Keep);
+            }
             for expert in 0..count {
                 let [gate, up] = halves(fused, expert * 2 * inner, inner, names.interleaved);
                 parts[0].push(gate);
                 parts[1].push(up);
             }
-            parts[2] = self.whole(down, Change::Keep);
+            parts[2] = self.whole(down);
         } else if let Some(switched) = self.switched(layer, names) {
             for (slot, name) in switched.iter().enumerate() {
                 let weight = self.require(name, &shapes[slot])?;
-                parts[slot] = self.whole(weight, Change::Keep);
+                parts[slot] = self.whole(weight);
             }
         } else {
             for expert in 0..count {
                 for (slot, name) in names.gate_up_down.iter().enumerate() {
                     let source = format!("model.layers.{layer}.{}{expert}.{name}.weight", names.prefix);
                     let weight = self.require(&source, &shapes[slot][1..])?;
-                    parts[slot].extend(self.whole(weight, Change::Keep));
+                    parts[slot].extend(self.whole(weight));
                 }
             }
         }
         for ((part, shape), parts) in ["gate", "up", "down"].into_iter().zip(shapes).zip(parts) {
-            self.push(target(part, "weight"), &shape, parts, Change::Keep)?;
+            self.push(target(part, "weight"), &shape, parts.into(), Change::Keep)?;
         }
         if names.interleaved {
             let fused = self.require(&format!("{fused}_bias"), &[count, 2 * inner])?;
@@ -224,10 +360,10 @@ impl Planner<'_> {
                 // Values alternate through all experts' biases.
                 let [gate, up] = halves(fused, 0, count * inner, true);
                 let parts = vec![if slot == 0 { gate } else { up }];
-                self.push(target(part, "bias"), &[count, inner], parts, Change::Keep)?;
+                self.push(target(part, "bias"), &[count, inner], parts.into(), Change::Keep)?;
             }
-            let parts = self.whole(down, Change::Keep);
-            self.push(target("down", "bias"), &[count, width], parts, Change::Keep)?;
+            let parts = self.whole(down);
+            self.push(target("down", "bias"), &[count, width], parts.into(), Change::Keep)?;
         }
         Ok(())
     }

@@ -27,7 +27,7 @@ const SIGNS: &[(&[&str], &str)] = &[
     ),
     (
         &["mtp.", ".nextn.", ".eh_proj"],
-        "layers that predict further tokens, which lwq does not convert for this class; remove them",
+        "blocks that predict further tokens, which config.json or this class does not have; remove them",
     ),
     (
         &[".experts.", ".block_sparse_moe."],
@@ -85,14 +85,20 @@ impl Planner<'_> {
         if ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"].contains(&name) {
             return true;
         }
+        let mut ends = self.row.ends.iter().flat_map(|group| group.roles);
+        if let Some(rest) = name.strip_prefix("model.")
+            && ends.any(|role| rest.strip_suffix(role.stored) == Some(role.source))
+        {
+            return true;
+        }
         let Some((layer, rest)) = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.')) else {
             return false;
         };
-        if layer.parse::<u64>().is_ok_and(|layer| layer < self.sizes.layers) {
+        if layer.parse::<u64>().is_ok_and(|layer| layer < self.sizes.blocks.len() as u64) {
             let plain = rest.strip_suffix(".weight").unwrap_or(rest);
             let is_role = self.row.roles().any(|role| {
                 let bias = || role.bias && rest.strip_suffix(".bias") == Some(role.source);
-                role.source == plain || bias()
+                rest.strip_suffix(role.stored) == Some(role.source) || bias()
             });
             is_role
                 || self.row.experts.is_some_and(|names| {

@@ -115,7 +115,7 @@ fn decoded(text: &str) -> String {
 }
 
 /// Merges of tokenizer.json, or of merges.txt where it has none.
-fn read_merges(sources: &Sources, json: &TokenizerJson) -> Result<Vec<String>, ConvertError> {
+pub(super) fn read_merges(sources: &Sources, json: &TokenizerJson) -> Result<Vec<String>, ConvertError> {
     const FILE: &str = "merges.txt";
     let merges: &[Merge] = json.model.merges.as_deref().unwrap_or_default();
     if !merges.is_empty() {

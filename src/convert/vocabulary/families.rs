@@ -93,6 +93,7 @@ const FAMILIES: &[Family] = &[
     family("smollm", &[DIGIT, GPT2]),
     family("falcon", &[PUNCTUATION_RUNS, GPT2, DIGITS, "[0-9][0-9][0-9]"]),
     family("falcon", &[PUNCTUATION_RUNS, GPT2, "[0-9][0-9][0-9]"]),
+    marked("exaone4", &[GPT2], &["[|endofturn|]"]),
     marked("granite-docling", &[GPT2], &["<doctag>"]),
     marked("roberta-bpe", &[GPT2], &["<mask>"]),
     family("gpt-2", &[GPT2]),

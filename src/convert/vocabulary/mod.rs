@@ -69,9 +69,20 @@ impl Vocabulary {
         self.types[id] = kind;
     }
 
+    /// Makes tokens ones that are shown, whatever else they are.
+    fn show(&mut self, shown: &[&str]) {
+        for (token, kind) in self.tokens.iter().zip(&mut self.types) {
+            if shown.iter().any(|text| text.as_bytes() == token) {
+                *kind = TokenType::UserDefined;
+            }
+        }
+    }
+
     fn write(&self, metadata: &mut Metadata) {
         metadata.set("tokenizer.ggml.model", self.model);
-        metadata.set("tokenizer.ggml.pre", self.pre.as_str());
+        if !self.pre.is_empty() {
+            metadata.set("tokenizer.ggml.pre", self.pre.as_str());
+        }
         metadata.set("tokenizer.ggml.tokens", Array::of_strings(&self.tokens));
         if !self.scores.is_empty() {
             let scores: Vec<Value> = self.scores.iter().map(|score| Value::F32(*score)).collect();
@@ -84,6 +95,10 @@ impl Vocabulary {
         }
     }
 }
+
+/// Gemma 4's tokens around thoughts and calls of tools, which a program that reads answers must see.
+const GEMMA4_SHOWN: [&str; 7] =
+    ["<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", "<|\"|>"];
 
 fn padding_token(id: u64) -> Vec<u8> {
     format!("[PAD{id}]").into_bytes()
@@ -109,7 +124,7 @@ pub(super) fn write(
 ) -> Result<(), ConvertError> {
     let sources = Sources::read(folder)?;
     let model_file = match row.vocabulary {
-        VocabularyKind::ByteLevel => None,
+        VocabularyKind::ByteLevel | VocabularyKind::Hunyuan | VocabularyKind::Gemma4 => None,
         VocabularyKind::Phi3 if is_gpt2_class(&sources) => None,
         _ => folder.bytes(sentencepiece::FILE)?,
     };
@@ -120,12 +135,26 @@ pub(super) fn write(
         }
         other => other,
     };
-    if row.vocabulary == VocabularyKind::Llama
+    if matches!(row.vocabulary, VocabularyKind::Llama | VocabularyKind::SentencePiece)
         && let Some(add) = sources.setting("add_prefix_space").and_then(serde_json::Value::as_bool)
     {
         metadata.set("tokenizer.ggml.add_space_prefix", add);
     }
-    let rules = if row.vocabulary == VocabularyKind::Phi3 { Rules::Phi3 } else { Rules::Common };
+    let rules = match row.vocabulary {
+        VocabularyKind::Phi3 => Rules::Phi3,
+        VocabularyKind::InternLm2 => Rules::InternLm2,
+        _ => Rules::Common,
+    };
+    let only_pieces = matches!(row.vocabulary, VocabularyKind::SentencePiece | VocabularyKind::InternLm2);
+    if only_pieces && model_file.is_none() {
+        let problem = "is missing; classes of this kind have their vocabulary there, download the tokenizer again";
+        return Err(ConvertError::Json { file: folder.file(sentencepiece::FILE), problem: problem.to_owned() });
+    }
+    if row.vocabulary == VocabularyKind::InternLm2
+        && let Some(add) = model_file.as_deref().and_then(sentencepiece::adds_space)
+    {
+        metadata.set("tokenizer.ggml.add_space_prefix", add);
+    }
     let (vocabulary, limit) = if let Some(bytes) = model_file {
         (sentencepiece::read(&sources, &bytes, size, rules, warnings)?, Some(size))
     } else {
@@ -134,6 +163,13 @@ pub(super) fn write(
         match row.vocabulary {
             VocabularyKind::Gemma { .. } | VocabularyKind::Phi3 if sentencepiece_like => {
                 (merged::read(&sources, json, size, merged::Scores::Ranks, warnings)?, Some(size))
+            }
+            VocabularyKind::Gemma4 if sentencepiece_like => {
+                let mut vocabulary = merged::read(&sources, json, size, merged::Scores::Equal, warnings)?;
+                vocabulary.model = "gemma4";
+                vocabulary.merges = byte_level::read_merges(&sources, json)?;
+                vocabulary.show(&GEMMA4_SHOWN);
+                (vocabulary, None)
             }
             VocabularyKind::Llama if sentencepiece_like => {
                 let scores = if options.rank_scores { merged::Scores::Ranks } else { merged::Scores::Equal };
@@ -156,12 +192,20 @@ pub(super) fn write(
         warnings.push(format!("--pre {pre} has no effect: this is a SentencePiece vocabulary"));
     }
     vocabulary.write(metadata);
-    Special::read(&sources, limit, warnings)?.write(metadata);
+    let mut special = Special::read(&sources, limit, warnings)?;
+    special.give(row.special, &sources, limit, warnings);
+    special.write(metadata);
     match row.vocabulary {
         VocabularyKind::Gemma { infill } if vocabulary.model == "llama" => {
             metadata.set("tokenizer.ggml.add_space_prefix", false);
             write_infill(infill, metadata);
         }
+        VocabularyKind::Gemma4 => {
+            metadata.remove("tokenizer.ggml.pre");
+            metadata.set("tokenizer.ggml.add_space_prefix", false);
+            metadata.set("tokenizer.ggml.add_bos_token", true);
+        }
+        VocabularyKind::Hunyuan => write_hunyuan_ends(folder, metadata)?,
         // Code Llama.
         VocabularyKind::Llama if size == 32016 => {
             write_infill(&[("prefix", 32007), ("suffix", 32008), ("middle", 32009), ("eot", 32010)], metadata);
@@ -178,6 +222,24 @@ fn write_infill(ids: &[(&str, u32)], metadata: &mut Metadata) {
     for (name, id) in ids {
         metadata.set(&format!("tokenizer.ggml.{name}_token_id"), *id);
     }
+}
+
+/// Hunyuan's configurations name other ends of texts and turns than its models were trained with.
+fn write_hunyuan_ends(folder: &Folder, metadata: &mut Metadata) -> Result<(), ConvertError> {
+    let id = |value: &serde_json::Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    let config = folder.object("config.json")?.unwrap_or_default();
+    // transformers drops the field of a type that it knows, and so the reference does not see it.
+    let known = config.get("model_type").and_then(serde_json::Value::as_str) == Some("hunyuan_v1_dense");
+    if let Some(end) = config.get("eod_token_id").and_then(id).filter(|_| !known) {
+        metadata.set("tokenizer.ggml.eos_token_id", end);
+    }
+    let generation = folder.object("generation_config.json")?.unwrap_or_default();
+    if let Some([end, _, ..]) = generation.get("eos_token_id").and_then(serde_json::Value::as_array).map(Vec::as_slice)
+        && let Some(end) = id(end)
+    {
+        metadata.set("tokenizer.ggml.eot_token_id", end);
+    }
+    Ok(())
 }
 
 fn is_gpt2_class(sources: &Sources) -> bool {

@@ -21,11 +21,14 @@ pub(super) const FILE: &str = "tokenizer.model";
 struct ModelProto {
     /// Field 1.
     pieces: Vec<Piece>,
+    /// Field 3.
+    normalizer: Option<Normalizer>,
 }
 
 impl Message for ModelProto {
     fn encode_raw(&self, buf: &mut impl BufMut) {
         encoding::message::encode_repeated(1, &self.pieces, buf);
+        self.normalizer.iter().for_each(|normalizer| encoding::message::encode(3, normalizer, buf));
     }
 
     fn merge_field(
@@ -37,16 +40,51 @@ impl Message for ModelProto {
     ) -> Result<(), DecodeError> {
         match tag {
             1 => encoding::message::merge_repeated(wire_type, &mut self.pieces, buf, ctx),
+            3 => encoding::message::merge(wire_type, self.normalizer.get_or_insert_default(), buf, ctx),
             _ => encoding::skip_field(wire_type, tag, buf, ctx),
         }
     }
 
     fn encoded_len(&self) -> usize {
-        encoding::message::encoded_len_repeated(1, &self.pieces)
+        let normalizer = self.normalizer.as_ref().map_or(0, |part| encoding::message::encoded_len(3, part));
+        encoding::message::encoded_len_repeated(1, &self.pieces) + normalizer
     }
 
     fn clear(&mut self) {
         *self = ModelProto::default();
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Normalizer {
+    /// Field 3: a space is put before a text; true where it is absent.
+    add_dummy_prefix: Option<bool>,
+}
+
+impl Message for Normalizer {
+    fn encode_raw(&self, buf: &mut impl BufMut) {
+        self.add_dummy_prefix.iter().for_each(|add| encoding::bool::encode(3, add, buf));
+    }
+
+    fn merge_field(
+        &mut self,
+        tag: u32,
+        wire_type: WireType,
+        buf: &mut impl Buf,
+        ctx: DecodeContext,
+    ) -> Result<(), DecodeError> {
+        match tag {
+            3 => encoding::bool::merge(wire_type, self.add_dummy_prefix.get_or_insert_default(), buf, ctx),
+            _ => encoding::skip_field(wire_type, tag, buf, ctx),
+        }
+    }
+
+    fn encoded_len(&self) -> usize {
+        self.add_dummy_prefix.as_ref().map_or(0, |add| encoding::bool::encoded_len(3, add))
+    }
+
+    fn clear(&mut self) {
+        *self = Normalizer::default();
     }
 }
 
@@ -100,6 +138,14 @@ pub(super) enum Rules {
     Common,
     /// Phi-3's: no guesses from the look of a token, and tokenizer.json counts as well.
     Phi3,
+    /// InternLM2's: those of Phi-3; pieces named as unused are, and the one of a zero byte gets another name.
+    InternLm2,
+}
+
+/// Whether the model puts a space before a text; `None` if it is damaged.
+pub(super) fn adds_space(bytes: &[u8]) -> Option<bool> {
+    let model = ModelProto::decode(bytes).ok()?;
+    Some(model.normalizer.and_then(|normalizer| normalizer.add_dummy_prefix).unwrap_or(true))
 }
 
 /// True for the other kind of file of this name: lines of a token in base64 and its rank.
@@ -149,7 +195,15 @@ pub(super) fn read(
             // The reference converter takes user-defined pieces as normal ones.
             _ => TokenType::Normal,
         };
-        vocabulary.set(id, piece.piece.unwrap_or_default().into_bytes(), piece.score.unwrap_or(0.0), kind);
+        let mut text = piece.piece.unwrap_or_default();
+        let kind = match rules {
+            Rules::InternLm2 if text.starts_with("[UNUSED") => TokenType::Unused,
+            _ => kind,
+        };
+        if rules == Rules::InternLm2 && text == "\0" {
+            text = "🐉".to_owned();
+        }
+        vocabulary.set(id, text.into_bytes(), piece.score.unwrap_or(0.0), kind);
     }
     union::compare_pieces(sources, &vocabulary.tokens[..piece_count], warnings);
     let mut skipped = 0;
@@ -170,8 +224,8 @@ pub(super) fn read(
         }
         let id = token.id as usize;
         let (text, kind) = match rules {
-            Rules::Phi3 if token.special => (token.content, TokenType::Control),
-            Rules::Phi3 => (token.content, TokenType::UserDefined),
+            Rules::Phi3 | Rules::InternLm2 if token.special => (token.content, TokenType::Control),
+            Rules::Phi3 | Rules::InternLm2 => (token.content, TokenType::UserDefined),
             Rules::Common if token.special || looks_special(&token.content) => (token.content, TokenType::Control),
             Rules::Common => (token.content.replace('▁', " "), TokenType::UserDefined),
         };

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::tokenizer_json::{CONFIG, Sources, token_text};
 use crate::convert::ConvertError;
+use crate::convert::architectures::RoleToken;
 use crate::convert::files::Folder;
 use crate::gguf::{Array, Metadata};
 
@@ -88,6 +89,31 @@ impl Special {
         }
         special.read_model_config(sources.folder, kinds, limit, warnings)?;
         Ok(special)
+    }
+
+    /// Gives added tokens the roles that their class knows them by.
+    pub(super) fn give(
+        &mut self,
+        tokens: &[RoleToken],
+        sources: &Sources,
+        limit: Option<u64>,
+        warnings: &mut Vec<String>,
+    ) {
+        for RoleToken { role, token, replaces } in tokens {
+            let added = sources.json.as_ref().map_or(&[][..], |json| json.added_tokens.as_slice());
+            let configured = sources.configured_tokens().unwrap_or_default();
+            let id = added.iter().chain(&configured).find(|added| added.content == **token).map(|added| added.id);
+            match (id, replaces) {
+                (None, true) => {}
+                (None, false) => warnings.push(format!("there is no token {token}, which would be {role}")),
+                (Some(_), replaces) => {
+                    if *replaces {
+                        self.ids[slot(role)] = None;
+                    }
+                    self.set_id(slot(role), id, limit, warnings);
+                }
+            }
+        }
     }
 
     fn set_id(&mut self, slot: usize, id: Option<u64>, limit: Option<u64>, warnings: &mut Vec<String>) {
