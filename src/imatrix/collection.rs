@@ -9,6 +9,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::checkpoint::{self, CollectionState};
+use super::experts::{self, LayerExperts};
 use super::{Form, Imatrix, ImatrixError, ImportanceCollector};
 use crate::atomic_file::{Replace, check_target};
 use crate::compute::Precision;
@@ -57,6 +58,7 @@ pub struct Collection<'a> {
     parse_special: bool,
     pre: Option<String>,
     precision: Precision,
+    all_experts: bool,
     memory: Option<u64>,
     save_every: usize,
 }
@@ -101,6 +103,9 @@ pub struct CollectionReport {
     /// Its standard error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ppl_error: Option<f64>,
+    /// The experts of every layer that has some.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub experts: Vec<LayerExperts>,
     /// Time taken.
     pub seconds: f64,
     /// Tokens that this run saw, without those of an earlier one, by `seconds`.
@@ -149,6 +154,7 @@ impl<'a> Collection<'a> {
             parse_special: false,
             pre: None,
             precision: Precision::Fast,
+            all_experts: false,
             memory: None,
             save_every: SAVE_EVERY,
         }
@@ -197,6 +203,12 @@ impl<'a> Collection<'a> {
     /// Arithmetic of the products; [`Precision::Fast`] unless told otherwise.
     pub fn precision(self, precision: Precision) -> Self {
         Collection { precision, ..self }
+    }
+
+    /// Sends every token through all experts of a layer, those that it did not choose without weight in the output: each
+    /// expert has data, of tokens that it would not see.
+    pub fn all_experts(self, all_experts: bool) -> Self {
+        Collection { all_experts, ..self }
     }
 
     /// Memory for activations in bytes; half of what is free when `None`.
@@ -258,6 +270,7 @@ impl<'a> Collection<'a> {
             entries: imatrix.entries.len(),
             chunk_count: chunks.len() as u32,
             chunk_size: chunks.n_ctx,
+            experts: imatrix.experts(),
             datasets: imatrix.datasets,
             tokens,
             ppl: scored.then(|| perplexity.ppl()),
@@ -336,6 +349,9 @@ impl<'a> Collection<'a> {
         if self.process_output {
             text.push_str(", output");
         }
+        if self.all_experts {
+            text.push_str(", all experts");
+        }
         if !self.perplexity {
             text.push_str(", no perplexity");
         }
@@ -398,6 +414,7 @@ impl<'a> Collection<'a> {
         let (n_ctx, total) = (chunks.n_ctx, chunks.len());
         let options = ForwardOptions {
             precision: self.precision,
+            all_experts: self.all_experts,
             cancel: Some(stop.flag().clone()),
             ..ForwardOptions::default()
         };
@@ -467,6 +484,7 @@ impl fmt::Display for CollectionReport {
         if let (Some(ppl), Some(error)) = (self.ppl, self.ppl_error) {
             writeln!(f, "perplexity of the text {ppl:.4} ± {error:.4}")?;
         }
+        f.write_str(&experts::text(&self.experts))?;
         let memory = peak_memory(self.peak_memory_bytes);
         writeln!(f, "{:.1} s, {:.0} tokens/s{memory}", self.seconds, self.tokens_per_second)
     }

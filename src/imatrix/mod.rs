@@ -15,6 +15,7 @@ mod checkpoint;
 mod collect;
 mod collection;
 mod error;
+mod experts;
 mod fingerprint;
 mod gguf_form;
 mod heatmap;
@@ -37,6 +38,7 @@ use crate::gguf::{Gguf, Value};
 pub use collect::ImportanceCollector;
 pub use collection::{Collection, CollectionReport, Shard, default_path};
 pub use error::{ImatrixError, MergeProblem, Problem, Quoted, Warning, WriteProblem};
+pub use experts::{FEW_TOKENS, LayerExperts};
 pub use heatmap::{HeatmapStyle, heatmap};
 pub use matching::{
     EntryFilter, MatchError, MatchReport, MatchedEntry, ModelTensor, Need, WrongLength, match_to_model,

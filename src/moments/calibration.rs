@@ -32,6 +32,9 @@ pub struct CalibrationOptions {
     /// Runs the model and adds up its second moments with bfloat16 products where the processor has them: faster, but the
     /// bytes depend on the processor.
     pub fast: bool,
+    /// Sends every token of the calibration text through all experts of a layer, those that it did not choose without weight
+    /// in the output, so that each has data.
+    pub all_experts: bool,
     /// Most bytes for the moments of one text; layers that need more are run more than once.
     pub moment_memory: u64,
 }
@@ -45,6 +48,7 @@ impl Default for CalibrationOptions {
             ctx: None,
             damping: Damping::Chosen,
             fast: false,
+            all_experts: false,
             moment_memory: DEFAULT_MOMENT_MEMORY,
         }
     }
@@ -90,6 +94,7 @@ impl<'g> Calibration<'g> {
             damping: options.damping,
             moment_memory: options.moment_memory,
             precision: if options.fast { Precision::Fast } else { Precision::Accurate },
+            all_experts: options.all_experts,
         };
         Ok(Calibration { model, text, gate, settings })
     }
@@ -119,7 +124,9 @@ impl<'g> Calibration<'g> {
 
     /// Bytes of the hidden states of all tokens.
     pub(crate) fn states_bytes(&self) -> u64 {
-        4 * (self.text.len() + self.gate.len()) as u64 * self.model.hparams().n_embd as u64
+        let kept = self.model.kept_widths(self.model.n_layer());
+        let row_len = self.model.hparams().n_embd + kept.iter().map(|kept| kept.keys + kept.values).sum::<usize>();
+        4 * (self.text.len() + self.gate.len()) as u64 * row_len as u64
     }
 
     /// What a file made with it records.
@@ -145,6 +152,9 @@ impl<'g> Calibration<'g> {
             Damping::Chosen => "chosen".to_owned(),
         };
         let mut words = format!("damping {damping}, moment memory {}", self.settings.moment_memory);
+        if self.settings.all_experts {
+            words.push_str(", all experts");
+        }
         if self.settings.precision == Precision::Fast {
             words.push_str(&format!(", fast on {}", crate::cpu::level().name()));
         }

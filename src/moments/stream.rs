@@ -46,6 +46,8 @@ pub struct StreamSettings {
     pub moment_memory: u64,
     /// How the forward pass computes.
     pub precision: Precision,
+    /// Tokens of the calibration text go through all experts; those of the gate, which judges, through those they choose.
+    pub all_experts: bool,
 }
 
 /// Takes what a pass shows.
@@ -73,6 +75,7 @@ pub trait Visitor {
 /// A pass.
 pub struct Stream<'a, 'm, 'g> {
     pass: Pass<'m, 'g, 'static>,
+    gate_pass: Pass<'m, 'g, 'static>,
     calibration: &'a Sequences,
     gate: &'a Sequences,
     /// Folder for hidden states.
@@ -99,8 +102,10 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
             cancel: Some(stop.flag().clone()),
             ..ForwardOptions::default()
         };
+        let gate_pass = model.pass(options.clone(), Overrides::new())?;
+        let options = ForwardOptions { all_experts: settings.all_experts, ..options };
         let pass = model.pass(options, Overrides::new())?;
-        Ok(Stream { pass, calibration, gate, folder, settings, stop })
+        Ok(Stream { pass, gate_pass, calibration, gate, folder, settings, stop })
     }
 
     /// Number of steps: the layers and the output matrix.
@@ -162,17 +167,23 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
         let few = &tokens[..DISCOVERY_TOKENS.min(self.calibration.n_ctx())];
         let group = std::sync::Arc::new(TokenGroup::from_sequences([few]).with_context(self.calibration.n_ctx()));
         let mut hidden = self.reader(step)?.read(0, group, step)?;
-        self.step(step, &mut hidden, &mut discovery)?;
+        self.step(&self.pass, step, &mut hidden, &mut discovery)?;
         Ok(discovery.shapes)
     }
 
     /// Runs a layer, or shows the input of the output matrix.
-    fn step(&self, step: usize, hidden: &mut HiddenStates, taps: &mut dyn Taps) -> Result<(), MomentsError> {
-        if step < self.pass.model().n_layer() {
-            return Ok(self.pass.run_layer(hidden, taps)?);
+    fn step(
+        &self,
+        pass: &Pass<'m, 'g, 'static>,
+        step: usize,
+        hidden: &mut HiddenStates,
+        taps: &mut dyn Taps,
+    ) -> Result<(), MomentsError> {
+        if step < pass.model().n_layer() {
+            return Ok(pass.run_layer(hidden, taps)?);
         }
         let rows: Vec<usize> = (0..hidden.group().len()).collect();
-        Ok(self.pass.tap_output(hidden, &rows, taps)?)
+        Ok(pass.tap_output(hidden, &rows, taps)?)
     }
 
     /// Runs all tokens of both texts through a step, collects the moments of `shapes` and shows them. The calibration
@@ -236,10 +247,10 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
         mut keeps: Option<&mut StatesWriter>,
         work: &Work<'_>,
     ) -> Result<MomentCollector, MomentsError> {
-        let purpose = if std::ptr::eq(text, self.calibration) {
-            Purpose::Rounding { holds_out: self.settings.damping == Damping::Chosen }
+        let (pass, purpose) = if std::ptr::eq(text, self.calibration) {
+            (&self.pass, Purpose::Rounding { holds_out: self.settings.damping == Damping::Chosen })
         } else {
-            Purpose::Judging { tokens: text.len() }
+            (&self.gate_pass, Purpose::Judging { tokens: text.len() })
         };
         let mut collector = MomentCollector::new(shapes, self.settings.precision, purpose)?;
         let mut reader = self.reader(step)?;
@@ -248,7 +259,7 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
         for group in text.batches() {
             let tokens = group.len();
             let mut hidden = reader.read(first, group, step)?;
-            self.step(step, &mut hidden, &mut collector)?;
+            self.step(pass, step, &mut hidden, &mut collector)?;
             if let Some(writer) = keeps.as_deref_mut() {
                 writer.write(&hidden)?;
             }

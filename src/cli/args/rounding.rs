@@ -57,6 +57,10 @@ pub struct RoundingFlags {
     /// bytes depend on the processor
     #[arg(long)]
     fast: bool,
+    /// Mixtures of experts: send every token of the calibration text through all experts, those that it did not choose
+    /// without weight in the output, so that each has data
+    #[arg(long)]
+    all_experts: bool,
     /// Memory for the second moments of a layer, such as 1G; a layer that needs more is run several times [default: 1.7G]
     #[arg(long, value_name = "SIZE", value_parser = lwq::gguf::split::parse_size)]
     moment_memory: Option<u64>,
@@ -89,6 +93,7 @@ impl RoundingFlags {
             (self.calibration_ctx.is_some(), "--calibration-ctx"),
             (!self.gate_file.is_empty(), "--gate-file"),
             (self.fast, "--fast"),
+            (self.all_experts, "--all-experts"),
             (self.moment_memory.is_some(), "--moment-memory"),
         ];
         match of_feedback.iter().find(|(given, _)| *given && method != RoundingMethod::Feedback) {
@@ -122,6 +127,7 @@ impl RoundingFlags {
             ctx: self.calibration_ctx.map(|n| n as usize),
             damping: self.damping.map_or(Damping::Chosen, Damping::Given),
             fast: self.fast,
+            all_experts: self.all_experts,
             moment_memory: self.moment_memory.unwrap_or(defaults.moment_memory),
         };
         Ok(Some(Calibration::new(gguf, &options, watch)?))

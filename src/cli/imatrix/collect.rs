@@ -44,6 +44,10 @@ pub struct CollectArgs {
     /// Collect the inputs of output.weight too
     #[arg(long)]
     process_output: bool,
+    /// Mixtures of experts: send every token through all experts, those that it did not choose without weight in the
+    /// output, so that each has data
+    #[arg(long)]
+    all_experts: bool,
     /// Do not compute the perplexity of the text
     #[arg(long)]
     no_ppl: bool,
@@ -90,6 +94,7 @@ impl CollectArgs {
             .from_chunk(self.from_chunk as usize)
             .shard(self.shard)
             .process_output(self.process_output)
+            .all_experts(self.all_experts)
             .perplexity(!self.no_ppl)
             .parse_special(self.parse_special)
             .pre(self.loading.pre.clone())
