@@ -33,10 +33,14 @@ const EXPERTS: u64 = 3;
 impl Spec {
     /// Two layers of width 8, two heads of 4, one key/value head.
     fn new(arch: &'static str, experts: bool) -> Spec {
+        Spec::of_layers(arch, experts, 2)
+    }
+
+    fn of_layers(arch: &'static str, experts: bool, layers: u32) -> Spec {
         let mut spec = Spec { arch, keys: BTreeMap::new(), tensors: BTreeMap::new() };
         spec.keys.insert("general.architecture".into(), Key::Str(arch.into()));
         for (key, value) in [
-            ("block_count", 2),
+            ("block_count", layers),
             ("context_length", 64),
             ("embedding_length", EMBD as u32),
             ("feed_forward_length", FF as u32),
@@ -50,7 +54,7 @@ impl Spec {
         spec.tensor("token_embd.weight", &[EMBD, VOCAB]);
         spec.tensor("output.weight", &[EMBD, VOCAB]);
         spec.tensor("output_norm.weight", &[EMBD]);
-        for il in 0..2 {
+        for il in 0..layers {
             for (part, shape) in [
                 ("attn_norm", vec![EMBD]),
                 ("attn_q", vec![EMBD, 8]),
@@ -82,6 +86,23 @@ impl Spec {
 
     fn tensor(&mut self, name: &str, shape: &[u64]) {
         self.tensors.insert(name.into(), shape.to_vec());
+    }
+
+    /// Adds tensors to a layer.
+    fn add(&mut self, il: u32, tensors: &[(&str, &[u64])]) {
+        tensors.iter().for_each(|(part, shape)| self.tensor(&format!("blk.{il}.{part}"), shape));
+    }
+
+    /// Takes tensors from a layer.
+    fn remove(&mut self, il: u32, parts: &[&str]) {
+        parts.iter().for_each(|part| {
+            self.tensors.remove(&format!("blk.{il}.{part}.weight"));
+        });
+    }
+
+    /// Numbers under the architecture's name.
+    fn set_all(&mut self, values: &[(&str, u32)]) {
+        values.iter().for_each(|(key, value)| self.set(key, Key::U32(*value)));
     }
 
     fn build(&self) -> Vec<u8> {
@@ -177,7 +198,215 @@ fn sound_models() -> Vec<Spec> {
     {
         granite.set(key, Key::F32(factor));
     }
-    vec![llama, Spec::new("llama", true), gemma3, gpt_oss, qwen2moe, qwen2vl, granite]
+    let mut models = vec![llama, Spec::new("llama", true), gemma3, gpt_oss, qwen2moe, qwen2vl, granite];
+    models.extend([qwen35moe(), gemma4(), gemma4_experts(), step35(), mimo2(), glm4moe(), llama4()]);
+    models
+}
+
+/// A layer with a delta net, one with gated attention, and a block for further tokens; fused experts in one layer.
+fn qwen35moe() -> Spec {
+    let mut spec = Spec::new("qwen35moe", true);
+    spec.set_all(&[
+        ("block_count", 3),
+        ("nextn_predict_layers", 1),
+        ("full_attention_interval", 2),
+        ("expert_feed_forward_length", FF as u32),
+        ("expert_shared_feed_forward_length", 5),
+        ("ssm.conv_kernel", 3),
+        ("ssm.inner_size", 8),
+        ("ssm.state_size", 2),
+        ("ssm.time_step_rank", 4),
+        ("ssm.group_count", 2),
+    ]);
+    spec.set("rope.dimension_sections", Key::I32s(vec![1, 1, 0, 0]));
+    for il in 0..2 {
+        spec.remove(il, &["ffn_norm"]);
+        spec.add(il, &[("post_attention_norm.weight", &[EMBD]), ("ffn_gate_inp_shexp.weight", &[EMBD])]);
+        for (part, shape) in [("gate", [EMBD, 5]), ("up", [EMBD, 5]), ("down", [5, EMBD])] {
+            spec.tensor(&format!("blk.{il}.ffn_{part}_shexp.weight"), &shape);
+        }
+    }
+    spec.remove(0, &["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate_exps", "ffn_up_exps"]);
+    spec.add(
+        0,
+        &[
+            ("attn_qkv.weight", &[EMBD, 16]),
+            ("attn_gate.weight", &[EMBD, 8]),
+            ("ssm_beta.weight", &[EMBD, 4]),
+            ("ssm_alpha.weight", &[EMBD, 4]),
+            ("ssm_conv1d.weight", &[3, 16]),
+            ("ssm_dt.bias", &[4]),
+            ("ssm_a", &[4]),
+            ("ssm_norm.weight", &[2]),
+            ("ssm_out.weight", &[8, EMBD]),
+            ("ffn_gate_up_exps.weight", &[EMBD, 2 * FF, EXPERTS]),
+        ],
+    );
+    spec.add(1, &[("attn_q.weight", &[EMBD, 16]), ("attn_q_norm.weight", &[4]), ("attn_k_norm.weight", &[4])]);
+    spec
+}
+
+/// Windows in every second layer, heads of two sizes, inputs by layer, keys of the first two layers used twice.
+fn gemma4() -> Spec {
+    let mut spec = Spec::of_layers("gemma4", false, 4);
+    spec.set_all(&[
+        ("attention.sliding_window", 3),
+        ("attention.key_length", 4),
+        ("attention.value_length", 4),
+        ("attention.key_length_swa", 2),
+        ("attention.value_length_swa", 2),
+        ("rope.dimension_count_swa", 2),
+        ("attention.shared_kv_layers", 2),
+        ("embedding_length_per_layer_input", 4),
+    ]);
+    spec.set("attention.sliding_window_pattern", Key::I32s(vec![1, 0, 1, 0]));
+    spec.tensor("per_layer_token_embd.weight", &[16, VOCAB]);
+    spec.tensor("per_layer_model_proj.weight", &[EMBD, 16]);
+    spec.tensor("per_layer_proj_norm.weight", &[4]);
+    spec.tensor("rope_freqs.weight", &[2]);
+    for il in 0..4 {
+        let head = if il % 2 == 0 { 2 } else { 4 };
+        spec.add(
+            il,
+            &[
+                ("attn_q.weight", &[EMBD, 2 * head]),
+                ("attn_output.weight", &[2 * head, EMBD]),
+                ("attn_q_norm.weight", &[head]),
+                ("post_attention_norm.weight", &[EMBD]),
+                ("post_ffw_norm.weight", &[EMBD]),
+                ("inp_gate.weight", &[EMBD, 4]),
+                ("proj.weight", &[4, EMBD]),
+                ("post_norm.weight", &[EMBD]),
+                ("layer_output_scale.weight", &[1]),
+            ],
+        );
+        spec.remove(il, &["attn_k", "attn_v"]);
+        if il < 2 {
+            spec.add(il, &[("attn_k.weight", &[EMBD, head]), ("attn_k_norm.weight", &[head])]);
+        }
+    }
+    spec.add(0, &[("attn_v.weight", &[EMBD, 2])]);
+    spec
+}
+
+/// Experts beside the dense network.
+fn gemma4_experts() -> Spec {
+    let mut spec = Spec::new("gemma4", true);
+    spec.set_all(&[("attention.sliding_window", 3), ("expert_feed_forward_length", FF as u32)]);
+    spec.set_all(&[("attention.key_length", 4), ("attention.value_length", 4)]);
+    spec.set("attention.sliding_window_pattern", Key::I32s(vec![1, 0]));
+    for il in 0..2 {
+        spec.add(
+            il,
+            &[
+                ("ffn_gate.weight", &[EMBD, FF]),
+                ("ffn_up.weight", &[EMBD, FF]),
+                ("ffn_down.weight", &[FF, EMBD]),
+                ("ffn_down_exps.scale", &[EXPERTS]),
+                ("ffn_gate_inp.scale", &[EMBD]),
+                ("attn_q_norm.weight", &[4]),
+                ("attn_k_norm.weight", &[4]),
+                ("post_attention_norm.weight", &[EMBD]),
+                ("post_ffw_norm.weight", &[EMBD]),
+                ("post_ffw_norm_1.weight", &[EMBD]),
+                ("pre_ffw_norm_2.weight", &[EMBD]),
+                ("post_ffw_norm_2.weight", &[EMBD]),
+            ],
+        );
+    }
+    spec
+}
+
+/// Heads per layer, gates per head, limits per layer, a dense layer without a router.
+fn step35() -> Spec {
+    let mut spec = Spec::new("step35", true);
+    spec.set_all(&[
+        ("attention.sliding_window", 3),
+        ("attention.key_length", 4),
+        ("attention.value_length", 4),
+        ("expert_feed_forward_length", FF as u32),
+        ("expert_shared_feed_forward_length", 5),
+    ]);
+    spec.set("attention.sliding_window_pattern", Key::I32s(vec![0, 1]));
+    spec.set("attention.head_count", Key::I32s(vec![2, 3]));
+    spec.set("swiglu_clamp_exp", Key::F32(0.5));
+    spec.remove(0, &["ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"]);
+    spec.add(0, &[("ffn_gate.weight", &[EMBD, FF]), ("ffn_up.weight", &[EMBD, FF]), ("ffn_down.weight", &[FF, EMBD])]);
+    spec.add(
+        1,
+        &[
+            ("attn_q.weight", &[EMBD, 12]),
+            ("attn_output.weight", &[12, EMBD]),
+            ("attn_gate.weight", &[EMBD, 3]),
+            ("exp_probs_b.bias", &[EXPERTS]),
+            ("ffn_gate_shexp.weight", &[EMBD, 5]),
+            ("ffn_up_shexp.weight", &[EMBD, 5]),
+            ("ffn_down_shexp.weight", &[5, EMBD]),
+        ],
+    );
+    spec
+}
+
+/// Values of another size than keys.
+fn mimo2() -> Spec {
+    let mut spec = Spec::new("mimo2", true);
+    spec.set_all(&[
+        ("attention.sliding_window", 3),
+        ("attention.key_length", 4),
+        ("attention.value_length", 3),
+        ("expert_feed_forward_length", FF as u32),
+    ]);
+    spec.set("attention.sliding_window_pattern", Key::I32s(vec![0, 1]));
+    spec.set("attention.value_scale", Key::F32(0.7));
+    for il in 0..2 {
+        spec.add(il, &[("attn_v.weight", &[EMBD, 3]), ("attn_output.weight", &[6, EMBD])]);
+    }
+    spec
+}
+
+/// A dense first layer, experts by sigmoid with a bias.
+fn glm4moe() -> Spec {
+    let mut spec = Spec::new("glm4moe", true);
+    spec.set_all(&[
+        ("leading_dense_block_count", 1),
+        ("expert_feed_forward_length", FF as u32),
+        ("expert_shared_count", 1),
+        ("expert_gating_func", 2),
+    ]);
+    spec.set("expert_weights_norm", Key::Bool(true));
+    spec.remove(0, &["ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"]);
+    spec.add(0, &[("ffn_gate.weight", &[EMBD, FF]), ("ffn_up.weight", &[EMBD, FF]), ("ffn_down.weight", &[FF, EMBD])]);
+    spec.add(
+        1,
+        &[
+            ("ffn_gate_shexp.weight", &[EMBD, FF]),
+            ("ffn_up_shexp.weight", &[EMBD, FF]),
+            ("ffn_down_shexp.weight", &[FF, EMBD]),
+            ("exp_probs_b.bias", &[EXPERTS]),
+        ],
+    );
+    for il in 0..2 {
+        spec.remove(il, &["ffn_norm"]);
+        spec.add(il, &[("post_attention_norm.weight", &[EMBD])]);
+    }
+    spec
+}
+
+/// Experts whose inputs are weighed, beside a shared one.
+fn llama4() -> Spec {
+    let mut spec = Spec::new("llama4", true);
+    spec.set_all(&[("interleave_moe_layer_step", 1), ("expert_feed_forward_length", FF as u32)]);
+    for il in 0..2 {
+        spec.add(
+            il,
+            &[
+                ("ffn_gate_shexp.weight", &[EMBD, FF]),
+                ("ffn_up_shexp.weight", &[EMBD, FF]),
+                ("ffn_down_shexp.weight", &[FF, EMBD]),
+            ],
+        );
+    }
+    spec
 }
 
 #[test]
@@ -300,6 +529,11 @@ fn hostile_metadata_never_panics() {
         for extra in [
             "attention.key_length",
             "attention.value_length",
+            "attention.key_length_swa",
+            "attention.recurrent_layers",
+            "attention.temperature_scale",
+            "rope.dimension_count_swa",
+            "rope.scaling.alpha",
             "expert_count",
             "expert_used_count",
             "expert_group_count",
@@ -364,9 +598,14 @@ fn hostile_shapes_are_refused() {
             }
             let mut without = spec.clone();
             without.tensors.remove(name);
-            let optional = name.ends_with(".bias")
+            let tied = ["llama", "gemma3", "qwen2vl", "granite", "qwen35moe", "gemma4", "glm4moe", "llama4"];
+            let optional = name.ends_with(".bias") && !name.ends_with("ssm_dt.bias")
                 || name == "rope_freqs.weight"
-                || name == "output.weight" && ["llama", "gemma3", "qwen2vl", "granite"].contains(&spec.arch);
+                || name == "output.weight" && tied.contains(&spec.arch)
+                || name.ends_with("layer_output_scale.weight")
+                || name.ends_with("_exps.scale")
+                || name.ends_with("attn_v.weight") && spec.arch == "gemma4"
+                || name.ends_with("attn_gate.weight") && spec.arch == "step35";
             assert_eq!(without.survives(name), optional, "{}: without {name}", spec.arch);
         }
     }

@@ -1,6 +1,5 @@
 //! What can be wrong with a model or its input.
 
-use super::arch::ARCHITECTURES;
 use crate::gguf::GgufError;
 
 /// Errors of opening a model and of its forward pass.
@@ -10,12 +9,18 @@ pub enum ModelError {
     #[error(transparent)]
     Gguf(#[from] GgufError),
     /// `general.architecture` is not in the table.
-    #[error("architecture {found:?} is not supported; known: {known}")]
+    #[error(
+        "architecture {found:?} is not supported: the forward pass lacks {missing}; nearest is {nearest}, known of its parts: {parts} (`lwq list architectures` names all; quantize, and plan --method error, need no forward pass)"
+    )]
     UnknownArchitecture {
         /// Value found.
         found: String,
-        /// All names of the table, comma separated.
-        known: String,
+        /// Name of the known architecture with the same parts, as far as any has.
+        nearest: String,
+        /// Parts of the model that the forward pass has, comma separated.
+        parts: String,
+        /// What it lacks.
+        missing: String,
     },
     /// A metadata key without which the model cannot be computed.
     #[error("metadata key {key} is missing; the file is no complete language model")]
@@ -115,12 +120,4 @@ pub enum ModelError {
     /// The run was cancelled.
     #[error("interrupted")]
     Interrupted,
-}
-
-impl ModelError {
-    /// The refusal of an architecture that is not in the table.
-    pub(super) fn unknown_architecture(name: &str) -> ModelError {
-        let known: Vec<&str> = ARCHITECTURES.iter().map(|row| row.name).collect();
-        ModelError::UnknownArchitecture { found: name.chars().take(64).collect(), known: known.join(", ") }
-    }
 }

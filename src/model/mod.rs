@@ -35,6 +35,7 @@ mod hparams;
 mod layer_input;
 pub(crate) mod math;
 mod mixer;
+mod nearest;
 mod pass;
 mod rope;
 mod routes;
@@ -85,7 +86,7 @@ impl<'g> Model<'g> {
     /// [`ModelError`] when the architecture is unknown, or metadata and tensors are incomplete, contradict each
     /// other or go beyond what can be computed.
     pub fn open(gguf: &'g Gguf) -> Result<Self, ModelError> {
-        let hparams = Hparams::from_metadata(gguf.metadata())?;
+        let hparams = Hparams::read(gguf)?;
         let weights = Weights::load(gguf, &hparams)?;
         let mut layer_tensors = vec![Vec::new(); hparams.n_layer()];
         for tensor in gguf.tensors() {

@@ -8,7 +8,8 @@ use super::arch::{
     Architecture, DeltaNet, Multipliers, QkNorm, RopeFree, ScoreScale, Temperature as TemperatureRow, WindowedRope,
 };
 use super::error::ModelError;
-use crate::gguf::Metadata;
+use super::nearest;
+use crate::gguf::Gguf;
 pub(super) use experts::Experts;
 use keys::{Keys, Layers, MAX_LAYERS, MAX_WIDTH};
 pub(super) use rope::{LayerRope, RopeScaling, RopeSettings, Window};
@@ -162,12 +163,13 @@ impl DeltaShape {
 }
 
 impl Hparams {
-    /// Reads and checks all hyperparameters of the model that `metadata` describe.
-    pub(super) fn from_metadata(metadata: &Metadata) -> Result<Self, ModelError> {
+    /// Reads and checks all hyperparameters of a model.
+    pub(super) fn read(gguf: &Gguf) -> Result<Self, ModelError> {
+        let metadata = gguf.metadata();
         let name = metadata
             .str("general.architecture")?
             .ok_or_else(|| ModelError::MissingKey { key: "general.architecture".into() })?;
-        let arch = Architecture::by_name(name).ok_or_else(|| ModelError::unknown_architecture(name))?;
+        let Some(arch) = Architecture::by_name(name) else { return Err(nearest::unknown_architecture(gguf, name)) };
         let keys = Keys { metadata, arch: arch.name };
         let layers = layer_counts(&keys, arch)?;
         let n_embd = keys.required_count("embedding_length", MAX_WIDTH)?;
