@@ -237,7 +237,7 @@ mod tests {
         let blocks = |entries: &[(&str, Value)]| mtp_blocks("m", &metadata(entries));
         let count = ("block_count", Value::U32(5));
         assert_eq!(blocks(&[]), Ok(0..0));
-        assert_eq!(blocks(&[count.clone()]), Ok(5..5));
+        assert_eq!(blocks(std::slice::from_ref(&count)), Ok(5..5));
         assert_eq!(blocks(&[count.clone(), ("nextn_predict_layers", Value::U64(2))]), Ok(3..5));
         for (entries, key) in [
             (vec![("nextn_predict_layers", Value::U32(1))], "m.block_count is missing"),

@@ -388,9 +388,10 @@ pub(super) mod tests {
                 nll_base: 2.0,
                 kld: scale,
                 same_top: i % 9 != 3,
+                routing: Default::default(),
             };
             FileFigures {
-                divergence: Divergence { tokens: (0..100).map(token).collect() }.summary().unwrap(),
+                divergence: Divergence { tokens: (0..100).map(token).collect(), routed_layers: 0 }.summary().unwrap(),
                 tasks: vec![task(Some(comparison.clone()))],
             }
         };

@@ -462,7 +462,7 @@ fn delta_layers(
         head: keys.required_count("ssm.state_size", MAX_WIDTH)?,
         kernel: keys.required_count("ssm.conv_kernel", MAX_KERNEL)?,
     };
-    if shape.n_value % shape.n_key != 0 {
+    if !shape.n_value.is_multiple_of(shape.n_key) {
         let expected = format!("a divisor of ssm.time_step_rank, {}", shape.n_value);
         return Err(keys.bad("ssm.group_count", shape.n_key, expected));
     }
