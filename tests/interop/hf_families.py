@@ -7,6 +7,7 @@ import json
 
 import hf_models
 import numpy as np
+import quantized_weights
 from hf_models import (
     GPT4O, LLAMA3, N_EMBD, N_EXPERT, N_EXPERT_USED, N_FF, N_FF_EXP, N_FF_SHEXP, N_HEAD, N_HEAD_KV, QWEN2, QWEN_CONFIG,
     QWEN_TOKENS, HfModel, byte_level, split, write_byte_level, write_sentencepiece,
@@ -329,6 +330,27 @@ def qwen35(multimodal=False):
     if multimodal:
         return qwen_hybrid("qwen3_5", "Qwen3_5ForConditionalGeneration", multimodal=True, dtype="F16", tied=True)
     return qwen_hybrid("qwen3_5_text", "Qwen3_5ForCausalLM", mtp=0, plain_rope=True, linear_value_head_dim=24)
+
+
+def qwen35_fp8():
+    """Rows and columns of codes move with their scales."""
+    settings = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [32, 32]}
+    model = qwen_hybrid("qwen3_5_text", "Qwen3_5ForCausalLM", tied=True)
+    model.config["quantization_config"] = settings
+    return model.fp8(32)
+
+
+def qwen35_nvfp4():
+    """Codes that are kept move with their scales, columns in whole blocks."""
+    model = qwen_hybrid("qwen3_5_text", "Qwen3_5ForCausalLM", tied=True, linear_key_head_dim=64, linear_value_head_dim=64)
+    model.config["quantization_config"] = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
+    coded = ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj", "o_proj", "up_proj", "fc")
+    for name in [name for name in model.tensors if name.split(".")[-2] in coded]:
+        parts, model.tensors[name] = quantized_weights.nvfp4(model.tensors[name], True)
+        if model.tensors[name].shape[1] % 64:
+            continue
+        model.raw |= {name.removesuffix("weight") + suffix: part for suffix, part in parts.items()}
+    return model
 
 
 def qwen35moe(mtp=1):
@@ -788,6 +810,8 @@ FAMILIES = {
     "internlm2": (internlm2, ()),
     "qwen35": (qwen35, ()),
     "qwen35-multimodal": (qwen35, (True,)),
+    "qwen35-fp8": (qwen35_fp8, ()),
+    "qwen35-nvfp4": (qwen35_nvfp4, ()),
     "qwen35moe": (qwen35moe, ()),
     "qwen35moe-multimodal": (qwen35moe, (0,)),
     "qwen3next": (qwen3next, ()),
