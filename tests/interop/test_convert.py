@@ -80,7 +80,7 @@ def last_attention(model):
     return [name for name in sorted(model.tensors) if name.endswith(ends) and "mtp" not in name and "visual" not in name][-1]
 
 
-@pytest.mark.parametrize("name", hf_families.FAMILIES)
+@pytest.mark.parametrize("name", [name for name in hf_families.FAMILIES if not name.endswith("-fp8")])
 def test_a_tensor_that_is_missing_or_misshapen_is_refused(name, tmp_path):
     model = hf_families.make(name)
     tensor = last_attention(model)
