@@ -7,6 +7,7 @@ import json
 
 import hf_models
 import numpy as np
+import quantized_weights
 from hf_models import (
     GPT4O, LLAMA3, N_EMBD, N_EXPERT, N_EXPERT_USED, N_FF, N_FF_EXP, N_FF_SHEXP, N_HEAD, N_HEAD_KV, QWEN2, QWEN_CONFIG,
     QWEN_TOKENS, HfModel, byte_level, split, write_byte_level, write_sentencepiece,
@@ -149,7 +150,7 @@ def ernie(fused=False):
 def ernie_moe(interval=1):
     model = HfModel(
         "ernie_moe", "ernie4_5_moe", ["Ernie4_5_MoeForCausalLM"], "-", rope_theta=5e5, moe_num_experts=N_EXPERT,
-        moe_k=N_EXPERT_USED, moe_layer_interval=interval, moe_layer_start_index=1, moe_intermediate_size=N_FF_EXP,
+        moe_k=N_EXPERT_USED, moe_layer_interval=interval, moe_layer_start_index=1, moe_intermediate_size=24,
         moe_num_shared_experts=0 if interval > 1 else 2, num_hidden_layers=4,
     )
     pieces_tokenizer(model)
@@ -161,10 +162,10 @@ def ernie_moe(interval=1):
             blocks.mlp(il)
             continue
         blocks.matrix(il, "mlp.gate", N_EXPERT)
-        blocks.experts(il)
+        blocks.experts(il, width=24)
         if interval == 1:
             blocks.vector(il, "mlp.moe_statics.e_score_correction_bias", (1, N_EXPERT), 0.0)
-            blocks.mlp(il, "mlp.shared_experts.", 2 * N_FF_EXP)
+            blocks.mlp(il, "mlp.shared_experts.", 48)
     if interval == 1:
         model.matrix("model.mtp_linear_proj.0", N_EMBD, 2 * N_EMBD)
         model.matrix("model.mtp_block.0.self_attn.q_proj", N_EMBD, N_EMBD)
@@ -232,7 +233,7 @@ def internlm2():
 
 
 LINEAR = {
-    "linear_conv_kernel_dim": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 24, "linear_num_key_heads": 2,
+    "linear_conv_kernel_dim": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2,
     "linear_num_value_heads": 6, "full_attention_interval": 4,
 }
 HYBRID_TYPES = ["linear_attention"] * 3 + ["full_attention"]
@@ -274,11 +275,11 @@ def qwen_moe(blocks, il, stacked):
     blocks.matrix(il, "mlp.shared_expert_gate", 1)
 
 
-def qwen_hybrid(kind, cls, experts=False, mtp=1, grouped=False, multimodal=False, dtype="BF16", equal_heads=False, tied=False):
+def qwen_hybrid(kind, cls, experts=False, mtp=1, grouped=False, multimodal=False, dtype="BF16", tied=False, plain_rope=False, **heads):
     """Three delta nets and a layer of attention, with the blocks of further tokens under `mtp`."""
-    linear = LINEAR | ({"linear_num_value_heads": 2} if equal_heads else {})
+    linear = LINEAR | heads
     rope = {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25}
-    if multimodal:
+    if not plain_rope:
         rope |= {"mrope_interleaved": True, "mrope_section": [2, 1, 0]}
     name = f"{cls}-{mtp}-{multimodal}-{dtype}"
     model = HfModel(name, kind, [cls], "qwen35", head=24, num_hidden_layers=4, layer_types=HYBRID_TYPES,
@@ -328,13 +329,34 @@ def qwen_hybrid(kind, cls, experts=False, mtp=1, grouped=False, multimodal=False
 def qwen35(multimodal=False):
     if multimodal:
         return qwen_hybrid("qwen3_5", "Qwen3_5ForConditionalGeneration", multimodal=True, dtype="F16", tied=True)
-    return qwen_hybrid("qwen3_5_text", "Qwen3_5ForCausalLM", mtp=0)
+    return qwen_hybrid("qwen3_5_text", "Qwen3_5ForCausalLM", mtp=0, plain_rope=True, linear_value_head_dim=24)
+
+
+def qwen35_fp8():
+    """Rows and columns of codes move with their scales."""
+    settings = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [32, 32]}
+    model = qwen_hybrid("qwen3_5_text", "Qwen3_5ForCausalLM", tied=True)
+    model.config["quantization_config"] = settings
+    return model.fp8(32)
+
+
+def qwen35_nvfp4():
+    """Codes that are kept move with their scales, columns in whole blocks."""
+    model = qwen_hybrid("qwen3_5_text", "Qwen3_5ForCausalLM", tied=True, linear_key_head_dim=64, linear_value_head_dim=64)
+    model.config["quantization_config"] = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
+    coded = ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj", "o_proj", "up_proj", "fc")
+    for name in [name for name in model.tensors if name.split(".")[-2] in coded]:
+        parts, model.tensors[name] = quantized_weights.nvfp4(model.tensors[name], True)
+        if model.tensors[name].shape[1] % 64:
+            continue
+        model.raw |= {name.removesuffix("weight") + suffix: part for suffix, part in parts.items()}
+    return model
 
 
 def qwen35moe(mtp=1):
     if mtp:
         return qwen_hybrid("qwen3_5_moe_text", "Qwen3_5MoeForCausalLM", experts=True)
-    return qwen_hybrid("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration", True, 0, multimodal=True, equal_heads=True)
+    return qwen_hybrid("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration", True, 0, multimodal=True, dtype="F32", linear_num_value_heads=2)
 
 
 def qwen3next():
@@ -525,7 +547,7 @@ def hunyuan_dense(dynamic=True):
 def hunyuan_moe():
     """The reference converter's vocabulary of this class needs code of the publisher; that of tokenizer.json is compared."""
     model = HfModel("hunyuan_moe", "hunyuan_v1_moe", ["HunYuanMoEV1ForCausalLM"], "hunyuan", num_experts=N_EXPERT,
-                    moe_topk=[N_EXPERT_USED] * 2, moe_intermediate_size=[N_FF_EXP] * 2, num_shared_expert=[1] * 2, **HUNYUAN)
+                    moe_topk=[N_EXPERT_USED] * 2, moe_intermediate_size=[N_FF] * 2, num_shared_expert=[1] * 2, **HUNYUAN)
     qwen_tokenizer(model)
     model.pre = "qwen2"
     model.config["head_dim"] = HEAD
@@ -535,7 +557,7 @@ def hunyuan_moe():
         blocks.attention(il)
         blocks.norms(il, ("self_attn.query_layernorm", "self_attn.key_layernorm"), HEAD)
         blocks.matrix(il, "mlp.gate.wg", N_EXPERT)
-        blocks.experts(il)
+        blocks.experts(il, width=N_FF)
         blocks.mlp(il, "mlp.shared_mlp.", N_FF)
     return model
 
@@ -788,6 +810,8 @@ FAMILIES = {
     "internlm2": (internlm2, ()),
     "qwen35": (qwen35, ()),
     "qwen35-multimodal": (qwen35, (True,)),
+    "qwen35-fp8": (qwen35_fp8, ()),
+    "qwen35-nvfp4": (qwen35_nvfp4, ()),
     "qwen35moe": (qwen35moe, ()),
     "qwen35moe-multimodal": (qwen35moe, (0,)),
     "qwen3next": (qwen3next, ()),

@@ -141,8 +141,16 @@ pub(in crate::convert) fn fixed_epsilon(_: &Source, keys: &mut Keys) -> Result<(
 
 /// The reference's rule for the width of ERNIE's shared experts.
 pub(in crate::convert) fn ernie_shared_width(source: &Source, keys: &mut Keys) -> Result<(), ConvertError> {
-    if source.sizes.shared_width > 0 {
-        keys.u32("expert_shared_feed_forward_length", source.sizes.feed_forward / source.sizes.key_heads);
+    let (width, written) = (source.sizes.shared_width, source.sizes.feed_forward / source.sizes.key_heads);
+    if width == 0 {
+        return Ok(());
+    }
+    keys.u32("expert_shared_feed_forward_length", written);
+    if width != written {
+        keys.warnings.push(format!(
+            "the shared experts are {width} wide, but expert_shared_feed_forward_length becomes {written}, intermediate_size by \
+             num_key_value_heads, as from llama.cpp's converter; llama.cpp will refuse the file"
+        ));
     }
     Ok(())
 }
@@ -150,6 +158,12 @@ pub(in crate::convert) fn ernie_shared_width(source: &Source, keys: &mut Keys) -
 /// A delta net's sizes, and which layers have attention instead.
 pub(in crate::convert) fn delta_net(source: &Source, keys: &mut Keys) -> Result<(), ConvertError> {
     let (config, linear) = (source.config, &source.sizes.linear);
+    if linear.key_head != linear.value_head {
+        let (key, value) = (linear.key_head, linear.value_head);
+        keys.warnings.push(format!(
+            "linear_value_head_dim is {value} and linear_key_head_dim {key}; llama.cpp computes delta nets of one size only"
+        ));
+    }
     keys.u32("ssm.conv_kernel", linear.kernel);
     keys.u32("ssm.state_size", linear.key_head);
     keys.u32("ssm.group_count", linear.key_heads);

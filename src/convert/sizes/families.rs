@@ -210,7 +210,8 @@ pub(in crate::convert) fn llama4(config: &Config, sizes: &mut Sizes) -> Result<(
     for (number, block) in (0u64..).zip(&mut sizes.blocks) {
         let listed = list.iter().any(|layer| layer.as_u64() == Some(number));
         if listed != (number + 1).is_multiple_of(every) {
-            let problem = format!("does not name every {every}th layer, as GGUF expects of interleave_moe_layer_step");
+            let problem =
+                format!("names other layers than interleave_moe_layer_step, {every}, implies; GGUF has no list");
             return Err(config.wrong("moe_layers", problem));
         }
         block.experts = listed;
