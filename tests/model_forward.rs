@@ -80,7 +80,7 @@ fn a_replaced_tensor_needs_only_the_layers_after_it() {
         base.run_layer(&mut cached, &mut NoTaps).unwrap();
     }
     assert_eq!(cached.next_layer(), 3);
-    let mut kept = HiddenStates::from_parts(cached.group().clone(), 3, 256, cached.data().to_vec()).unwrap();
+    let mut kept = HiddenStates::from_parts(cached.group().clone(), 3, 256, &[], cached.data().to_vec()).unwrap();
     changed.run_remaining(&mut kept, &mut NoTaps).unwrap();
     assert_eq!(kept.data(), whole.data());
     base.run_remaining(&mut cached, &mut NoTaps).unwrap();
