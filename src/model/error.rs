@@ -2,6 +2,23 @@
 
 use crate::gguf::GgufError;
 
+/// A model whose `general.architecture` is not in the table.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "architecture {found:?} is not supported: the forward pass lacks {missing}; nearest is {nearest}, known of its parts: \
+     {parts} (`lwq list architectures` names all; quantize, and plan --method error, need no forward pass)"
+)]
+pub struct UnknownArchitecture {
+    /// Value found.
+    pub found: String,
+    /// Name of the known architecture with the same parts, as far as any has.
+    pub nearest: String,
+    /// Parts of the model that the forward pass has, comma separated.
+    pub parts: String,
+    /// What it lacks.
+    pub missing: String,
+}
+
 /// Errors of opening a model and of its forward pass.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
@@ -9,19 +26,8 @@ pub enum ModelError {
     #[error(transparent)]
     Gguf(#[from] GgufError),
     /// `general.architecture` is not in the table.
-    #[error(
-        "architecture {found:?} is not supported: the forward pass lacks {missing}; nearest is {nearest}, known of its parts: {parts} (`lwq list architectures` names all; quantize, and plan --method error, need no forward pass)"
-    )]
-    UnknownArchitecture {
-        /// Value found.
-        found: String,
-        /// Name of the known architecture with the same parts, as far as any has.
-        nearest: String,
-        /// Parts of the model that the forward pass has, comma separated.
-        parts: String,
-        /// What it lacks.
-        missing: String,
-    },
+    #[error("{0}")]
+    UnknownArchitecture(Box<UnknownArchitecture>),
     /// A metadata key without which the model cannot be computed.
     #[error("metadata key {key} is missing; the file is no complete language model")]
     MissingKey {

@@ -47,7 +47,7 @@ mod weights;
 pub(crate) use arch::{ARCHITECTURES, Activation, Architecture, Gating, OutputMatrix, RopeFree};
 #[cfg(test)]
 pub(crate) use arch::{AttentionGate, DenseLayers, QkNorm, SharedExpert, Sinks};
-pub use error::ModelError;
+pub use error::{ModelError, UnknownArchitecture};
 pub use group::{HiddenStates, KeptWidths, TokenGroup};
 pub use head::LogitsTile;
 pub use hparams::Hparams;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::arch::{ARCHITECTURES, Architecture, AttentionGate, QkNorm, RopeFactors, SharedExpert, Sinks};
-use super::error::ModelError;
+use super::error::{ModelError, UnknownArchitecture};
 use crate::gguf::Gguf;
 use crate::recipe::roles::split_block;
 
@@ -116,12 +116,12 @@ pub(super) fn unknown_architecture(gguf: &Gguf, name: &str) -> ModelError {
     }
     let or_nothing = |list: String, nothing: &str| if list.is_empty() { nothing.to_owned() } else { list };
     let names: Vec<&str> = found.iter().map(|known| known.name).collect();
-    ModelError::UnknownArchitecture {
+    ModelError::UnknownArchitecture(Box::new(UnknownArchitecture {
         found: name.chars().take(64).collect(),
         nearest: nearest(&found).to_owned(),
         parts: or_nothing(names.join(", "), "none"),
         missing: or_nothing(missing.join("; "), "the rule that joins them"),
-    }
+    }))
 }
 
 /// The architecture whose parts agree best with those found.
