@@ -489,6 +489,23 @@ fn a_file_of_many_unknown_keys_gives_few_lines() {
 }
 
 #[test]
+fn the_refusal_of_an_architecture_names_the_nearest_and_what_is_missing() {
+    let mut spec = Spec::new("mystery", true);
+    for il in 0..2 {
+        spec.add(
+            il,
+            &[("attn_q_norm.weight", &[4]), ("attn_k_norm.weight", &[4]), ("altup_router.weight", &[EMBD, 4])],
+        );
+    }
+    spec.add(1, &[("strange_gate.weight", &[EMBD])]);
+    let error = spec.run().unwrap_err();
+    for part in ["\"mystery\"", "nearest is qwen3moe", "mixture of experts", "AltUp", "strange_gate.weight"] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    assert!(!error.contains('\n'));
+}
+
+#[test]
 fn attention_both_ways_runs_and_shares_no_prefix() {
     for mut spec in sound_models() {
         spec.set("attention.causal", Key::Bool(false));
