@@ -4,7 +4,8 @@
 use std::ops::Range;
 
 use super::prune_keys::{self, MOST_LAYERS};
-use crate::gguf::{Metadata, Value, shown};
+use crate::display::printable;
+use crate::gguf::{Metadata, Value};
 
 /// How many of the blocks guess further tokens, behind the architecture's name.
 const PREDICTING: &str = "nextn_predict_layers";
@@ -79,11 +80,9 @@ pub fn mtp_blocks(architecture: &str, metadata: &Metadata) -> Result<Range<u64>,
         match number {
             None => Ok(None),
             Some((_, Some(number))) if number <= MOST_LAYERS => Ok(Some(number)),
-            Some((value, _)) => Err(MtpError::Count {
-                key: shown(full.as_bytes()),
-                found: text(value),
-                expected: expected(MOST_LAYERS),
-            }),
+            Some((value, _)) => {
+                Err(MtpError::Count { key: printable(&full), found: text(value), expected: expected(MOST_LAYERS) })
+            }
         }
     };
     let predicting = count(PREDICTING)?.unwrap_or(0);
@@ -91,13 +90,13 @@ pub fn mtp_blocks(architecture: &str, metadata: &Metadata) -> Result<Range<u64>,
         if predicting == 0 {
             return Ok(0..0);
         }
-        let key = shown(full_key(architecture, BLOCK_COUNT).as_bytes());
+        let key = printable(&full_key(architecture, BLOCK_COUNT));
         return Err(MtpError::Count { key, found: "missing".to_owned(), expected: expected(MOST_LAYERS) });
     };
     match blocks.checked_sub(predicting) {
         Some(trunk) => Ok(trunk..blocks),
         None => Err(MtpError::Count {
-            key: shown(full_key(architecture, PREDICTING).as_bytes()),
+            key: printable(&full_key(architecture, PREDICTING)),
             found: predicting.to_string(),
             expected: expected(blocks),
         }),
@@ -114,12 +113,12 @@ pub fn graft_keys(architecture: &str, model: &mut Metadata, donor: &Metadata) ->
     let blocks = mtp_blocks(architecture, donor)?;
     if blocks.is_empty() {
         let full = full_key(architecture, PREDICTING);
-        return Err(MtpError::NoBlocks { key: shown(full.as_bytes()), found: text_of(donor.get(&full)) });
+        return Err(MtpError::NoBlocks { key: printable(&full), found: text_of(donor.get(&full)) });
     }
     if trunk != blocks.start {
         let key = format!("{} without blocks for multi-token prediction", full_key(architecture, BLOCK_COUNT));
         let differs =
-            MtpError::Differs { key: shown(key.as_bytes()), here: trunk.to_string(), there: blocks.start.to_string() };
+            MtpError::Differs { key: printable(&key), here: trunk.to_string(), there: blocks.start.to_string() };
         return Err(differs);
     }
     for key in OF_MODEL {
@@ -128,7 +127,7 @@ pub fn graft_keys(architecture: &str, model: &mut Metadata, donor: &Metadata) ->
     for key in prune_keys::keys_of_layers() {
         let full = full_key(architecture, key);
         match (model.get(&full), donor.get(&full)) {
-            (Some(Value::Array(_)), None) => return Err(MtpError::NoValues { key: shown(full.as_bytes()) }),
+            (Some(Value::Array(_)), None) => return Err(MtpError::NoValues { key: printable(&full) }),
             (here, Some(there)) if is_list(here) || is_list(Some(there)) => {
                 compare(&full, false, trunk, model, donor)?;
                 model.set(&full, there.clone());
@@ -155,7 +154,7 @@ fn compare(key: &str, needed: bool, trunk: u64, model: &Metadata, donor: &Metada
         _ if !needed => return Ok(()),
         (here, there) => (text_of(here), text_of(there)),
     };
-    Err(MtpError::Differs { key: shown(key.as_bytes()), here, there })
+    Err(MtpError::Differs { key: printable(key), here, there })
 }
 
 /// What two values say where they do not say the same of each of the first layers.

@@ -129,8 +129,8 @@ def mistral3(temperature=0.1, yarn=True, tied=False, log_multiplier=None, expert
     model = LayeredModel("mistral3", n_layer=3, head=32).body(tied=tied)
     if yarn:
         model.yarn()
-        model.f32("rope.scaling.yarn_beta_fast", 8.0)
-        model.f32("rope.scaling.yarn_beta_slow", 2.0)
+        model.f32("rope.scaling.yarn_beta_fast", 2.0)
+        model.f32("rope.scaling.yarn_beta_slow", 0.5)
     if temperature:
         model.f32("attention.temperature_scale", temperature)
     if log_multiplier:
@@ -223,7 +223,7 @@ def step35(next_token=0, gates=True, clamps=True, factors=True, qk_norm=True, fu
     model.expert_keys(shared=N_FF_SHEXP, function=function, norm=norm, scale=scale)
     model.window(WINDOW, pattern)
     model.f32("rope.freq_base", 5e6)
-    model.f32("rope.freq_base_swa", 1e4)
+    model.f32("rope.freq_base_swa", 3e4)
     if clamps:
         # 0 stands for no clamp.
         model.array("swiglu_clamp_exp", [0.0, 0.0, 0.8, 0.0, 0.5] + [0.0] * next_token)
@@ -260,7 +260,7 @@ def mimo2(fused=False, sinks=True, value_scale=None, next_token=0, rotary=12, se
     model.window(WINDOW, pattern)
     model.u32("rope.dimension_count", rotary)
     model.f32("rope.freq_base", 5e6)
-    model.f32("rope.freq_base_swa", 1e4)
+    model.f32("rope.freq_base_swa", 3e4)
     if value_scale:
         model.f32("attention.value_scale", value_scale)
     if next_token:
@@ -326,7 +326,8 @@ MODELS = {
     "mistral3-experts": lambda: mistral3(experts=True),
     "minicpm": minicpm,
     "minicpm-scales": lambda: minicpm(scales=(4.0, 0.5, 0.7), tied=False, bias=True),
-    "minicpm-long": lambda: minicpm(scales=(12.0, 0.25, 4.0), long=64),
+    "minicpm-long": lambda: minicpm(scales=(6.0, 0.25, 2.0), long=64),
+    "minicpm-short": lambda: minicpm(long=512),
     "bailingmoe2": bailingmoe2,
     "bailingmoe2-next-token": lambda: bailingmoe2(next_token=1, shared=N_FF_SHEXP, count=2),
     "bailingmoe2-softmax": lambda: bailingmoe2(groups=None, function=1, norm=False, scale=None, selection_bias=False),
