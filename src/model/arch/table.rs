@@ -48,6 +48,10 @@ const SLIDING: Sliding = Sliding {
     rope: WindowedRope::OwnBase,
 };
 
+/// A list says which layers have a window; these do not scale positions.
+const SLIDING_BY_LIST: Sliding =
+    Sliding { size: WindowSize::Required, period: None, rope: WindowedRope::Unscaled(10_000.0), ..SLIDING };
+
 const DENSE: FeedForward = FeedForward {
     activation: Activation::Silu,
     fused_gate_up: false,
@@ -239,12 +243,7 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
             shares_keys: true,
             own_windowed_size: true,
             score_scale: ScoreScale::One,
-            sliding: Some(Sliding {
-                size: WindowSize::Required,
-                period: None,
-                rope: WindowedRope::Unscaled(10_000.0),
-                ..SLIDING
-            }),
+            sliding: Some(SLIDING_BY_LIST),
             ..HEADS_NORMED
         },
         feed_forward: FeedForward {
@@ -453,12 +452,7 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         attention: Attention {
             qk_norm: QkNorm::HeadIfThere,
             gate: AttentionGate::Heads,
-            sliding: Some(Sliding {
-                size: WindowSize::Required,
-                period: None,
-                rope: WindowedRope::Unscaled(10_000.0),
-                ..SLIDING
-            }),
+            sliding: Some(SLIDING_BY_LIST),
             ..ATTENTION
         },
         feed_forward: FeedForward {
@@ -477,12 +471,7 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         attention: Attention {
             own_value_size: true,
             sinks: Sinks::IfThere,
-            sliding: Some(Sliding {
-                size: WindowSize::Required,
-                period: None,
-                rope: WindowedRope::Unscaled(10_000.0),
-                ..SLIDING
-            }),
+            sliding: Some(SLIDING_BY_LIST),
             ..ATTENTION
         },
         feed_forward: FeedForward {
