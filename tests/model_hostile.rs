@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use lwq::gguf::Gguf;
 use lwq::gguf::testing::RawGguf;
-use lwq::model::{ForwardOptions, Model, NoTaps, Overrides, TokenGroup};
+use lwq::model::{ForwardOptions, Model, ModelError, NoTaps, Overrides, TapInput, Taps, TokenGroup};
 
 #[derive(Clone, Debug)]
 enum Key {
@@ -486,6 +486,44 @@ fn a_file_of_many_unknown_keys_gives_few_lines() {
     (0..1000).for_each(|number| spec.set(&format!("mystery.{number}"), Key::U32(7)));
     let found = spec.warnings();
     assert!(found.len() == 21 && found[20].starts_with("980 more"), "{found:?}");
+}
+
+/// Rows that each expert of the first layer with experts saw, none of them empty.
+#[derive(Default)]
+struct ExpertRows(BTreeMap<usize, usize>);
+
+impl Taps for ExpertRows {
+    fn input(&mut self, input: &TapInput<'_>) -> Result<(), ModelError> {
+        if let (Some(expert), true) = (input.expert, input.tensors.contains(&"blk.1.ffn_up_exps.weight")) {
+            assert!(input.rows.iter().all(|row| row.iter().any(|&x| x != 0.0)));
+            *self.0.entry(expert.index).or_default() += input.rows.len();
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn all_experts_see_every_token_and_change_nothing() {
+    let mixtures = sound_models().into_iter().filter(|spec| spec.tensors.contains_key("blk.1.ffn_up_exps.weight"));
+    let mut seen = 0;
+    for spec in mixtures {
+        let gguf = Gguf::from_bytes(spec.build()).unwrap();
+        let model = Model::open(&gguf).unwrap();
+        let run = |all_experts: bool| {
+            let options = ForwardOptions { all_experts, ..ForwardOptions::default() };
+            let pass = model.pass(options, Overrides::new()).unwrap();
+            let mut hidden = pass.embed(Arc::new(TokenGroup::from_sequences([vec![1, 2, 3, 4, 5]]))).unwrap();
+            let mut rows = ExpertRows::default();
+            pass.run_remaining(&mut hidden, &mut rows).unwrap();
+            (hidden.data().to_vec(), rows.0)
+        };
+        let ((chosen, chosen_rows), (all, all_rows)) = (run(false), run(true));
+        assert_eq!(chosen, all, "{}", spec.arch);
+        assert_eq!(chosen_rows.values().sum::<usize>(), 10, "{}", spec.arch);
+        assert_eq!(all_rows, (0..EXPERTS as usize).map(|expert| (expert, 5)).collect(), "{}", spec.arch);
+        seen += 1;
+    }
+    assert!(seen > 5, "{seen}");
 }
 
 #[test]

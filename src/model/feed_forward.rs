@@ -206,7 +206,9 @@ impl<'g> Pass<'_, 'g, '_> {
                 for (row, &(token, weight)) in x.chunks_exact_mut(n_embd).zip(part) {
                     row.copy_from_slice(&input[token * n_embd..][..n_embd]);
                     if weighs_inputs {
-                        math::scale(row, weight);
+                        // One that did not choose the expert is shown as it would be if it had.
+                        let shown = if weight == 0.0 { scores[token * params.count + index] } else { weight };
+                        math::scale(row, shown);
                     }
                 }
                 let mut y = vec![0.0; x.len()];

@@ -166,7 +166,8 @@ fn fixed_pairs(keys: &Keys, arch: &'static Architecture, n_rot: usize) -> Result
         return Err(bad());
     }
     for (section, value) in sections.iter_mut().zip(found.to_i64_vec()?) {
-        *section = usize::try_from(value).ok().filter(|&pairs| pairs <= n_rot).ok_or_else(bad)?;
+        // More pairs than a head has are allowed: what is behind its end is not used.
+        *section = usize::try_from(value).ok().filter(|&pairs| pairs as u64 <= MAX_WIDTH).ok_or_else(bad)?;
     }
     // `llama_hparams::use_mrope`.
     if arch.rope.sections == Sections::IfGiven && (sections[0] == 0 || sections[1] == 0) {
