@@ -121,7 +121,9 @@ pub(crate) fn tensor_digest(path: &Path) -> String {
         .tensors()
         .iter()
         .map(|tensor| {
-            let shape: Vec<String> = tensor.shape.iter().map(u64::to_string).collect();
+            // Of a row that is a vector llama-quantize drops the second dimension.
+            let dims = tensor.shape.iter().rposition(|&dim| dim != 1).map_or(1, |last| last + 1);
+            let shape: Vec<String> = tensor.shape.iter().take(dims).map(u64::to_string).collect();
             let data = hex(&Sha256::digest(gguf.data(tensor).expect("data is readable")));
             format!("{} {} {} {data}\n", tensor.name, tensor.ty.0, shape.join("x"))
         })
