@@ -177,7 +177,7 @@ fn is_neutral(suffix: &str, value: &Value, hparams: &Hparams, metadata: &Metadat
             Value::String(name) => same_activation(name, arch.feed_forward.activation),
             _ => false,
         },
-        "rope.freq_base_swa" => !has_windows || rope.is_none_or(|rope| is(f64::from(rope.base))),
+        "rope.freq_base_swa" => rope.is_none_or(|rope| is(f64::from(rope.base))),
         "rope.dimension_count_swa" => !has_windows || rope.is_none_or(|rope| is(rope.n_rot as f64)),
         "rope.scaling.yarn_beta_fast" => is(32.0) || hparams.rope.scaling != RopeScaling::Yarn,
         "rope.scaling.yarn_beta_slow" => is(1.0) || hparams.rope.scaling != RopeScaling::Yarn,
