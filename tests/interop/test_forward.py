@@ -129,7 +129,7 @@ def rename(model, old, new):
 
 
 REFUSED = {
-    "unknown architecture": (lambda m: setattr(m, "arch", "mystery"), "nearest is llama"),
+    "unknown architecture": (lambda m: setattr(m, "arch", "mystery"), "nearest is qwen2"),
     "missing tensor": (lambda m: m.tensors.pop("blk.1.attn_k.weight"), "blk.1.attn_k.weight is missing"),
     "missing norm": (lambda m: m.tensors.pop("output_norm.weight"), "output_norm.weight is missing"),
     "transposed": (
