@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde::{Serialize, Serializer};
 
-use super::engine::evaluate;
+use super::engine::{evaluate, routes_compare};
 use super::follow::{Follow, KeptScores, until_stopped};
 use super::opened::{Opened, TextOptions, windows_of};
 use super::{
@@ -300,8 +300,7 @@ impl<'a> DivergenceRequest<'a> {
 /// Forward passes over the text: the base, each model, and again those whose routes are forced.
 fn passes_of(opened: &[Opened<'_>], base: Option<&Opened<'_>>, forces: bool) -> usize {
     let Some(base) = base else { return opened.len() };
-    let experts = base.model.experts().filter(|_| forces);
-    let again = opened.iter().filter(|one| experts.is_some() && one.model.experts() == experts);
+    let again = opened.iter().filter(|one| forces && routes_compare(&base.model, &one.model));
     1 + opened.len() + again.count()
 }
 

@@ -12,7 +12,7 @@ use super::divergence::TokenRouting;
 use super::follow::Follow;
 use super::{Divergence, EvalError, LOGITS_CUT, LogitsReader, LogitsWriter, Perplexity, ScoredToken, Windows};
 use crate::model::math::log_sum_exp;
-use crate::model::{ForcedRoutes, HiddenStates, ModelError, NoTaps, Pass, RouteFlips, Routes, Taps, TokenGroup};
+use crate::model::{ForcedRoutes, HiddenStates, Model, ModelError, NoTaps, Pass, RouteFlips, Routes, Taps, TokenGroup};
 use crate::progress::Watch;
 
 /// Tokens of a group: enough to decode the weights seldom, few enough for results at short intervals.
@@ -104,13 +104,17 @@ pub(super) enum RoutingNeeds {
 impl RoutingNeeds {
     fn of(reference: &Reference<'_, '_, '_, '_>, model: &Pass<'_, '_, '_>) -> RoutingNeeds {
         let Reference::Model { pass, forces } = reference else { return RoutingNeeds::Nothing };
-        let (base, model) = (pass.model(), model.model());
-        match base.experts().is_some() && base.experts() == model.experts() && base.n_layer() == model.n_layer() {
+        match routes_compare(pass.model(), model.model()) {
             true if *forces => RoutingNeeds::Forced,
             true => RoutingNeeds::Flips,
             false => RoutingNeeds::Nothing,
         }
     }
+}
+
+/// True if the experts that `model` chooses can be compared with those of `base`.
+pub(super) fn routes_compare(base: &Model<'_>, model: &Model<'_>) -> bool {
+    base.experts().is_some() && base.experts() == model.experts() && base.n_layer() == model.n_layer()
 }
 
 /// Perplexity on windows of tokens that are cut already. `memory` bounds the activations in bytes (default: half of what is

@@ -2,8 +2,7 @@
 
 use std::ops::Range;
 
-use super::error::ModelError;
-use super::taps::{ChosenExperts, TapInput, Taps};
+use super::taps::{ChosenExperts, Taps};
 
 /// The experts of all tokens of a group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,10 +29,6 @@ impl Routes {
 impl Taps for Routes {
     fn wants(&self, _tensor: &str) -> bool {
         false
-    }
-
-    fn input(&mut self, _input: &TapInput<'_>) -> Result<(), ModelError> {
-        Ok(())
     }
 
     fn chosen_experts(&mut self, chosen: &ChosenExperts<'_>) {
@@ -71,10 +66,6 @@ impl Taps for RouteFlips<'_> {
         false
     }
 
-    fn input(&mut self, _input: &TapInput<'_>) -> Result<(), ModelError> {
-        Ok(())
-    }
-
     fn chosen_experts(&mut self, chosen: &ChosenExperts<'_>) {
         let rows = chosen.first_row..chosen.first_row + chosen.experts.len() / chosen.used;
         let Some(expected) = self.routes.of(chosen.layer, rows.clone()) else { return };
@@ -95,10 +86,6 @@ pub struct ForcedRoutes<'a>(pub &'a Routes);
 impl Taps for ForcedRoutes<'_> {
     fn wants(&self, _tensor: &str) -> bool {
         false
-    }
-
-    fn input(&mut self, _input: &TapInput<'_>) -> Result<(), ModelError> {
-        Ok(())
     }
 
     fn forced_experts(&self, layer: usize, rows: Range<usize>, used: usize) -> Option<&[u32]> {

@@ -99,7 +99,9 @@ pub trait Taps {
     ///
     /// # Errors
     /// An error stops the run.
-    fn input(&mut self, input: &TapInput<'_>) -> Result<(), ModelError>;
+    fn input(&mut self, _input: &TapInput<'_>) -> Result<(), ModelError> {
+        Ok(())
+    }
 
     /// Takes the experts that some tokens went to.
     fn chosen_experts(&mut self, _chosen: &ChosenExperts<'_>) {}
@@ -118,9 +120,5 @@ pub struct NoTaps;
 impl Taps for NoTaps {
     fn wants(&self, _tensor: &str) -> bool {
         false
-    }
-
-    fn input(&mut self, _input: &TapInput<'_>) -> Result<(), ModelError> {
-        Ok(())
     }
 }

@@ -288,35 +288,10 @@ pub(in crate::convert) const ROWS: &[Row] = &[
         keys: QWEN35_KEYS,
         ..QWEN35
     },
-    Row {
-        arch: Architecture::named("qwen35moe"),
-        classes: &["Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration"],
-        layout: &[
-            Layout::Part(sizes::delta_nets),
-            Layout::NextNOrStored("mtp_num_hidden_layers"),
-            Layout::SharedWidth("shared_expert_intermediate_size"),
-        ],
-        layer: &[
-            SHIFTED_POST_ATTENTION_NORMS,
-            DELTA_NET,
-            GATED_ATTENTION,
-            SHIFTED_HEAD_NORMS,
-            ROUTER,
-            GATED_SHARED_EXPERT,
-            SHIFTED_NEXTN,
-        ],
-        experts: Some(QWEN_EXPERTS),
-        keys: QWEN35_KEYS,
-        ..QWEN35
-    },
+    QWEN35MOE,
     Row {
         arch: Architecture::named("qwen3next"),
         classes: &["Qwen3NextForCausalLM"],
-        layout: &[
-            Layout::Part(sizes::delta_nets),
-            Layout::NextNOrStored("mtp_num_hidden_layers"),
-            Layout::SharedWidth("shared_expert_intermediate_size"),
-        ],
         layer: &[
             SHIFTED_POST_ATTENTION_NORMS,
             GROUPED_DELTA_NET,
@@ -326,12 +301,10 @@ pub(in crate::convert) const ROWS: &[Row] = &[
             GATED_SHARED_EXPERT,
             SHIFTED_NEXTN,
         ],
-        experts: Some(QWEN_EXPERTS),
         defaults: qwen3_next_defaults,
-        keys: QWEN35_KEYS,
         default_sections: &[],
         settings: &[Setting::NormalizedExperts, Setting::Fixed("decoder_sparse_step", "1")],
-        ..QWEN35
+        ..QWEN35MOE
     },
     Row {
         classes: &["Gemma4ForConditionalGeneration", "Gemma4ForCausalLM"],
@@ -636,6 +609,27 @@ const QWEN35: Row = Row {
     settings: &[Setting::Fixed("attn_output_gate", "true")],
     feed_forward_scales: true,
     ..plain("qwen35")
+};
+const QWEN35MOE: Row = Row {
+    arch: Architecture::named("qwen35moe"),
+    classes: &["Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration"],
+    layout: &[
+        Layout::Part(sizes::delta_nets),
+        Layout::NextNOrStored("mtp_num_hidden_layers"),
+        Layout::SharedWidth("shared_expert_intermediate_size"),
+    ],
+    layer: &[
+        SHIFTED_POST_ATTENTION_NORMS,
+        DELTA_NET,
+        GATED_ATTENTION,
+        SHIFTED_HEAD_NORMS,
+        ROUTER,
+        GATED_SHARED_EXPERT,
+        SHIFTED_NEXTN,
+    ],
+    experts: Some(QWEN_EXPERTS),
+    keys: QWEN35_KEYS,
+    ..QWEN35
 };
 const QWEN35_KEYS: &[Key] =
     &[COMMON, EXPERT_WIDTH, SHARED_WIDTH, Key::Part(hparams::delta_net), Key::Rotated(0.25), Key::Part(hparams::nextn)];

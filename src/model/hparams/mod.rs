@@ -2,11 +2,10 @@
 
 mod experts;
 mod keys;
+mod mixers;
 mod rope;
 
-use super::arch::{
-    Architecture, DeltaNet, Multipliers, QkNorm, RopeFree, ScoreScale, Temperature as TemperatureRow, WindowedRope,
-};
+use super::arch::{Architecture, DeltaNet, Multipliers, WindowedRope};
 use super::error::ModelError;
 use super::nearest;
 use crate::gguf::Gguf;
@@ -186,7 +185,7 @@ impl Hparams {
         let epsilon_key = "attention.layer_norm_rms_epsilon";
         let norm_epsilon = keys.non_negative(epsilon_key)?.ok_or_else(|| keys.missing(epsilon_key))?;
         let factors = Factors::read(&keys, arch, n_embd, layers.run)?;
-        let (rope, mixers) = mixers(&keys, arch, layers, n_embd, n_ctx_train, &factors)?;
+        let (rope, mixers) = mixers::read(&keys, arch, layers, [n_embd, n_ctx_train], &factors)?;
         let has_experts = experts::expert_layers(&keys, arch, layers)?;
         let clamps =
             [clamps(&keys, arch, "swiglu_clamp_exp", layers)?, clamps(&keys, arch, "swiglu_clamp_shexp", layers)?];
@@ -302,205 +301,6 @@ fn clamps(keys: &Keys, arch: &Architecture, suffix: &str, layers: Layers) -> Res
     };
     let limits = limits.unwrap_or_else(|| vec![0.0; layers.run]);
     Ok(limits.into_iter().map(|limit| Some(limit).filter(|&limit| limit > 1e-6)).collect())
-}
-
-/// What mixes tokens in each layer.
-fn mixers(
-    keys: &Keys,
-    arch: &'static Architecture,
-    layers: Layers,
-    n_embd: usize,
-    n_ctx_train: usize,
-    factors: &Factors,
-) -> Result<(RopeSettings, Vec<Mixer>), ModelError> {
-    let (n_head, n_head_kv) = heads(keys, layers)?;
-    let (head, head_windowed) = (head_sizes(keys, arch, n_embd, &n_head)?, windowed_head_sizes(keys)?);
-    let (settings, rope) = rope::settings(keys, arch, n_ctx_train, head.0)?;
-    let windows = rope::windows(keys, arch, layers)?;
-    let head_windowed = match (arch.attention.own_windowed_size, head_windowed) {
-        (true, (k, v)) => (k.unwrap_or(head.0), v.unwrap_or(head.1)),
-        (false, (k, v)) => {
-            for (suffix, found) in [("attention.key_length_swa", k), ("attention.value_length_swa", v)] {
-                if let Some(found) = found.filter(|&found| found != head.0) {
-                    return Err(keys.bad(suffix, found, format!("the key length {}", head.0)));
-                }
-            }
-            head
-        }
-    };
-    if head_windowed.0 != head_windowed.1 && !arch.attention.own_value_size {
-        return Err(keys.bad(
-            "attention.value_length_swa",
-            head_windowed.1,
-            format!("the key length {}", head_windowed.0),
-        ));
-    }
-    let any_window = windows.iter().any(Option::is_some);
-    let windowed_rope = match any_window {
-        true => rope::windowed_rope(keys, arch, rope, head_windowed.0)?,
-        false => rope,
-    };
-    let delta = delta_layers(keys, arch, layers)?;
-    let shared = shared_keys(keys, arch, &windows, layers)?;
-    let value_scale = match arch.attention.own_value_size {
-        true => keys.finite("attention.value_scale")?.filter(|&scale| scale != 0.0 && scale != 1.0),
-        false => None,
-    };
-    let mut mixers = Vec::with_capacity(layers.run);
-    for (il, window) in windows.iter().enumerate() {
-        if let Some((_, shape)) = delta.as_ref().filter(|(layers, _)| layers[il]) {
-            mixers.push(Mixer::DeltaNet(*shape));
-            continue;
-        }
-        if n_head[il] == 0 {
-            return Err(keys.bad("attention.head_count", 0, "at least 1"));
-        }
-        if n_head_kv[il] == 0 || n_head[il] % n_head_kv[il] != 0 {
-            let expected = format!("a divisor of the head count {}", n_head[il]);
-            return Err(keys.bad("attention.head_count_kv", n_head_kv[il], expected));
-        }
-        let (head_k, head_v) = if window.is_some() { head_windowed } else { head };
-        let free = match arch.rope.free {
-            RopeFree::None => false,
-            RopeFree::Every(every) => (il + 1) % every == 0,
-            RopeFree::SeeingAll => any_window && window.is_none(),
-        };
-        let rotates = factors.rotates && !free;
-        let rope = if window.is_some() { windowed_rope } else { rope };
-        let usual_scale = match arch.attention.score_scale {
-            ScoreScale::One => 1.0,
-            by if by.is_by_embedding(layers.run) => 1.0 / ((n_embd / n_head[il]) as f32).sqrt(),
-            _ => 1.0 / (head_k as f32).sqrt(),
-        };
-        let many_experts = keys.count("expert_count", u64::MAX)? == Some(128);
-        mixers.push(Mixer::Attention(AttentionShape {
-            n_head: n_head[il],
-            n_head_kv: n_head_kv[il],
-            head_k,
-            head_v,
-            score_scale: factors.scores.unwrap_or(usual_scale),
-            value_scale,
-            window: *window,
-            rope: rotates.then_some(rope),
-            temperature: temperature(keys, arch, &settings, rotates)?,
-            unweighted_norm: arch.attention.qk_norm == QkNorm::Unweighted && rotates && !many_experts,
-            keys_of: shared[il],
-            keys_are_kept: shared.contains(&Some(il)),
-        }));
-    }
-    Ok((settings, mixers))
-}
-
-fn heads(keys: &Keys, layers: Layers) -> Result<(Vec<usize>, Vec<usize>), ModelError> {
-    let suffix = "attention.head_count";
-    let n_head = keys.per_layer(suffix, layers)?.ok_or_else(|| keys.missing(suffix))?;
-    let n_head_kv = keys.per_layer("attention.head_count_kv", layers)?.unwrap_or_else(|| n_head.clone());
-    Ok((n_head, n_head_kv))
-}
-
-/// Values of a key's and of a value's head.
-fn head_sizes(keys: &Keys, arch: &Architecture, n_embd: usize, n_head: &[usize]) -> Result<(usize, usize), ModelError> {
-    let usual = || match n_head.iter().find(|&&heads| heads > 0).map(|heads| n_embd / heads) {
-        None => Err(keys.bad("attention.head_count", 0, "at least 1")),
-        Some(0) => Err(keys.bad("attention.head_count", n_head[0], format!("at most embedding_length {n_embd}"))),
-        Some(head) => Ok(head),
-    };
-    let size = |suffix: &str| match keys.optional_positive(suffix, MAX_WIDTH)? {
-        Some(size) => Ok(size),
-        None => usual(),
-    };
-    let (head_k, head_v) = (size("attention.key_length")?, size("attention.value_length")?);
-    if head_k != head_v && !arch.attention.own_value_size {
-        return Err(keys.bad("attention.value_length", head_v, format!("the key length {head_k}")));
-    }
-    Ok((head_k, head_v))
-}
-
-fn windowed_head_sizes(keys: &Keys) -> Result<(Option<usize>, Option<usize>), ModelError> {
-    let size = |suffix: &str| keys.optional_positive(suffix, MAX_WIDTH);
-    Ok((size("attention.key_length_swa")?, size("attention.value_length_swa")?))
-}
-
-fn temperature(
-    keys: &Keys,
-    arch: &Architecture,
-    rope: &RopeSettings,
-    rotates: bool,
-) -> Result<Option<Temperature>, ModelError> {
-    Ok(match arch.attention.temperature {
-        TemperatureRow::None => None,
-        TemperatureRow::ByKey => {
-            let scale = keys.finite("attention.temperature_scale")?.filter(|&scale| scale != 0.0);
-            scale.map(|scale| Temperature { scale, length: rope.n_ctx_original as f32, offset: 0.0 })
-        }
-        TemperatureRow::RopeFree { scale, length, offset } => {
-            (!rotates).then_some(Temperature { scale, length, offset })
-        }
-    })
-}
-
-/// Which layers have a delta net, and its dimensions.
-fn delta_layers(
-    keys: &Keys,
-    arch: &Architecture,
-    layers: Layers,
-) -> Result<Option<(Vec<bool>, DeltaShape)>, ModelError> {
-    let Some(row) = arch.delta_net else { return Ok(None) };
-    let recurrent = match keys.flags("attention.recurrent_layers", layers)? {
-        Some(flags) => flags,
-        None => {
-            let every = keys.optional_positive("full_attention_interval", MAX_LAYERS)?.unwrap_or(4);
-            (1..=layers.run).map(|nth| nth % every != 0).collect()
-        }
-    };
-    /// Far above any model's; a convolution of more taps than tokens is no short one.
-    const MAX_KERNEL: u64 = 1024;
-    let shape = DeltaShape {
-        row,
-        n_key: keys.required_count("ssm.group_count", MAX_WIDTH)?,
-        n_value: keys.required_count("ssm.time_step_rank", MAX_WIDTH)?,
-        head: keys.required_count("ssm.state_size", MAX_WIDTH)?,
-        kernel: keys.required_count("ssm.conv_kernel", MAX_KERNEL)?,
-    };
-    if !shape.n_value.is_multiple_of(shape.n_key) {
-        let expected = format!("a divisor of ssm.time_step_rank, {}", shape.n_value);
-        return Err(keys.bad("ssm.group_count", shape.n_key, expected));
-    }
-    let inner = keys.required_count("ssm.inner_size", MAX_WIDTH)?;
-    if shape.n_value.checked_mul(shape.head) != Some(inner) {
-        let expected = format!("time_step_rank {} times state_size {}", shape.n_value, shape.head);
-        return Err(keys.bad("ssm.inner_size", inner, expected));
-    }
-    Ok(Some((recurrent, shape)))
-}
-
-/// The layer whose keys and values each layer uses instead of its own.
-fn shared_keys(
-    keys: &Keys,
-    arch: &Architecture,
-    windows: &[Option<Window>],
-    layers: Layers,
-) -> Result<Vec<Option<usize>>, ModelError> {
-    let suffix = "attention.shared_kv_layers";
-    let sharing = match arch.attention.shares_keys {
-        true => keys.count(suffix, MAX_LAYERS)?.unwrap_or(0),
-        false => 0,
-    };
-    if sharing == 0 {
-        return Ok(vec![None; layers.run]);
-    }
-    // The last layers with keys of their own are one of each kind: with a window, then without.
-    let bad = |expected: &str| keys.bad(suffix, sharing, expected);
-    let own =
-        layers.run.checked_sub(sharing).filter(|&own| own >= 2).ok_or_else(|| bad("all layers but two or more"))?;
-    let source = |il: usize| if windows[il].is_some() { own - 2 } else { own - 1 };
-    let sources = (0..layers.run).map(|il| (il >= own).then(|| source(il)));
-    let sources: Vec<Option<usize>> = sources.collect();
-    let same_kind = |il: usize, source: usize| windows[il].is_some() == windows[source].is_some();
-    match sources.iter().enumerate().all(|(il, source)| source.is_none_or(|source| same_kind(il, source))) {
-        true => Ok(sources),
-        false => Err(bad("layers behind one with a window and one without")),
-    }
 }
 
 /// True if the file's window rule has a rotary base of its own.

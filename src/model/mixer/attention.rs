@@ -40,7 +40,7 @@ impl<'g> Heads<'_, '_, 'g, '_> {
     /// Mixed values of all heads, `[rows of the tile, n_head * head_v]`. Keys and values come from `earlier` where the layer
     /// has none of its own, and are added to `kept` where later layers need them.
     pub(super) fn mix(
-        &mut self,
+        &self,
         group: &TokenGroup,
         input: &[f32],
         rope: Option<&RopeTable>,

@@ -55,7 +55,7 @@ impl<'g> Pass<'_, 'g, '_> {
             let input = normed.as_deref().unwrap_or(residual);
             let (mixed, output) = match (&h.layers[il].mixer, &layer.mixer) {
                 (Mixer::Attention(shape), MixerWeights::Attention(weights)) => {
-                    let mut heads = attention::Heads { pass: self, shape, weights, tile: &tile, place };
+                    let heads = attention::Heads { pass: self, shape, weights, tile: &tile, place };
                     let mixed =
                         heads.mix(&group, input, rope.as_ref(), hidden.kept(shape.keys_of)?, &mut kept, taps)?;
                     (mixed, &weights.output)
