@@ -354,6 +354,7 @@ fn mimo2() -> Spec {
         ("attention.sliding_window", 3),
         ("attention.key_length", 4),
         ("attention.value_length", 3),
+        ("attention.value_length_swa", 3),
         ("expert_feed_forward_length", FF as u32),
     ]);
     spec.set("attention.sliding_window_pattern", Key::I32s(vec![0, 1]));

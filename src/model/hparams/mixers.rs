@@ -152,8 +152,8 @@ fn head_sizes(keys: &Keys, arch: &Architecture, n_embd: usize, n_head: &[usize])
 fn windowed_head_sizes(keys: &Keys, arch: &Architecture, head: (usize, usize)) -> Result<(usize, usize), ModelError> {
     let row = &arch.attention;
     let size = |suffix: &str, usual: usize| match keys.optional_positive(suffix, MAX_WIDTH)? {
-        Some(found) if !row.own_windowed_size && found != head.0 => {
-            Err(keys.bad(suffix, found, format!("the key length {}", head.0)))
+        Some(found) if !row.own_windowed_size && found != usual => {
+            Err(keys.bad(suffix, found, format!("{usual} as in layers without a window")))
         }
         Some(found) if row.own_windowed_size => Ok(found),
         _ => Ok(usual),
