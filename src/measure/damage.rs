@@ -84,6 +84,10 @@ impl DamageModel<'_> {
     /// were not measured.
     pub fn damage(&self, tensor: &str, error: f64) -> Option<f64> {
         let known = self.sensitivity.tensor(tensor)?;
+        // No probe was made of what no pass runs, so it does no damage that could be measured.
+        if known.probes.is_empty() {
+            return Some(0.0);
+        }
         if let Some(around) = self.around
             && let (Some(drop), Some(chosen)) = (around.drops.get(tensor), around.types.get(tensor))
             && let Some(&chosen_error) = known.errors.get(chosen)

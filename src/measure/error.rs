@@ -6,6 +6,7 @@ use crate::model::ModelError;
 use crate::moments::MomentsError;
 use crate::progress::Interrupted;
 use crate::recipe::RecipeError;
+use crate::recipe::mtp::MtpError;
 use crate::rows::RowError;
 use crate::text::TextError;
 
@@ -52,6 +53,14 @@ pub enum MeasureError {
         file: String,
         /// Which one and why.
         source: RecipeError,
+    },
+    /// The metadata do not say which blocks are layers.
+    #[error("{file}: {source}")]
+    Blocks {
+        /// The model.
+        file: String,
+        /// What is wrong.
+        source: MtpError,
     },
     /// No tensor's type can be chosen.
     #[error("{file}: holds no tensor that can be quantized; there is nothing to plan")]

@@ -9,7 +9,7 @@ use crate::gguf::{Gguf, TensorInfo, TensorType};
 use crate::imatrix::{EntryFilter, Imatrix, ModelTensor, Named, Need, match_to_model};
 use crate::moments::{has_input, output_tensor};
 use crate::recipe::candidates::{Legal, Rules, legal_types};
-use crate::recipe::{TensorDesc, output_order, roles};
+use crate::recipe::{TensorDesc, mtp, output_order, roles};
 use crate::rounding::RoundingMethod;
 
 /// A file that a result depends on.
@@ -79,7 +79,8 @@ impl<'a> Inventory<'a> {
         let legal = legal_types(&descriptions, rules, weighted, has_data)
             .map_err(|source| MeasureError::Types { file: file(), source })?;
         notes.extend(legal.notes);
-        let inventory = Inventory { gguf, tensors, legal: legal.tensors, importance, token_frequencies };
+        let unmeasured = fix_unmeasured(gguf, &tensors, legal.tensors)?;
+        let inventory = Inventory { gguf, tensors, legal: unmeasured, importance, token_frequencies };
         if inventory.choosable().next().is_none() {
             return Err(MeasureError::NothingToChoose { file: file() });
         }
@@ -113,6 +114,26 @@ impl<'a> Inventory<'a> {
         let rows = tensor.rows_per_matrix() as usize;
         Some(tokens.iter().flat_map(|&tokens| std::iter::repeat_n(tokens as f64, rows)).collect())
     }
+}
+
+/// Blocks for multi-token prediction have no part in the logits that are measured, so nothing says what their bits are worth:
+/// their matrices get 8 bits, or the largest type that they may have.
+fn fix_unmeasured(gguf: &Gguf, tensors: &[&TensorInfo], legal: Vec<Legal>) -> Result<Vec<Legal>, MeasureError> {
+    let blocks = match gguf.metadata().str("general.architecture").ok().flatten() {
+        Some(architecture) => mtp::mtp_blocks(architecture, gguf.metadata())
+            .map_err(|source| MeasureError::Blocks { file: printable(gguf.label()), source })?,
+        None => 0..0,
+    };
+    let bits = |ty: &TensorType| ty.info().map_or(0.0, |info| info.bits_per_weight());
+    let fixed = |(tensor, legal): (&&TensorInfo, Legal)| match legal {
+        Legal::Types(types) if roles::split_block(&tensor.name).is_some_and(|(block, _)| blocks.contains(&block)) => {
+            let usual = types.iter().find(|ty| **ty == TensorType::Q8_0);
+            let chosen = usual.or_else(|| types.iter().max_by(|a, b| bits(a).total_cmp(&bits(b))));
+            Legal::Types(chosen.copied().into_iter().collect())
+        }
+        other => other,
+    };
+    Ok(tensors.iter().zip(legal).map(fixed).collect())
 }
 
 fn match_importance(

