@@ -29,6 +29,9 @@ struct RunArgs {
     /// Use bfloat16 products where the CPU has them
     #[arg(long)]
     fast: bool,
+    /// GELU from a table of 16-bit floats
+    #[arg(long)]
+    tabled_gelu: bool,
 }
 
 /// Write the logits of every token, little-endian f32 rows, to stdout
@@ -73,6 +76,7 @@ impl RunArgs {
         ForwardOptions {
             precision: if self.fast { Precision::Fast } else { Precision::Accurate },
             activations: self.activations.into(),
+            tabled_gelu: self.tabled_gelu,
             ..ForwardOptions::default()
         }
     }

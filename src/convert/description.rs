@@ -93,15 +93,24 @@ pub(super) fn base_model(folder: &Folder) -> Option<String> {
     values.into_iter().next().filter(|name| !name.is_empty())
 }
 
-/// Words of a folder's name, capitalized unless they are numbers, versions or capitalized already.
+/// Words of a folder's name, capitalized unless they are numbers, versions or capitalized already. So are the parts of a
+/// word, behind an underscore or a digit.
 fn title(name: &str) -> String {
     let word = |word: &str| {
         let version = word.strip_prefix('v').unwrap_or(word).starts_with(|c: char| c.is_ascii_digit());
-        let mut chars = word.chars();
-        match chars.next() {
-            Some(first) if !version && word == word.to_lowercase() => first.to_uppercase().chain(chars).collect(),
-            _ => word.to_owned(),
+        if version || word != word.to_lowercase() {
+            return word.to_owned();
         }
+        let mut capitalized = String::with_capacity(word.len());
+        let mut inside = false;
+        for c in word.chars() {
+            match inside {
+                true => capitalized.push(c),
+                false => capitalized.extend(c.to_uppercase()),
+            }
+            inside = c.is_alphabetic();
+        }
+        capitalized
     };
     let words: Vec<String> = name.replace('-', " ").split_whitespace().map(word).collect();
     if words.is_empty() { "model".to_owned() } else { words.join(" ") }
@@ -180,6 +189,7 @@ mod tests {
     fn names_become_titles() {
         assert_eq!(title("doclet-4m-hf"), "Doclet 4m Hf");
         assert_eq!(title("Qwen2.5-Coder-1.5B-instruct-v0.3"), "Qwen2.5 Coder 1.5B Instruct v0.3");
+        assert_eq!(title("my_model-glm4moe_7b-V2_x"), "My_Model Glm4Moe_7B V2_x");
         assert_eq!(title(""), "model");
     }
 

@@ -156,7 +156,7 @@ impl<'g> Pass<'_, 'g, '_> {
         match (self.model.hparams.arch.feed_forward.activation, clamp) {
             (Activation::Silu, None) => math::silu_mul(gate, up),
             (Activation::Silu, Some(limit)) => math::silu_clamped_mul(gate, up, limit),
-            (Activation::Gelu, _) => math::gelu_mul(gate, up),
+            (Activation::Gelu, _) => self.gelu_mul(gate, up),
             (Activation::SwigluOai, _) => math::swiglu_oai_mul(gate, up),
         }
     }

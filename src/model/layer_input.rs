@@ -110,7 +110,7 @@ impl<'g> Pass<'_, 'g, '_> {
         let mut product = ProductInput::new(residual, h.n_embd, self.options.precision);
         self.linear(&weights.gate, 0, &mut product, &mut gate, place)?;
         let mut gated = own.to_vec();
-        gated.par_chunks_mut(width).zip(gate.par_chunks(width)).for_each(|(own, gate)| math::gelu_mul(gate, own));
+        gated.par_chunks_mut(width).zip(gate.par_chunks(width)).for_each(|(own, gate)| self.gelu_mul(gate, own));
         self.tap(&[weights.proj.weight.name], place.layer, None, &gated, width, taps)?;
         let mut added = vec![0.0; residual.len()];
         let mut product = ProductInput::new(&gated, width, self.options.precision);

@@ -29,6 +29,7 @@ mod activation_rounding;
 mod arch;
 mod error;
 mod feed_forward;
+mod gelu;
 mod group;
 mod head;
 mod hparams;

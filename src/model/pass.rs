@@ -55,6 +55,8 @@ pub struct ForwardOptions {
     pub precision: Precision,
     /// Rounding of their inputs.
     pub activations: Activations,
+    /// GELU is looked up in 16 bits as on ggml's CPU backend, which [`Activations::Ggml`] always does.
+    pub tabled_gelu: bool,
     /// Every token goes through all experts of a layer, those that it did not choose without weight in the output: taps see
     /// the inputs of each.
     pub all_experts: bool,
@@ -67,6 +69,7 @@ impl Default for ForwardOptions {
         ForwardOptions {
             precision: Precision::Accurate,
             activations: Activations::Unrounded,
+            tabled_gelu: false,
             all_experts: false,
             cancel: None,
         }

@@ -194,7 +194,7 @@ def minimax_m2():
     model = HfModel(
         "minimax_m2", "minimax_m2", ["MiniMaxM2ForCausalLM"], "minimax-m2", head=32, rope_theta=5e6, rotary_dim=16,
         num_local_experts=N_EXPERT, num_experts_per_tok=N_EXPERT_USED, scoring_func="sigmoid", use_qk_norm=True,
-        tie_word_embeddings=False,
+        tie_word_embeddings=False, partial_rotary_factor=0.5,
     )
     model.config["intermediate_size"] = N_FF_EXP
     tokens = [("]~!b[", True), ("]~b]", True), ("[e~[", True), ("<think>", False)]
@@ -372,7 +372,7 @@ def glm_tokenizer(model):
 
 
 def glm4():
-    model = HfModel("glm4", "glm4", ["Glm4ForCausalLM"], "glm4", head=32, rope_theta=1e4, partial_rotary_factor=0.5)
+    model = HfModel("glm4", "glm4", ["Glm4ForCausalLM"], "glm4", head=32, rope_theta=1e4, partial_rotary_factor=0.5, pad_token_id=None)
     glm_tokenizer(model)
     blocks = Blocks(model.body())
     for il in range(2):
@@ -387,7 +387,8 @@ def glm4moe(norms=True, nextn=1):
     model = HfModel(
         f"glm4moe-{norms}", "glm4_moe", ["Glm4MoeForCausalLM"], "glm4", head=32, rope_theta=1e6, partial_rotary_factor=0.5,
         n_routed_experts=N_EXPERT, n_shared_experts=1, first_k_dense_replace=1, num_nextn_predict_layers=nextn,
-        routed_scaling_factor=2.5, use_qk_norm=norms, num_hidden_layers=3, eos_token_id=[268, 270], **EXPERTS,
+        routed_scaling_factor=2.5, use_qk_norm=norms, num_hidden_layers=3, eos_token_id=[268, 270], attention_bias=not norms,
+        **EXPERTS,
     )
     glm_tokenizer(model)
     blocks = Blocks(model.body())
@@ -473,9 +474,8 @@ def exaone4(window=True):
         "exaone4", "exaone4", ["Exaone4ForCausalLM"], "exaone4", rope_theta=1e6, num_hidden_layers=4, head_dim=HEAD,
         sliding_window=64 if window else None, sliding_window_pattern="LLLG" if window else None,
         rope_scaling={**hf_models.LLAMA3_SCALING, "factor": 16.0},
+        layer_types=["sliding_attention" if window else "full_attention"] * 3 + ["full_attention"],
     )
-    if window:
-        model.config["layer_types"] = ["sliding_attention"] * 3 + ["full_attention"]
     model.tokenizer(write_byte_level, [byte_level(True)], [("[|endofturn|]", True), ("[BOS]", True)],
                     {"eos_token": "[|endofturn|]", "bos_token": "[BOS]"})
     blocks = Blocks(model.body(tied=not window))
@@ -492,7 +492,7 @@ def exaone_moe(nextn=1):
         "exaone_moe", "exaone_moe", ["ExaoneMoEForCausalLM" if nextn else "ExaoneMoeForCausalLM"], "exaone-moe", rope_theta=1e6,
         num_hidden_layers=4, head_dim=HEAD, sliding_window=64, sliding_window_pattern="LLLG", num_experts=N_EXPERT,
         num_shared_experts=1, norm_topk_prob=True, routed_scaling_factor=2.5, n_group=1, topk_group=1,
-        scoring_func="sigmoid", tie_word_embeddings=False, **EXPERTS,
+        scoring_func="sigmoid", tie_word_embeddings=False, layer_types=["sliding_attention"] * 3 + ["full_attention"], **EXPERTS,
     )
     model.config |= {"num_nextn_predict_layers": 1, "first_k_dense_replace": 1} if nextn else {"first_last_k_dense_replace": 1}
     regex = hf_models.CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
@@ -600,7 +600,7 @@ def afmoe():
     model = HfModel(
         "afmoe", "afmoe", ["AfmoeForCausalLM"], "llama-bpe", head=24, rope_theta=1e4, num_experts=N_EXPERT,
         num_shared_experts=1, num_dense_layers=1, route_norm=True, route_scale=2.826, sliding_window=64, score_func="sigmoid",
-        global_attn_every_n_layers=4, n_group=1, topk_group=1, num_hidden_layers=4, tie_word_embeddings=False,
+        global_attn_every_n_layers=4, n_group=1, topk_group=1, num_hidden_layers=4, tie_word_embeddings=False, mup_enabled=True,
         layer_types=["sliding_attention"] * 3 + ["full_attention"], **EXPERTS,
     )
     model.tokenizer(write_byte_level, [split(LLAMA3), byte_level()], QWEN_TOKENS, QWEN_CONFIG, ignore_merges=True)

@@ -505,7 +505,7 @@ def phi3():
     factors = {"long_factor": [1 + 0.25 * i for i in range(rotated // 2)], "short_factor": [1 + 0.05 * i for i in range(rotated // 2)]}
     model = HfModel(
         "phi3", "phi3", ["Phi3ForCausalLM"], "-", rope_theta=10000.0, sliding_window=300,
-        rope_scaling={"type": "longrope", **factors}, original_max_position_embeddings=256,
+        rope_scaling={"type": "longrope", **factors}, original_max_position_embeddings=256, pad_token_id=None,
     )
     model.tokenizer(write_sentencepiece, {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False},
                     [(300, "<|endoftext|>", True), (301, "<|user|>", True), (302, "<|code|>", False)])
@@ -515,7 +515,7 @@ def phi3():
 def phi4mini():
     model = HfModel(
         "phi4mini", "phi3", ["Phi3ForCausalLM"], "gpt-4o", rope_theta=10000.0, sliding_window=None,
-        partial_rotary_factor=0.75, rope_scaling=None, original_max_position_embeddings=512, bos_token_id=268,
+        partial_rotary_factor=0.75, rope_scaling=None, original_max_position_embeddings=512, bos_token_id=268, pad_token_id=None,
     )
     steps = [split(GPT4O, "Removed", True), byte_level()]
     config = {"tokenizer_class": "GPT2Tokenizer", "bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
@@ -524,7 +524,7 @@ def phi4mini():
 
 
 def smollm3():
-    model = HfModel("smollm3", "smollm3", ["SmolLM3ForCausalLM"], "smaug-bpe", rope_theta=2e6, no_rope_layer_interval=4)
+    model = HfModel("smollm3", "smollm3", ["SmolLM3ForCausalLM"], "smaug-bpe", rope_theta=2e6, no_rope_layer_interval=4, pad_token_id=None)
     model.tokenizer(write_byte_level, [split(LLAMA3), byte_level()], ENDS, {"eos_token": "<|end_of_text|>"})
     return model.body(tied=True).layers().dense()
 
@@ -548,7 +548,10 @@ def seed_oss():
 
 def vision_part(model, prefix):
     """A tower that stays out, and the names of newer files."""
-    model.config["vision_config"] = {"hidden_size": 8, "deepstack_visual_indexes": [1, 3]}
+    model.config["vision_config"] = {
+        "hidden_size": 8, "num_heads": 1, "depth": 4, "intermediate_size": 8, "out_hidden_size": N_EMBD,
+        "deepstack_visual_indexes": [1, 3],
+    }
     model.tensors = {name.replace("model.", prefix, 1): values for name, values in model.tensors.items()}
     model.matrix("model.visual.blocks.0.attn.qkv", 24, 8)
     return model
@@ -571,8 +574,9 @@ def qwen3vl(experts=False):
     model.tokenizer(write_byte_level, [split(QWEN2), byte_level()], QWEN_TOKENS, QWEN_CONFIG)
     model.body(tied=not experts).layers(head_norms=True)
     if experts:
-        text |= {"num_experts": N_EXPERT, "num_experts_per_tok": N_EXPERT_USED, "moe_intermediate_size": N_FF_EXP}
-        model.experts("mlp", ("gate_proj", "up_proj", "down_proj"), N_FF_EXP, stacked=True)
+        text |= {"num_experts": N_EXPERT, "num_experts_per_tok": N_EXPERT_USED, "moe_intermediate_size": 48}
+        # No matrix is square, so that shapes tell which way the experts lie.
+        model.experts("mlp", ("gate_proj", "up_proj", "down_proj"), 48, stacked=True)
         for name in [name for name in model.tensors if name.endswith(("gate_up_proj", "down_proj"))]:
             model.tensors[name] = np.ascontiguousarray(model.tensors[name].swapaxes(1, 2))
     else:

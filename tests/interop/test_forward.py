@@ -45,7 +45,8 @@ def both_logits(path, sequences, tmp_path):
     reference.close()
     assert np.isfinite(want).all()
     assert want.std() > 0.3, "the random model says nothing"
-    got = lwq_logits(path, sequences, tmp_path)
+    # ggml's CPU backend looks GELU up in a table of 16-bit floats, whatever the weights.
+    got = lwq_logits(path, sequences, tmp_path, "--tabled-gelu")
     assert got.shape == want.shape
     return want, got
 
@@ -55,9 +56,8 @@ def test_logits_agree_with_llama_cpp(name, tmp_path):
     path = (CAUSAL | BOTH_WAYS)[name]().write(tmp_path / f"{name}.gguf")
     want, got = both_logits(path, random_sequences(N_VOCAB, 2), tmp_path)
     kl = kl_divergence(want, got)
-    # Both ways every sum runs over the whole sequence, so roundings differ in more terms. ggml looks GELU up in a table of
-    # 16-bit floats, which more layers amplify.
-    limit = 1e-5 if name in tiny_gemma4.MODELS else 1e-6 if name in CAUSAL else 3e-6
+    # Both ways every sum runs over the whole sequence, so roundings differ in more terms.
+    limit = 1e-6 if name in CAUSAL else 3e-6
     assert kl.max() < limit, f"{name}: worst KL divergence {kl.max():.3g}, mean {kl.mean():.3g}"
     assert (want.argmax(-1) == got.argmax(-1)).all()
 

@@ -54,6 +54,8 @@ class Gemma4(LayeredModel):
         self.matrix(f"blk.{il}.inp_gate.weight", N_EMBD, self.n_input)
         self.matrix(f"blk.{il}.proj.weight", self.n_input, N_EMBD)
         self.norms_at(il, "post_norm")
+        # A sum of few terms: where one of them falls to the other side of a step of ggml's GELU, it shows.
+        self.tensors[f"blk.{il}.post_norm.weight"] /= 4
 
     def output_scale_at(self, il):
         self.tensors[f"blk.{il}.layer_output_scale.weight"] = np.array([0.5 + 0.2 * il], dtype=np.float32)

@@ -311,7 +311,7 @@ impl Planner<'_> {
             if planner.names.contains_key(&weight) { weight } else { name.to_owned() }
         };
         let (fused_weight, down_weight) = (spelled(self, &fused), spelled(self, &down));
-        if names.transposed && self.is_transposed(&fused_weight) {
+        if names.transposed && self.are_transposed(&fused_weight, &down_weight) {
             let fused = self.require(&fused_weight, &[count, width, 2 * inner])?;
             let down = self.require(&down_weight, &[count, inner, width])?;
             let (up, step) = if names.interleaved { (1, 2) } else { (inner, 1) };
@@ -375,11 +375,15 @@ impl Planner<'_> {
         self.names.contains_key(&switched[0]).then_some(switched)
     }
 
-    /// True for experts whose inputs are rows, where a product is `x W`.
-    fn is_transposed(&self, name: &str) -> bool {
-        let Some(index) = self.names.get(name) else { return false };
-        let weight = &self.plan.weights[*index];
-        weight.coded().is_none() && weight.shape == [self.sizes.experts, self.sizes.width, 2 * self.sizes.expert_width]
+    /// True for experts whose inputs are rows, where a product is `x W`. transformers 5 saves those of some classes the
+    /// other way than transformers 4 did. Where gate and up together are square, `down` tells.
+    fn are_transposed(&self, fused: &str, down: &str) -> bool {
+        let (count, inner, width) = (self.sizes.experts, self.sizes.expert_width, self.sizes.width);
+        let has = |name, shape: [u64; 3]| {
+            let weight = self.names.get(name).map(|index| &self.plan.weights[*index]);
+            weight.is_some_and(|weight| weight.coded().is_none() && weight.shape == shape)
+        };
+        has(fused, [count, width, 2 * inner]) && (width != 2 * inner || !has(down, [count, width, inner]))
     }
 
     /// An equal head is left out; another is written, with a warning. False if it is left out.
