@@ -7,6 +7,7 @@ mod cli;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    lwq::os::keep_freed_memory();
     lwq::interrupt::install_handlers();
     cli::main()
 }

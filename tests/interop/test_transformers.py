@@ -12,7 +12,7 @@ import hf_families
 import hf_models
 import numpy as np
 import pytest
-from hf_models import N_VOCAB
+from conftest import configurations
 from llama_reference import kl_divergence
 from test_convert import GOLDEN, LWQ, convert, facts
 
@@ -25,6 +25,11 @@ FOREIGN = {
     "mimo2", "mimo2-fused", "minicpm", "minicpm-plain", "qwen35-fp8", "qwen35-nvfp4", "step35", "step35-trunk",
 }
 NAMES = [name for name in (*hf_models.MODELS, *hf_models.FAMILIES, *hf_families.FAMILIES) if name not in FOREIGN]
+# One for each kind of part and of folder; the others run with --all-configs.
+CHOSEN = {
+    "exaone_moe", "gemma3", "gemma4-moe", "gemma4-small", "glm4moe", "hunyuan_dense", "llama", "llama4", "minimax_m2", "mistral3",
+    "qwen35moe", "qwen3next", "qwen3vlmoe",
+}
 # llama.cpp computes these otherwise than transformers; lwq follows it (see test_forward.py).
 COMPUTED_OTHERWISE = {
     "exaone4": "windows in models of 64 layers only",
@@ -42,9 +47,10 @@ OWN = {"llama": "self_attn.o_proj.bias"}
 
 
 @pytest.fixture(scope="session")
-def saved(tmp_path_factory):
+def saved(request, tmp_path_factory):
     folders, out = tmp_path_factory.mktemp("folders"), tmp_path_factory.mktemp("saved")
-    for name in NAMES:
+    wanted = [item for item in request.session.items if "saved" in getattr(item, "fixturenames", ())]
+    for name in sorted({item.callspec.params["name"] for item in wanted}):
         folder = hf_families.make(name).write(folders / name)
         np.save(folder / "tokens.npy", np.random.default_rng(7).integers(0, 250, (2, 96)).astype(np.int32))
     peer = os.path.join(os.path.dirname(__file__), "transformers_peer.py")
@@ -57,7 +63,7 @@ def saved(tmp_path_factory):
     return folders, out, found
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", configurations(NAMES, CHOSEN))
 def test_the_class_finds_its_tensors_in_the_folder(name, saved):
     info = saved[2][name]
     assert "error" not in info, info
@@ -69,7 +75,7 @@ def test_the_class_finds_its_tensors_in_the_folder(name, saved):
     assert all(key.startswith(("mtp.", "model.layers.3.")) and name in ("glm4moe", "exaone_moe") for key in extra), extra
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in WITHOUT_REFERENCE])
+@pytest.mark.parametrize("name", configurations([name for name in NAMES if name not in WITHOUT_REFERENCE], CHOSEN))
 def test_files_are_those_of_the_reference_converter(name, saved, tmp_path):
     expected = json.loads(GOLDEN.with_name("convert-transformers5.json").read_text())[name]
     found = facts(convert(saved[1] / name, tmp_path / "model.gguf"))
@@ -85,13 +91,13 @@ def test_files_are_those_of_the_reference_converter(name, saved, tmp_path):
     assert found["digest"] == expected["digest"]
 
 
-@pytest.mark.parametrize("name", sorted(WITHOUT_REFERENCE))
+@pytest.mark.parametrize("name", configurations(sorted(WITHOUT_REFERENCE), CHOSEN))
 def test_weights_stay_what_they_were_before_transformers_saved_them(name, saved, tmp_path):
     found = facts(convert(saved[1] / name, tmp_path / "model.gguf"))
     assert found["digest"] == json.loads(GOLDEN.read_text())[name]["digest"]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in COMPUTED_OTHERWISE])
+@pytest.mark.parametrize("name", configurations([name for name in NAMES if name not in COMPUTED_OTHERWISE], CHOSEN))
 def test_logits_agree_with_transformers(name, saved, tmp_path):
     folders, out, _ = saved
     tokens = np.load(folders / name / "tokens.npy")
