@@ -5,6 +5,7 @@
 //! of the inputs, which [`crate::moments`] shows.
 
 pub mod gptq;
+pub mod grid;
 mod record;
 mod search;
 
