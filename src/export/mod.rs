@@ -6,7 +6,7 @@
 //!
 //! Names of tensors stay those of the source folder.
 
-
+mod check;
 mod config;
 mod draft;
 mod error;
@@ -19,7 +19,7 @@ mod scheme;
 mod shards;
 mod write;
 
-
+pub use check::{CheckReport, CheckedTensor, check};
 pub use draft::{Draft, KeptTensor, OddTensor};
 pub use error::ExportError;
 pub use request::{Odd, Request, Rounding};
