@@ -74,6 +74,20 @@ pub fn feedback(
     factor: &Factor,
     start: &Rounded,
 ) -> Result<Rounded, FeedbackError> {
+    feedback_with(layout, weights, rows, columns, factor, start, true, SWEEPS)
+}
+
+#[allow(missing_docs)]
+pub fn feedback_with(
+    layout: Layout,
+    weights: &[f32],
+    rows: usize,
+    columns: usize,
+    factor: &Factor,
+    start: &Rounded,
+    pass: bool,
+    sweeps: usize,
+) -> Result<Rounded, FeedbackError> {
     layout.check(start, rows, columns);
     assert_eq!(weights.len(), rows * columns, "weights of {rows} rows of {columns}");
     if factor.n() != columns {
@@ -90,7 +104,7 @@ pub fn feedback(
         let mut cells = kept.to_vec();
         let mut errors = errors_of(weights, &cells, grids.global);
         let before = losses(&errors, columns, factor, a);
-        let found = round_task(grids, weights, factor, a, &mut errors, &mut cells);
+        let found = round_task(grids, weights, factor, a, &mut errors, &mut cells, pass, sweeps);
         let rows = kept.chunks_exact_mut(columns).zip(cells.chunks_exact(columns));
         for ((kept, cells), (found, before)) in rows.zip(found.iter().zip(&before)) {
             if found < before {
@@ -114,11 +128,23 @@ fn round_task(
     a: &[f32],
     errors: &mut [f32],
     cells: &mut [Cell],
+    pass: bool,
+    sweeps: usize,
 ) -> Vec<f64> {
     let n = factor.n();
     let cost = column_weights(Some(factor.weights()), n);
-    let mut u = pass_over(grids, weights, &cost, a, errors, cells);
-    for _ in 0..SWEEPS {
+    let mut u = if pass {
+        pass_over(grids, weights, &cost, a, errors, cells)
+    } else {
+        let mut u = errors.to_vec();
+        for start in (0..n).step_by(TILE) {
+            let columns = TILE.min(n - start);
+            let a = GemmOperand::Plain { data: &a[start..], stride: n };
+            gemm_f32(weights.len() / n, columns, start + columns, errors, n, a, &mut u[start..], n, true);
+        }
+        u
+    };
+    for _ in 0..sweeps {
         if grids.layout.groups == Groups::Channel {
             refit_rows(grids, weights, factor, a, errors, &mut u, cells);
         }

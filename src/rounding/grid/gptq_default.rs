@@ -37,6 +37,20 @@ pub fn gptq_default(
         return Err(FeedbackError::NonFinite { index, value: weights[index] });
     }
     let start = plain(layout, weights, rows, columns, global);
+    ordered(layout, weights, rows, columns, moment, start, DAMPING)
+}
+
+/// x
+#[allow(missing_docs)]
+pub fn ordered(
+    layout: Layout,
+    weights: &[f32],
+    rows: usize,
+    columns: usize,
+    moment: &SecondMoment,
+    start: Rounded,
+    damping: f64,
+) -> Result<Rounded, FeedbackError> {
     let diagonal: Vec<f64> = (0..columns).map(|j| f64::from(moment.upper_row(j)[0])).collect();
     let mut order: Vec<usize> = (0..columns).collect();
     order.sort_by(|&i, &j| diagonal[j].total_cmp(&diagonal[i]));
@@ -48,7 +62,7 @@ pub fn gptq_default(
             let (low, high) = (order[i].min(order[j]), order[i].max(order[j]));
             let sum = f64::from(moment.upper_row(low)[high - low]);
             let own = if sum == 0.0 { 1.0 } else { sum * scale };
-            *target = if i == j { own + DAMPING } else { sum * scale } as f32;
+            *target = if i == j { own + damping } else { sum * scale } as f32;
         }
     });
     let Some(cost) = factor_in_place(&mut feedback, columns) else { return Ok(start) };
