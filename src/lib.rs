@@ -53,6 +53,7 @@ pub mod convert;
 pub mod cpu;
 pub mod display;
 pub mod eval;
+pub mod export;
 pub mod gguf;
 pub mod imatrix;
 pub mod interrupt;

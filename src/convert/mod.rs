@@ -18,6 +18,7 @@ mod hparams;
 mod plan;
 mod rows;
 mod sizes;
+pub(crate) mod source;
 mod vocabulary;
 mod weights;
 mod write;

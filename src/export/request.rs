@@ -1,0 +1,459 @@
+//! What a user asks for, and how it becomes a [`Draft`].
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+use regex::Regex;
+
+use super::config::{self, ConfigGroup};
+use super::draft::{Content, Draft, Item, KeptTensor, Module, OddTensor};
+use super::names::{self, Role};
+use super::pack::{self, dtype_bytes};
+use super::scheme::{GroupSize, Scheme, SchemeRow};
+use super::shards::{self, NewTensor};
+use super::{ExportError, files};
+use crate::convert::source::{Matrix, ModelFolder};
+use crate::rounding::grid::{Grid, Groups};
+
+/// Bytes of tensors in a file, unless a request says otherwise.
+const SHARD_BYTES: u64 = 5_000_000_000;
+
+/// What becomes of matrices whose rows are no whole groups.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Odd {
+    /// They stay in 16 bits.
+    #[default]
+    Keep,
+    /// They get a scale for each row.
+    Channel,
+    /// They get groups of 32; what these do not divide stays in 16 bits.
+    G32,
+}
+
+impl FromStr for Odd {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Odd, String> {
+        match text {
+            "keep" => Ok(Odd::Keep),
+            "channel" => Ok(Odd::Channel),
+            "g32" => Ok(Odd::G32),
+            _ => Err("give keep, channel or g32".to_owned()),
+        }
+    }
+}
+
+/// How codes and scales are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounding {
+    /// Scales by the largest weights, each weight to its nearest code.
+    Rtn,
+}
+
+impl fmt::Display for Rounding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Rounding::Rtn => f.pad("rtn"),
+        }
+    }
+}
+
+/// An export that is wanted.
+#[derive(Clone, Debug)]
+pub struct Request {
+    scheme: Scheme,
+    group_size: Option<GroupSize>,
+    ignore: Vec<Regex>,
+    odd: Odd,
+    rounding: Rounding,
+    shard_bytes: u64,
+}
+
+impl Request {
+    /// An export in this scheme, with its usual groups.
+    pub fn new(scheme: Scheme) -> Request {
+        Request {
+            scheme,
+            group_size: None,
+            ignore: Vec::new(),
+            odd: Odd::Keep,
+            rounding: Rounding::Rtn,
+            shard_bytes: SHARD_BYTES,
+        }
+    }
+
+    /// Another size of groups, where the scheme leaves the choice.
+    pub fn group_size(mut self, size: GroupSize) -> Request {
+        self.group_size = Some(size);
+        self
+    }
+
+    /// Modules whose name one of these finds stay in 16 bits.
+    pub fn ignore(mut self, patterns: Vec<Regex>) -> Request {
+        self.ignore = patterns;
+        self
+    }
+
+    /// What becomes of rows that groups do not divide.
+    pub fn odd(mut self, odd: Odd) -> Request {
+        self.odd = odd;
+        self
+    }
+
+    /// How codes and scales are chosen.
+    pub fn rounding(mut self, rounding: Rounding) -> Request {
+        self.rounding = rounding;
+        self
+    }
+
+    /// Largest number of bytes of tensors in a file.
+    pub fn shard_bytes(mut self, bytes: u64) -> Request {
+        self.shard_bytes = bytes;
+        self
+    }
+
+    /// Reads the folder and decides what becomes of each tensor, without reading weights.
+    ///
+    /// # Errors
+    /// If the folder is damaged, holds nothing to quantize, or the choices do not go together.
+    pub fn decide(&self, folder: &Path) -> Result<Draft, ExportError> {
+        let row = self.scheme.row();
+        if self.group_size.is_some() && !row.free_groups {
+            let scheme = self.scheme;
+            return Err(ExportError::Choice(format!("{scheme} has groups of its own; leave --group-size out")));
+        }
+        let source = ModelFolder::open(folder)?;
+        let mut decision = Decision::new(self, row, &source);
+        for weight in 0..source.len() {
+            decision.weight(weight)?;
+        }
+        decision.route_odd();
+        let Decision { groups, items, kept, odd, mut warnings, .. } = decision;
+
+        let quantized: Vec<&str> = items.iter().filter_map(|item| item.module().map(|m| m.name.as_str())).collect();
+        if quantized.is_empty() {
+            let problem = "holds no weights of linear layers to quantize; take a language model, or ignore less".to_owned();
+            return Err(ExportError::Folder { path: folder.to_path_buf(), problem });
+        }
+        let named: HashMap<&str, usize> = quantized.iter().enumerate().map(|(at, name)| (*name, at)).collect();
+        if let Some(twice) = quantized.iter().enumerate().find(|(at, name)| named[**name] != *at).map(|(_, name)| *name) {
+            let problem = format!("holds {twice} alone and in a stack; remove one of them");
+            return Err(ExportError::Folder { path: folder.to_path_buf(), problem });
+        }
+        warnings.extend(split_siblings(&items, &kept));
+        let ignore = ignore_list(&kept, &quantized);
+        let config_groups: Vec<ConfigGroup> = groups
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| *index == 0 || items.iter().any(|item| item.module().is_some_and(|m| m.group == *index)))
+            .map(|(index, groups)| ConfigGroup {
+                targets: match index {
+                    0 => vec!["Linear".to_owned()],
+                    _ => of_group(&items, index),
+                },
+                format: row.format,
+                layout: row.layout(*groups, source.model_type()),
+                activations: row.activations,
+            })
+            .collect();
+        let mut config = source.config_json()?;
+        files::set_quantization(&mut config, config::quantization_config(&config_groups, &ignore));
+        let layouts = groups.iter().map(|groups| row.layout(*groups, source.model_type())).collect::<Vec<_>>();
+        let tensors: Vec<Vec<NewTensor>> = items.iter().map(|item| tensors_of(item, row, &layouts)).collect();
+        let shards = shards::lay_out(&tensors, self.shard_bytes);
+        let extra = files::beside(&source)?;
+        let starts = tensors.iter().scan(0, |next, tensors| Some(std::mem::replace(next, *next + tensors.len()))).collect();
+        Ok(Draft {
+            scheme: self.scheme,
+            rounding: self.rounding,
+            settings: format!("{self:?}"),
+            source,
+            layouts,
+            items,
+            tensors,
+            starts,
+            shards,
+            config,
+            extra,
+            ignore,
+            kept,
+            odd,
+            warnings,
+        })
+    }
+}
+
+/// The tensors that an item becomes.
+fn tensors_of(item: &Item, row: &SchemeRow, layouts: &[crate::rounding::grid::Layout]) -> Vec<NewTensor> {
+    match &item.content {
+        Content::Module(module) => {
+            let Matrix { rows, columns, .. } = module.matrix;
+            let parts = pack::parts(row.format, &layouts[module.group], rows, columns);
+            let of_part = |part: pack::PartInfo| NewTensor {
+                name: format!("{}{}", module.name, part.suffix),
+                dtype: part.dtype,
+                bytes: part.bytes(),
+                shape: part.shape,
+            };
+            parts.into_iter().map(of_part).collect()
+        }
+        Content::Stored { dtype, bytes, shape, .. } => {
+            vec![NewTensor { name: item.name.clone(), dtype: *dtype, shape: shape.clone(), bytes: *bytes }]
+        }
+        Content::Decoded { dtype, shape, matrix } => {
+            let bytes = matrix.rows * matrix.columns * dtype_bytes(*dtype);
+            vec![NewTensor { name: item.name.clone(), dtype: *dtype, shape: shape.clone(), bytes }]
+        }
+    }
+}
+
+fn of_group(items: &[Item], group: usize) -> Vec<String> {
+    items.iter().filter_map(Item::module).filter(|module| module.group == group).map(|m| m.name.clone()).collect()
+}
+
+/// Why a linear layer keeps its 16 bits.
+fn reason(role: Role) -> &'static str {
+    match role {
+        Role::Head => "output matrix",
+        Role::Router => "router",
+        Role::Narrow => "decay and step of a delta net",
+        Role::NextTokens => "predicts further tokens",
+        Role::Tower => "image or sound part",
+        Role::Linear | Role::Other => "ignored",
+    }
+}
+
+/// The names that the configuration lists as not quantized.
+fn ignore_list(kept: &[KeptTensor], quantized: &[&str]) -> Vec<String> {
+    let of = |odd: bool| kept.iter().filter(move |kept| kept.odd == odd).map(|kept| kept.module.clone());
+    let mut ignore = names::entries(&of(false).collect::<Vec<_>>(), quantized);
+    ignore.extend(of(true));
+    // A head that shares its matrix with the embedding has no tensor, but loaders make a module of it.
+    if !ignore.iter().any(|entry| names::matches(entry, "lm_head")) {
+        ignore.insert(0, "lm_head".to_owned());
+    }
+    ignore
+}
+
+/// Modules that loaders put into one, of which only some are quantized or not all alike: a line for each kind.
+fn split_siblings(items: &[Item], kept: &[KeptTensor]) -> Vec<String> {
+    let mut seen: HashMap<String, (String, Option<usize>)> = HashMap::new();
+    let mut lines = Vec::new();
+    let mut told = HashSet::new();
+    let all = items.iter().filter_map(Item::module).map(|module| (module.name.as_str(), Some(module.group)));
+    for (module, group) in all.chain(kept.iter().map(|kept| (kept.module.as_str(), None))) {
+        let keys = [names::fused_of(module).map(|(key, ..)| key), names::experts_of(module).map(str::to_owned)];
+        for key in keys.into_iter().flatten() {
+            let (first, of_first) = seen.entry(key.clone()).or_insert_with(|| (module.to_owned(), group));
+            if *of_first != group && told.insert(key) {
+                lines.push(format!(
+                    "{first} and {module} become different things; vLLM puts them into one and refuses that"
+                ));
+            }
+        }
+    }
+    lines
+}
+
+/// What is decided tensor by tensor.
+struct Decision<'a> {
+    request: &'a Request,
+    row: &'static SchemeRow,
+    source: &'a ModelFolder,
+    /// Groups of the configuration: the scheme's, then those of odd matrices.
+    groups: Vec<Groups>,
+    items: Vec<Item>,
+    kept: Vec<KeptTensor>,
+    odd: Vec<OddTensor>,
+    warnings: Vec<String>,
+    layers: Option<u64>,
+}
+
+impl<'a> Decision<'a> {
+    fn new(request: &'a Request, row: &'static SchemeRow, source: &'a ModelFolder) -> Decision<'a> {
+        let groups = request.group_size.map_or(row.groups, Groups::from);
+        Decision {
+            request,
+            row,
+            source,
+            groups: vec![groups],
+            items: Vec::new(),
+            kept: Vec::new(),
+            odd: Vec::new(),
+            warnings: source.warnings().to_vec(),
+            layers: source.count("num_hidden_layers"),
+        }
+    }
+
+    fn weight(&mut self, weight: usize) -> Result<(), ExportError> {
+        let name = self.source.name(weight).to_owned();
+        let role = self.role(&name);
+        let numeric = self.source.is_numeric(weight);
+        if let Some(module) = names::module_of(&name)
+            && let Some(matrix) = self.source.matrix(weight)
+            && numeric
+        {
+            let is_ignored = self.request.ignore.iter().any(|pattern| pattern.is_match(module));
+            if role == Role::Linear && !is_ignored {
+                self.module(module.to_owned(), matrix);
+                return Ok(());
+            }
+            if role.is_linear_layer() {
+                self.keep(module, if is_ignored { "ignored" } else { reason(role) }, false);
+            }
+        } else if self.source.shape(weight).len() == 3 && numeric && name.contains("experts") {
+            return self.stack(weight, &name);
+        }
+        self.copy(weight, &name)
+    }
+
+    fn role(&self, name: &str) -> Role {
+        if self.source.is_other_tower(name) {
+            return Role::Tower;
+        }
+        names::module_of(name).map_or(Role::Other, |module| names::role_of(module, self.layers))
+    }
+
+    fn module(&mut self, name: String, matrix: Matrix) {
+        let module = Module { name: name.clone(), matrix, group: 0 };
+        self.items.push(Item { name, content: Content::Module(module) });
+    }
+
+    fn keep(&mut self, module: &str, reason: &'static str, odd: bool) {
+        self.kept.push(KeptTensor { module: module.to_owned(), reason, odd });
+    }
+
+    /// All experts in one tensor: single matrices where the class has names for them.
+    fn stack(&mut self, weight: usize, name: &str) -> Result<(), ExportError> {
+        let module = names::module_of(name).unwrap_or(name);
+        let is_ignored = self.request.ignore.iter().any(|pattern| pattern.is_match(module));
+        let role = names::role_of(module, self.layers);
+        let experts = if role == Role::Linear && !is_ignored { self.source.experts(weight) } else { None };
+        if let Some(experts) = experts {
+            experts.into_iter().for_each(|expert| self.module(expert.module, expert.matrix));
+            return Ok(());
+        }
+        if role == Role::Linear && !is_ignored {
+            self.warnings.push(format!(
+                "{name} holds all experts in a layout that is not known for {}; it stays in 16 bits",
+                self.source.class()
+            ));
+        }
+        // Loaders know the stack as one module with experts in it.
+        let stack = module.rsplit_once('.').map_or(module, |(stack, _)| stack);
+        if !self.kept.iter().any(|kept| kept.module == stack) {
+            self.keep(stack, "experts in one tensor", false);
+        }
+        self.copy(weight, name)
+    }
+
+    /// A tensor that is not quantized.
+    fn copy(&mut self, weight: usize, name: &str) -> Result<(), ExportError> {
+        let shape = self.source.shape(weight).to_vec();
+        let content = match self.source.stored_type(weight) {
+            Some(dtype) => Content::Stored { weight, dtype, bytes: self.source.stored_bytes(weight), shape },
+            None => {
+                let columns = shape.last().copied().unwrap_or(1);
+                let rows = shape.iter().rev().skip(1).product();
+                let matrix = self.source.rows_of(weight, rows, columns);
+                Content::Decoded { matrix, dtype: self.source.model_type(), shape }
+            }
+        };
+        self.items.push(Item { name: name.to_owned(), content });
+        Ok(())
+    }
+
+    /// Finds matrices that the groups do not fit, with all that loaders put into one with them, and gives them another way.
+    fn route_odd(&mut self) {
+        let problems: HashMap<String, String> = self
+            .items
+            .iter()
+            .filter_map(Item::module)
+            .filter_map(|module| Some((module.name.clone(), self.problem(module)?)))
+            .collect();
+        if problems.is_empty() {
+            return;
+        }
+        let key = |name: &str| names::fused_of(name).map_or_else(|| name.to_owned(), |(key, ..)| key);
+        let keys: HashSet<String> = problems.keys().map(|name| key(name)).collect();
+        let (mut kept, mut weights) = (Vec::new(), Vec::new());
+        for index in 0..self.items.len() {
+            let Some(module) = self.items[index].module().filter(|module| keys.contains(&key(&module.name))) else {
+                continue;
+            };
+            let (name, matrix) = (module.name.clone(), module.matrix.clone());
+            let groups = self.way_out(&matrix);
+            let problem = problems.get(&name).cloned().unwrap_or_else(|| "goes with one that does not fit".to_owned());
+            let becomes = match groups {
+                None => "stays in 16 bits".to_owned(),
+                Some(Groups::Channel) => "gets a scale for each row".to_owned(),
+                Some(_) => "gets groups of 32".to_owned(),
+            };
+            self.odd.push(OddTensor { module: name.clone(), problem, becomes });
+            match groups {
+                None => {
+                    kept.push(name);
+                    weights.push(index);
+                }
+                Some(groups) => {
+                    let group = self.groups.iter().position(|known| *known == groups).unwrap_or(self.groups.len());
+                    if group == self.groups.len() {
+                        self.groups.push(groups);
+                    }
+                    if let Content::Module(module) = &mut self.items[index].content {
+                        module.group = group;
+                    }
+                }
+            }
+        }
+        for (name, index) in kept.into_iter().zip(weights) {
+            self.keep(&name, "no whole groups", true);
+            let item = &mut self.items[index];
+            if let Content::Module(module) = &item.content {
+                let content = self.source.unquantized(&module.matrix);
+                item.name = format!("{name}.weight");
+                item.content = content.map_or_else(
+                    || Content::Decoded {
+                        matrix: module.matrix.clone(),
+                        dtype: self.source.model_type(),
+                        shape: vec![module.matrix.rows, module.matrix.columns],
+                    },
+                    |(weight, dtype)| Content::Stored {
+                        weight,
+                        dtype,
+                        bytes: self.source.stored_bytes(weight),
+                        shape: self.source.shape(weight).to_vec(),
+                    },
+                );
+            }
+        }
+    }
+
+    /// Why the scheme's groups do not fit a matrix.
+    fn problem(&self, module: &Module) -> Option<String> {
+        let Matrix { rows, columns, .. } = module.matrix;
+        match self.groups[0] {
+            Groups::Columns(size) if !columns.is_multiple_of(size as u64) => {
+                Some(format!("its rows of {columns} weights are no whole groups of {size}"))
+            }
+            Groups::Blocks { rows: tall, .. } => {
+                let (_, _, is_last) = names::fused_of(&module.name)?;
+                (!is_last && !rows.is_multiple_of(tall as u64)).then(|| {
+                    format!("its {rows} rows are no whole blocks of {tall}, which vLLM needs where it puts several into one")
+                })
+            }
+            _ => None,
+        }
+    }
+
+    fn way_out(&self, matrix: &Matrix) -> Option<Groups> {
+        let is_integer = matches!(self.row.grid, Grid::Int { .. });
+        match self.request.odd {
+            Odd::Keep => None,
+            Odd::Channel => (is_integer || self.row.grid == Grid::Fp8).then_some(Groups::Channel),
+            Odd::G32 => (is_integer && matrix.columns.is_multiple_of(32)).then_some(Groups::Columns(32)),
+        }
+    }
+}
