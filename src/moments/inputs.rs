@@ -109,8 +109,8 @@ pub(super) struct Finished {
 /// What the inputs of a pass are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// To round by; `holds_out` says whether some rows are held out.
-    Rounding { holds_out: bool },
+    /// To round by; `holds_out` says whether some rows are held out, `raw` whether long ones are added as they are.
+    Rounding { holds_out: bool, raw: bool },
     /// To judge by, so many tokens.
     Judging { tokens: usize },
 }
@@ -140,7 +140,11 @@ impl Sums {
             Shape { pooled: true, .. } => 1,
             Shape { matrices, .. } => *matrices,
         };
-        let empty = || SecondMoment::with_precision(shape.n, precision);
+        let raw = matches!(purpose, Purpose::Rounding { raw: true, .. });
+        let empty = || {
+            let moment = SecondMoment::with_precision(shape.n, precision)?;
+            Ok::<_, MomentsError>(if raw { moment.uncapped() } else { moment })
+        };
         let moments = (0..own).map(|_| empty()).collect::<Result<_, _>>()?;
         let all = (own > 1).then(empty).transpose()?;
         Ok(Sums { shape: shape.clone(), rows, moments, held_out: vec![Vec::new(); own], all })
@@ -211,7 +215,7 @@ impl Taps for MomentCollector {
             (Some(rows), _) if same_width => rows.accumulate(input.rows.data()),
             (None, Some(moment)) if same_width => {
                 // The last rows of a batch, which are a sequence of their own where there are many.
-                let holds_out = self.purpose == Purpose::Rounding { holds_out: true };
+                let holds_out = matches!(self.purpose, Purpose::Rounding { holds_out: true, .. });
                 let held_out = if holds_out { input.rows.len() / HELD_OUT } else { 0 };
                 let (rows, rest) = input.rows.data().split_at((input.rows.len() - held_out) * sums.shape.n);
                 moment.accumulate(rows, None);
@@ -236,6 +240,8 @@ pub enum Unusable {
     TooFewTokens(u64),
     /// The second moment has no factor, however much it is damped.
     Factorization(String),
+    /// The pass shows raw moments.
+    Raw,
 }
 
 /// What is known of the input of one matrix.
@@ -248,6 +254,8 @@ pub struct InputMatrix {
     pub tokens: u64,
     /// Its inputs on the text of the gate, which its rounding is judged by.
     pub gate: JudgedInputs,
+    /// The moment itself, if the pass shows raw ones.
+    pub raw: Option<SecondMoment>,
 }
 
 /// An input of one or several weights.
@@ -272,9 +280,21 @@ pub(super) struct Calibrated {
     pub factor: Result<Factor, Unusable>,
     pub importance: Vec<f32>,
     pub tokens: u64,
+    pub raw: Option<SecondMoment>,
 }
 
 impl Calibrated {
+    /// A moment as it is.
+    pub(super) fn raw(found: Finished) -> Calibrated {
+        let Finished { moment, own_tokens, .. } = found;
+        Calibrated {
+            factor: Err(Unusable::Raw),
+            importance: moment.diagonal(),
+            tokens: own_tokens,
+            raw: Some(moment),
+        }
+    }
+
     /// Factors a moment, which is gone afterwards, with all tokens in. `sample` are rows `[.., n]` of a matrix that has
     /// the input, to choose the damping with.
     pub(super) fn new(found: Finished, damping: Damping, sample: &[f32]) -> Calibrated {
@@ -293,7 +313,7 @@ impl Calibrated {
             tokens if tokens < LEAST_TOKENS => Err(Unusable::TooFewTokens(tokens)),
             _ => factored(damping).map_err(|error| Unusable::Factorization(error.to_string())),
         };
-        Calibrated { factor, importance: moment.diagonal(), tokens: own_tokens }
+        Calibrated { factor, importance: moment.diagonal(), tokens: own_tokens, raw: None }
     }
 }
 
@@ -307,6 +327,7 @@ pub(super) fn join(shape: Shape, calibrated: Vec<Calibrated>, gate: Vec<JudgedIn
         importance: calibrated.importance,
         tokens: calibrated.tokens,
         gate,
+        raw: calibrated.raw,
     });
     Ok(Input { n: shape.n, matrices: matrices.collect(), tensors: shape.tensors })
 }
@@ -351,7 +372,7 @@ mod tests {
     #[test]
     fn an_expert_that_nobody_reached_has_the_mean_of_all() {
         let mut collector =
-            MomentCollector::new(&[shape("up", 4, 3)], Precision::Accurate, Purpose::Rounding { holds_out: false })
+            MomentCollector::new(&[shape("up", 4, 3)], Precision::Accurate, Purpose::Rounding { holds_out: false, raw: false })
                 .unwrap();
         let rows: Vec<f32> = (0..4 * 64).map(|at| ((at * 37 % 19) as f32 - 9.0) * 0.1).collect();
         let expert = Some(Expert { index: 1, count: 3 });
@@ -369,7 +390,7 @@ mod tests {
     #[test]
     fn rows_are_held_out_of_each_batch_and_counted() {
         let mut collector =
-            MomentCollector::new(&[shape("down", 4, 1)], Precision::Accurate, Purpose::Rounding { holds_out: true })
+            MomentCollector::new(&[shape("down", 4, 1)], Precision::Accurate, Purpose::Rounding { holds_out: true, raw: false })
                 .unwrap();
         let rows: Vec<f32> = (0..4 * 50).map(|at| ((at * 37 % 19) as f32 - 9.0) * 0.1).collect();
         for _ in 0..2 {

@@ -48,6 +48,8 @@ pub struct StreamSettings {
     pub precision: Precision,
     /// Tokens of the calibration text go through all experts; those of the gate, which judges, through those they choose.
     pub all_experts: bool,
+    /// Moments are shown as they are, of all tokens, and not factored.
+    pub raw: bool,
 }
 
 /// Takes what a pass shows.
@@ -202,7 +204,10 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
             let mut of_shape = Vec::with_capacity(moments.len());
             for (matrix, found) in moments.into_iter().enumerate() {
                 let sample = self.sample(&shape, matrix)?;
-                of_shape.push(Calibrated::new(found, self.settings.damping, &sample));
+                of_shape.push(match self.settings.raw {
+                    true => Calibrated::raw(found),
+                    false => Calibrated::new(found, self.settings.damping, &sample),
+                });
                 self.stop.check().map_err(MomentsError::from)?;
                 work.add(self.factor_work(shape.n));
             }
@@ -224,7 +229,8 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
     /// Some rows of a matrix that has an input, where they are needed to choose a damping.
     fn sample(&self, shape: &Shape, matrix: usize) -> Result<Vec<f32>, MomentsError> {
         let gguf = self.pass.model().gguf();
-        let (Some(tensor), Damping::Chosen) = (gguf.tensor(&shape.tensors[0]), self.settings.damping) else {
+        let chosen = if self.settings.raw { None } else { Some(self.settings.damping) };
+        let (Some(tensor), Some(Damping::Chosen)) = (gguf.tensor(&shape.tensors[0]), chosen) else {
             return Ok(Vec::new());
         };
         let rows = tensor.rows_per_matrix();
@@ -248,7 +254,8 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
         work: &Work<'_>,
     ) -> Result<MomentCollector, MomentsError> {
         let (pass, purpose) = if std::ptr::eq(text, self.calibration) {
-            (&self.pass, Purpose::Rounding { holds_out: self.settings.damping == Damping::Chosen })
+            let raw = self.settings.raw;
+            (&self.pass, Purpose::Rounding { holds_out: self.settings.damping == Damping::Chosen && !raw, raw })
         } else {
             (&self.gate_pass, Purpose::Judging { tokens: text.len() })
         };

@@ -137,22 +137,22 @@ impl Factor {
     }
 
     /// Diagonal of the damped moment: what an error in each column costs as long as no other column answers for it.
-    pub(super) fn plain(&self) -> &[f32] {
+    pub(in crate::rounding) fn plain(&self) -> &[f32] {
         &self.plain
     }
 
     /// A, row-major `[n, n]`, or nothing where it is zero.
-    pub(super) fn feedback(&self) -> Option<&[f32]> {
+    pub(in crate::rounding) fn feedback(&self) -> Option<&[f32]> {
         (!self.feedback.is_empty()).then_some(&self.feedback)
     }
 
     /// Tiles on the diagonal of the damped moment, `[columns, columns]` each.
-    pub(super) fn tiles(&self) -> &[Vec<f32>] {
+    pub(in crate::rounding) fn tiles(&self) -> &[Vec<f32>] {
         &self.tiles
     }
 
     /// Loss of one row on the moment as it was before damping, from the row's errors and its `u`.
-    pub(super) fn loss(&self, errors: &[f32], u: &[f32]) -> f64 {
+    pub(in crate::rounding) fn loss(&self, errors: &[f32], u: &[f32]) -> f64 {
         let weighed = |values: &[f32], weights: &[f32]| -> f64 {
             values.iter().zip(weights).map(|(v, w)| f64::from(*v) * f64::from(*v) * f64::from(*w)).sum()
         };
@@ -165,7 +165,7 @@ impl Factor {
 
 /// Replaces the upper triangle of a symmetric matrix, row-major `[n, n]`, by A, with zeros elsewhere, and gives D;
 /// `None` when the matrix is not safely positive.
-fn factor_in_place(matrix: &mut [f32], n: usize) -> Option<Vec<f32>> {
+pub(in crate::rounding) fn factor_in_place(matrix: &mut [f32], n: usize) -> Option<Vec<f32>> {
     let mut pivots = vec![0.0f32; n];
     for start in (0..n).step_by(BLOCK).rev() {
         let columns = BLOCK.min(n - start);

@@ -5,16 +5,28 @@
 //! divisions are in f32: what is chosen is what readers decode.
 //!
 //! - [`plain`] is the rounding that compressed-tensors defines, with scales from the largest weights.
+//! - [`search`] takes the scales that leave the least squared error, weighed by the importance of columns.
+//! - [`feedback`] lets columns answer for the errors of those before them, given the second moment of the inputs, and then
+//!   improves scales and codes by coordinate descent.
+//! - [`gptq_default`] is what llm-compressor does by default, for comparison.
 //!
 //! Matrices are row-major `[rows, columns]`: outputs, inputs.
 
+mod feedback;
+mod gptq_default;
 mod numbers;
 mod plain;
 #[cfg(test)]
+mod rounding_tests;
+mod search;
+#[cfg(test)]
 mod tests;
 
+pub use feedback::{feedback, feedback_with};
+pub use gptq_default::{gptq_default, ordered, resaved_in_bf16};
 pub use numbers::{e4m3_bits, e4m3_value, e8m0_bits, e8m0_value, fp4_value};
 pub use plain::{common_global_scale, plain};
+pub use search::search;
 
 use numbers::Levels;
 

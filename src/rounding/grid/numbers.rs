@@ -83,33 +83,96 @@ pub fn e8m0_bits(value: f32) -> u8 {
     if value.is_finite() { ((value.to_bits() >> 23) & 255) as u8 } else { 254 }
 }
 
+/// Rounding to the numbers of a format, as a type of its own: loops over weights are compiled for each.
+pub(super) trait Nearest: Copy {
+    /// The number nearest to `t`, ties to even; NaN gives some number of the format.
+    fn nearest(self, t: f32) -> f32;
+}
+
+/// Whole numbers of this range.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Whole {
+    pub lowest: f32,
+    pub highest: f32,
+}
+
+impl Nearest for Whole {
+    #[inline(always)]
+    fn nearest(self, t: f32) -> f32 {
+        let t = if t < self.highest { t } else { self.highest };
+        nearest_small(if t > self.lowest { t } else { self.lowest })
+    }
+}
+
+/// E4M3.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct E4m3;
+
+impl Nearest for E4m3 {
+    #[inline(always)]
+    fn nearest(self, t: f32) -> f32 {
+        e4m3_magnitude(t).copysign(t)
+    }
+}
+
+/// E2M1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct E2m1;
+
+impl Nearest for E2m1 {
+    #[inline(always)]
+    fn nearest(self, t: f32) -> f32 {
+        let m = t.abs();
+        let part = |above: bool, value: f32| if above { value } else { 0.0 };
+        let low = part(m > 0.25, 0.5) + part(m >= 0.75, 0.5) + part(m > 1.25, 0.5) + part(m >= 1.75, 0.5);
+        let high = part(m > 2.5, 1.0) + part(m >= 3.5, 1.0) + part(m > 5.0, 2.0);
+        (low + high).copysign(t)
+    }
+}
+
 /// The numbers that codes stand for, in units of the scale.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Levels {
-    /// Whole numbers of this range.
-    Whole { lowest: f32, highest: f32 },
-    /// E4M3.
+    Whole(Whole),
     Fp8,
-    /// E2M1.
     Fp4,
 }
+
+/// Runs `$body` with `$set` the numbers of `$levels` as a type of their own.
+macro_rules! with_levels {
+    ($levels:expr, $set:ident => $body:expr) => {
+        match $levels {
+            $crate::rounding::grid::numbers::Levels::Whole($set) => $body,
+            $crate::rounding::grid::numbers::Levels::Fp8 => {
+                let $set = $crate::rounding::grid::numbers::E4m3;
+                $body
+            }
+            $crate::rounding::grid::numbers::Levels::Fp4 => {
+                let $set = $crate::rounding::grid::numbers::E2m1;
+                $body
+            }
+        }
+    };
+}
+pub(super) use with_levels;
 
 impl Levels {
     pub(super) fn of(grid: Grid) -> Levels {
         match grid {
             Grid::Int { bits, .. } => {
                 let half = (1u32 << (bits.clamp(1, 8) - 1)) as f32;
-                Levels::Whole { lowest: -half, highest: half - 1.0 }
+                Levels::Whole(Whole { lowest: -half, highest: half - 1.0 })
             }
             Grid::Fp8 => Levels::Fp8,
             Grid::Nvfp4 | Grid::Mxfp4 => Levels::Fp4,
         }
     }
 
-    /// The largest magnitude that a weight has in units of min-max scales: half of the range for whole numbers.
+    /// The magnitude, in units of a min-max scale, that the largest weight of a group gets: half of the range for whole
+    /// numbers.
     pub(super) fn reach(self) -> f32 {
         match self {
-            Levels::Whole { lowest, highest } => (highest - lowest) / 2.0,
+            Levels::Whole(Whole { lowest, highest }) => (highest - lowest) / 2.0,
             Levels::Fp8 => E4M3_MAX,
             Levels::Fp4 => FP4_MAX,
         }
@@ -119,30 +182,23 @@ impl Levels {
     #[inline(always)]
     pub(super) fn value(self, code: u8) -> f32 {
         match self {
-            Levels::Whole { .. } => f32::from(code as i8),
+            Levels::Whole(_) => f32::from(code as i8),
             Levels::Fp8 => e4m3_value(code),
             Levels::Fp4 => fp4_value(code),
         }
     }
 
-    /// The number nearest to `t`, ties to even; NaN gives some number of the format.
+    /// [`Nearest::nearest`].
     #[inline(always)]
     pub(super) fn nearest(self, t: f32) -> f32 {
-        match self {
-            Levels::Whole { lowest, highest } => {
-                let t = if t < highest { t } else { highest };
-                nearest_small(if t > lowest { t } else { lowest })
-            }
-            Levels::Fp8 => e4m3_magnitude(t).copysign(t),
-            Levels::Fp4 => fp4_value(fp4_code(t)),
-        }
+        with_levels!(self, set => set.nearest(t))
     }
 
-    /// The code of a number that [`Self::nearest`] gave.
+    /// The code of a number of the format.
     #[inline(always)]
     pub(super) fn code(self, level: f32) -> u8 {
         match self {
-            Levels::Whole { .. } => level as i8 as u8,
+            Levels::Whole(_) => level as i8 as u8,
             Levels::Fp8 => e4m3_bits(level),
             Levels::Fp4 => fp4_code(level),
         }
@@ -163,6 +219,15 @@ impl ScaleType {
             ScaleType::E8M0 => e8m0_value(e8m0_bits(scale).min(254)),
         };
         if rounded > 0.0 { rounded } else { self.epsilon() }
+    }
+
+    /// The number of the type nearest to `scale`, at least its smallest; for refits, where a least-squares scale is not to
+    /// be cut down to the power of two below.
+    pub(super) fn nearest(self, scale: f32) -> f32 {
+        match self {
+            ScaleType::E8M0 => self.round(scale * std::f32::consts::SQRT_2),
+            _ => self.round(scale),
+        }
     }
 
     /// Distance from 1 to the next number.

@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use super::numbers::{E4M3_MAX, FP4_MAX, Levels, e8m0_value};
+use super::numbers::{E4M3_MAX, FP4_MAX, Levels, Whole, e8m0_value};
 use super::{Grid, Groups, Layout, Rounded};
 
 /// Smallest and largest weight of a group, with zero between them.
@@ -46,7 +46,7 @@ impl Layout {
         let levels = Levels::of(self.grid);
         match self.grid {
             Grid::Int { symmetric: false, .. } => {
-                let Levels::Whole { lowest, highest } = levels else { unreachable!("whole numbers") };
+                let Levels::Whole(Whole { lowest, highest }) = levels else { unreachable!("whole numbers") };
                 let scale = self.scale_type.round((range.high - range.low) / (highest - lowest));
                 (scale, zero_point(lowest - range.low / scale, lowest, highest))
             }
