@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::ConvertError;
+use super::OutputType;
 use super::architectures::Row;
 use super::checkpoint::{Checkpoint, Dense};
 use super::config::Config;
@@ -14,7 +15,6 @@ use super::files::Folder;
 use super::plan::{self, OTHER_TOWERS, Part};
 use super::rows::{Rows, Scratch};
 use super::weights::{self, Coding, Weight};
-use super::OutputType;
 use crate::quant;
 
 /// Bytes of each tensor that a fingerprint looks at, at its start and in its middle.

@@ -287,12 +287,7 @@ impl Calibrated {
     /// A moment as it is.
     pub(super) fn raw(found: Finished) -> Calibrated {
         let Finished { moment, own_tokens, .. } = found;
-        Calibrated {
-            factor: Err(Unusable::Raw),
-            importance: moment.diagonal(),
-            tokens: own_tokens,
-            raw: Some(moment),
-        }
+        Calibrated { factor: Err(Unusable::Raw), importance: moment.diagonal(), tokens: own_tokens, raw: Some(moment) }
     }
 
     /// Factors a moment, which is gone afterwards, with all tokens in. `sample` are rows `[.., n]` of a matrix that has
@@ -371,9 +366,12 @@ mod tests {
 
     #[test]
     fn an_expert_that_nobody_reached_has_the_mean_of_all() {
-        let mut collector =
-            MomentCollector::new(&[shape("up", 4, 3)], Precision::Accurate, Purpose::Rounding { holds_out: false, raw: false })
-                .unwrap();
+        let mut collector = MomentCollector::new(
+            &[shape("up", 4, 3)],
+            Precision::Accurate,
+            Purpose::Rounding { holds_out: false, raw: false },
+        )
+        .unwrap();
         let rows: Vec<f32> = (0..4 * 64).map(|at| ((at * 37 % 19) as f32 - 9.0) * 0.1).collect();
         let expert = Some(Expert { index: 1, count: 3 });
         collector.input(&TapInput { tensors: &["up"], layer: None, expert, rows: Rows::new(&rows, 4) }).unwrap();
@@ -389,9 +387,12 @@ mod tests {
 
     #[test]
     fn rows_are_held_out_of_each_batch_and_counted() {
-        let mut collector =
-            MomentCollector::new(&[shape("down", 4, 1)], Precision::Accurate, Purpose::Rounding { holds_out: true, raw: false })
-                .unwrap();
+        let mut collector = MomentCollector::new(
+            &[shape("down", 4, 1)],
+            Precision::Accurate,
+            Purpose::Rounding { holds_out: true, raw: false },
+        )
+        .unwrap();
         let rows: Vec<f32> = (0..4 * 50).map(|at| ((at * 37 % 19) as f32 - 9.0) * 0.1).collect();
         for _ in 0..2 {
             let input = TapInput { tensors: &["down"], layer: None, expert: None, rows: Rows::new(&rows, 4) };
