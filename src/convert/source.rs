@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::ConvertError;
+use super::OutputType;
 use super::architectures::Row;
 use super::checkpoint::{Checkpoint, Dense};
 use super::config::Config;
@@ -14,7 +15,6 @@ use super::files::Folder;
 use super::plan::{self, OTHER_TOWERS, Part};
 use super::rows::{Rows, Scratch};
 use super::weights::{self, Coding, Weight};
-use super::OutputType;
 use crate::quant;
 
 /// Bytes of each tensor that a fingerprint looks at, at its start and in its middle.
@@ -33,7 +33,7 @@ pub(crate) struct ModelFolder {
 /// A matrix inside a weight of the folder: so many rows, of a stack or of a tensor that holds several.
 #[derive(Debug, Clone)]
 pub(crate) struct Matrix {
-    part: Part,
+    pub(super) part: Part,
     /// Rows, which are outputs.
     pub(crate) rows: u64,
     /// Values of a row.
@@ -106,6 +106,11 @@ impl ModelFolder {
 
     pub(crate) fn name(&self, weight: usize) -> &str {
         &self.weights[weight].name
+    }
+
+    /// Name of the weight that a matrix is a part of.
+    pub(crate) fn name_of(&self, matrix: &Matrix) -> &str {
+        self.name(matrix.part.weight)
     }
 
     /// Dimensions, slowest first.

@@ -123,7 +123,11 @@ pub(crate) fn layout_of(group: &Value, default_format: &str) -> Result<(Format, 
             Ok([rows, columns]) if rows > 0 && columns > 0 => Groups::Blocks { rows, columns },
             _ => return Err("has strategy block without a block_structure of two numbers".to_owned()),
         },
-        _ => return Err(format!("has strategy {strategy:?} with group_size {size:?}, which format {name} does not take")),
+        _ => {
+            return Err(format!(
+                "has strategy {strategy:?} with group_size {size:?}, which format {name} does not take"
+            ));
+        }
     };
     // The type in the file counts; this is what readers compute with.
     let scale_type = match grid {

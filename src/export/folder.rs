@@ -116,12 +116,7 @@ impl NewFolder {
         })
     }
 
-    fn take_over(
-        output: &Path,
-        partial: &Path,
-        replace: Replace,
-        origin: &Origin,
-    ) -> Result<NewFolder, ExportError> {
+    fn take_over(output: &Path, partial: &Path, replace: Replace, origin: &Origin) -> Result<NewFolder, ExportError> {
         let wrong = |problem: &str| ExportError::Folder {
             path: partial.to_path_buf(),
             problem: format!("{problem}; delete it or add --force to start over"),

@@ -6,7 +6,7 @@
 //!
 //! Names of tensors stay those of the source folder.
 
-
+pub(crate) mod calibrated;
 mod config;
 mod draft;
 mod error;
@@ -18,7 +18,6 @@ mod request;
 mod scheme;
 mod shards;
 mod write;
-
 
 pub use draft::{Draft, KeptTensor, OddTensor};
 pub use error::ExportError;

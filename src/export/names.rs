@@ -179,8 +179,9 @@ mod tests {
 
     #[test]
     fn entries_name_what_is_kept_and_nothing_else() {
-        let kept: Vec<String> =
-            ["lm_head", "m.layers.0.mlp.gate", "m.layers.1.mlp.gate", "m.layers.1.mlp.up_proj"].map(String::from).into();
+        let kept: Vec<String> = ["lm_head", "m.layers.0.mlp.gate", "m.layers.1.mlp.gate", "m.layers.1.mlp.up_proj"]
+            .map(String::from)
+            .into();
         let quantized = ["m.layers.0.mlp.up_proj", "m.layers.0.mlp.gate_proj"];
         let entries = entries(&kept, &quantized);
         assert_eq!(entries, ["lm_head", r"re:.*layers\.\d+\.mlp\.gate$", "m.layers.1.mlp.up_proj"]);

@@ -200,7 +200,8 @@ fn scale_bytes(ty: ScaleType, scale: f32) -> Vec<u8> {
 
 /// Values of scales, or of other floats in a file.
 pub(crate) fn floats(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
-    let halves = |value: fn(u16) -> f32| bytes.as_chunks().0.iter().map(|pair| value(u16::from_le_bytes(*pair))).collect();
+    let halves =
+        |value: fn(u16) -> f32| bytes.as_chunks().0.iter().map(|pair| value(u16::from_le_bytes(*pair))).collect();
     match dtype {
         Dtype::F32 => Some(bytes.as_chunks().0.iter().map(|word| f32::from_le_bytes(*word)).collect()),
         Dtype::F16 => Some(halves(f16_to_f32)),
@@ -228,9 +229,8 @@ pub(crate) fn unpack_codes(info: &PartInfo, grid: Grid, bytes: &[u8], columns: u
             bytes.chunks(row_bytes.max(1)).flat_map(of_row).collect()
         }
         (Dtype::U8, _) => {
-            let of_row = |row: &[u8]| -> Vec<u8> {
-                row.iter().flat_map(|byte| [byte & 15, byte >> 4]).take(columns).collect()
-            };
+            let of_row =
+                |row: &[u8]| -> Vec<u8> { row.iter().flat_map(|byte| [byte & 15, byte >> 4]).take(columns).collect() };
             bytes.chunks(columns.div_ceil(2).max(1)).flat_map(of_row).collect()
         }
         _ => bytes.to_vec(),
@@ -273,8 +273,7 @@ mod tests {
     fn four_bit_words_hold_eight_columns() {
         let layout = layout(Grid::Int { bits: 4, symmetric: true }, Groups::Columns(8), ScaleType::Bf16);
         let codes: Vec<u8> = (-8i8..8).map(|code| code as u8).collect();
-        let rounded =
-            Rounded { codes: codes.clone(), scales: vec![1.0, -2.5], zero_points: vec![], global_scale: 1.0 };
+        let rounded = Rounded { codes: codes.clone(), scales: vec![1.0, -2.5], zero_points: vec![], global_scale: 1.0 };
         let format = Format::PackQuantized;
         let packed = bytes_of(format, &layout, &rounded, 1, 16, Part::Codes);
         assert_eq!(packed, [0x10, 0x32, 0x54, 0x76, 0x98, 0xBA, 0xDC, 0xFE]);

@@ -134,11 +134,13 @@ impl Request {
 
         let quantized: Vec<&str> = items.iter().filter_map(|item| item.module().map(|m| m.name.as_str())).collect();
         if quantized.is_empty() {
-            let problem = "holds no weights of linear layers to quantize; take a language model, or ignore less".to_owned();
+            let problem =
+                "holds no weights of linear layers to quantize; take a language model, or ignore less".to_owned();
             return Err(ExportError::Folder { path: folder.to_path_buf(), problem });
         }
         let named: HashMap<&str, usize> = quantized.iter().enumerate().map(|(at, name)| (*name, at)).collect();
-        if let Some(twice) = quantized.iter().enumerate().find(|(at, name)| named[**name] != *at).map(|(_, name)| *name) {
+        if let Some(twice) = quantized.iter().enumerate().find(|(at, name)| named[**name] != *at).map(|(_, name)| *name)
+        {
             let problem = format!("holds {twice} alone and in a stack; remove one of them");
             return Err(ExportError::Folder { path: folder.to_path_buf(), problem });
         }
@@ -147,7 +149,9 @@ impl Request {
         let config_groups: Vec<ConfigGroup> = groups
             .iter()
             .enumerate()
-            .filter(|(index, _)| *index == 0 || items.iter().any(|item| item.module().is_some_and(|m| m.group == *index)))
+            .filter(|(index, _)| {
+                *index == 0 || items.iter().any(|item| item.module().is_some_and(|m| m.group == *index))
+            })
             .map(|(index, groups)| ConfigGroup {
                 targets: match index {
                     0 => vec!["Linear".to_owned()],
@@ -164,7 +168,8 @@ impl Request {
         let tensors: Vec<Vec<NewTensor>> = items.iter().map(|item| tensors_of(item, row, &layouts)).collect();
         let shards = shards::lay_out(&tensors, self.shard_bytes);
         let extra = files::beside(&source)?;
-        let starts = tensors.iter().scan(0, |next, tensors| Some(std::mem::replace(next, *next + tensors.len()))).collect();
+        let starts =
+            tensors.iter().scan(0, |next, tensors| Some(std::mem::replace(next, *next + tensors.len()))).collect();
         Ok(Draft {
             scheme: self.scheme,
             rounding: self.rounding,
@@ -441,7 +446,9 @@ impl<'a> Decision<'a> {
             Groups::Blocks { rows: tall, .. } => {
                 let (_, _, is_last) = names::fused_of(&module.name)?;
                 (!is_last && !rows.is_multiple_of(tall as u64)).then(|| {
-                    format!("its {rows} rows are no whole blocks of {tall}, which vLLM needs where it puts several into one")
+                    format!(
+                        "its {rows} rows are no whole blocks of {tall}, which vLLM needs where it puts several into one"
+                    )
                 })
             }
             _ => None,

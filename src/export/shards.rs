@@ -67,11 +67,8 @@ pub(crate) fn lay_out(items: &[Vec<NewTensor>], limit: u64) -> Shards {
             Some(start)
         })
         .collect();
-    let mut shards = Shards {
-        files: Vec::new(),
-        places: vec![Place::default(); items.iter().map(Vec::len).sum()],
-        index: None,
-    };
+    let mut shards =
+        Shards { files: Vec::new(), places: vec![Place::default(); items.iter().map(Vec::len).sum()], index: None };
     let (mut weight_map, mut total) = (BTreeMap::new(), 0u64);
     for (number, &(first, end)) in ranges.iter().enumerate() {
         let name = match ranges.len() {
@@ -88,8 +85,7 @@ pub(crate) fn lay_out(items: &[Vec<NewTensor>], limit: u64) -> Shards {
         entries.insert("__metadata__".into(), json!({ "format": "pt" }));
         for (_, tensor) in &tensors {
             let dtype = serde_json::to_value(tensor.dtype).unwrap_or_default();
-            let entry =
-                json!({ "dtype": dtype, "shape": tensor.shape, "data_offsets": [at, at + tensor.bytes] });
+            let entry = json!({ "dtype": dtype, "shape": tensor.shape, "data_offsets": [at, at + tensor.bytes] });
             entries.insert(tensor.name.clone(), entry);
             weight_map.insert(tensor.name.clone(), name.clone());
             at += tensor.bytes;
@@ -135,8 +131,7 @@ mod tests {
 
     #[test]
     fn files_keep_to_their_limit() {
-        let items: Vec<Vec<NewTensor>> =
-            (0..5).map(|at| vec![tensor(&format!("t{at}"), Dtype::F32, 10)]).collect();
+        let items: Vec<Vec<NewTensor>> = (0..5).map(|at| vec![tensor(&format!("t{at}"), Dtype::F32, 10)]).collect();
         let shards = lay_out(&items, 85);
         let names: Vec<&str> = shards.files.iter().map(|shard| shard.name.as_str()).collect();
         assert_eq!(names[0], "model-00001-of-00003.safetensors");

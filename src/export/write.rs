@@ -13,13 +13,13 @@ use std::sync::{Mutex, PoisonError};
 use safetensors::tensor::Dtype;
 use sha2::{Digest, Sha256};
 
+use super::ExportError;
 use super::draft::{Content, Draft, Item, Module};
 use super::files::{self, failed};
 use super::folder::{self, NewFolder, Origin};
 use super::names;
 use super::pack::{self, ROWS_TOGETHER};
 use super::request::Rounding;
-use super::ExportError;
 use crate::atomic_file::{Replace, folder_of};
 use crate::convert::source::ReadBuffers;
 use crate::display::decimal_size;
@@ -80,7 +80,8 @@ impl Draft {
             return Err(Interrupted.into());
         }
         for (file, shard) in files.iter().zip(&self.shards.files) {
-            file.sync_all().map_err(|source| failed(&folder.path(&shard.name), "cannot write it to the disk", source))?;
+            file.sync_all()
+                .map_err(|source| failed(&folder.path(&shard.name), "cannot write it to the disk", source))?;
         }
         if let Some(index) = &self.shards.index {
             files::write_json(&folder.path("model.safetensors.index.json"), index)?;
@@ -94,8 +95,7 @@ impl Draft {
     /// Compares what is still to be written with the space on the disk.
     fn check_space(&self, output: &Path, folder: &NewFolder) -> Result<(), ExportError> {
         let there = |name: &str| std::fs::metadata(folder.path(name)).map_or(0, |found| found.len());
-        let wanted: u64 =
-            self.shards.files.iter().map(|shard| shard.bytes.saturating_sub(there(&shard.name))).sum();
+        let wanted: u64 = self.shards.files.iter().map(|shard| shard.bytes.saturating_sub(there(&shard.name))).sum();
         match os::free_space(folder_of(output)) {
             Some(free) if free < wanted => {
                 let (wanted, free) = (decimal_size(wanted), decimal_size(free));
@@ -181,7 +181,9 @@ impl Draft {
         for &item in todo {
             let rows_together = |columns: u64| (PIECE_WEIGHTS / columns.max(1) / ROWS_TOGETHER).max(1) * ROWS_TOGETHER;
             let most = match &self.items[item].content {
-                Content::Module(Module { matrix, .. }) | Content::Decoded { matrix, .. } => rows_together(matrix.columns),
+                Content::Module(Module { matrix, .. }) | Content::Decoded { matrix, .. } => {
+                    rows_together(matrix.columns)
+                }
                 Content::Stored { .. } => COPY_BYTES,
             };
             let length = self.length(item);
