@@ -7,6 +7,7 @@
 //! Names of tensors stay those of the source folder.
 
 pub(crate) mod calibrated;
+mod check;
 mod config;
 mod draft;
 mod error;
@@ -19,6 +20,7 @@ mod scheme;
 mod shards;
 mod write;
 
+pub use check::{CheckReport, CheckedTensor, check};
 pub use draft::{Draft, KeptTensor, OddTensor};
 pub use error::ExportError;
 pub use request::{Odd, Request, Rounding};
