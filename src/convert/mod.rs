@@ -15,6 +15,7 @@ mod files;
 #[doc(hidden)]
 pub mod fuzzing;
 mod hparams;
+pub(crate) mod places;
 mod plan;
 mod rows;
 mod sizes;

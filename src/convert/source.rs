@@ -33,7 +33,7 @@ pub(crate) struct ModelFolder {
 /// A matrix inside a weight of the folder: so many rows, of a stack or of a tensor that holds several.
 #[derive(Debug, Clone)]
 pub(crate) struct Matrix {
-    part: Part,
+    pub(super) part: Part,
     /// Rows, which are outputs.
     pub(crate) rows: u64,
     /// Values of a row.
@@ -106,6 +106,11 @@ impl ModelFolder {
 
     pub(crate) fn name(&self, weight: usize) -> &str {
         &self.weights[weight].name
+    }
+
+    /// Name of the weight that a matrix is a part of.
+    pub(crate) fn name_of(&self, matrix: &Matrix) -> &str {
+        self.name(matrix.part.weight)
     }
 
     /// Dimensions, slowest first.

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use crate::atomic_file::OutputError;
 use crate::convert::ConvertError;
+use crate::gguf::GgufError;
+use crate::moments::MomentsError;
 use crate::workers;
 
 /// Why an export failed. Every message is one line: the file or tensor, what was found, what to do.
@@ -37,6 +39,20 @@ pub enum ExportError {
     /// A choice that does not go with the scheme or the model.
     #[error("{0}")]
     Choice(String),
+    /// The model cannot be run over the calibration text.
+    #[error(transparent)]
+    Moments(MomentsError),
+    /// The 16-bit model beside the output is damaged.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// A matrix cannot be rounded.
+    #[error("{module}: {problem}")]
+    Rounding {
+        /// Name of the module.
+        module: String,
+        /// What is wrong and what to do.
+        problem: String,
+    },
     /// A worker thread panicked; a bug of this program.
     #[error("{}", workers::PANICKED)]
     Panicked,
@@ -48,5 +64,14 @@ pub enum ExportError {
 impl From<workers::Panicked> for ExportError {
     fn from(_: workers::Panicked) -> ExportError {
         ExportError::Panicked
+    }
+}
+
+impl From<MomentsError> for ExportError {
+    fn from(error: MomentsError) -> ExportError {
+        match error {
+            MomentsError::Interrupted(interrupted) => ExportError::Interrupted(interrupted),
+            other => ExportError::Moments(other),
+        }
     }
 }

@@ -6,6 +6,7 @@
 //!
 //! Names of tensors stay those of the source folder.
 
+pub(crate) mod calibrated;
 mod check;
 mod config;
 mod draft;

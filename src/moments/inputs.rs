@@ -23,6 +23,8 @@ pub(super) struct Shape {
     pub matrices: usize,
     /// True if one moment serves all experts, because their own would not fit into memory.
     pub pooled: bool,
+    /// The model's column for each column of the input, where it is shown in another order.
+    pub order: Option<Vec<usize>>,
 }
 
 impl Shape {
@@ -62,7 +64,7 @@ impl Taps for Discovery<'_> {
         let tensors: Vec<String> =
             input.tensors.iter().filter(|name| (self.wants)(name)).map(|name| (*name).to_owned()).collect();
         let matrices = input.expert.map_or(1, |expert| expert.count);
-        let shape = Shape { tensors, n: input.rows.width(), matrices, pooled: false };
+        let shape = Shape { tensors, n: input.rows.width(), matrices, pooled: false, order: None };
         if !shape.tensors.is_empty() && !self.shapes.contains(&shape) {
             self.shapes.push(shape);
         }
@@ -211,13 +213,15 @@ impl Taps for MomentCollector {
         let Some(sums) = self.sums.iter_mut().find(of_this) else { return Ok(()) };
         let matrix = if sums.shape.pooled { 0 } else { input.expert.map_or(0, |expert| expert.index) };
         let same_width = sums.shape.n == input.rows.width();
+        let moved = sums.shape.order.as_ref().filter(|_| same_width).map(|order| in_order(input.rows.data(), order));
+        let data = moved.as_deref().unwrap_or(input.rows.data());
         match (&mut sums.rows, sums.moments.get_mut(matrix)) {
-            (Some(rows), _) if same_width => rows.accumulate(input.rows.data()),
+            (Some(rows), _) if same_width => rows.accumulate(data),
             (None, Some(moment)) if same_width => {
                 // The last rows of a batch, which are a sequence of their own where there are many.
                 let holds_out = matches!(self.purpose, Purpose::Rounding { holds_out: true, .. });
                 let held_out = if holds_out { input.rows.len() / HELD_OUT } else { 0 };
-                let (rows, rest) = input.rows.data().split_at((input.rows.len() - held_out) * sums.shape.n);
+                let (rows, rest) = data.split_at((input.rows.len() - held_out) * sums.shape.n);
                 moment.accumulate(rows, None);
                 sums.held_out[matrix].extend_from_slice(rest);
             }
@@ -227,10 +231,15 @@ impl Taps for MomentCollector {
             }
         }
         if let Some(all) = &mut sums.all {
-            all.accumulate(input.rows.data(), None);
+            all.accumulate(data, None);
         }
         Ok(())
     }
+}
+
+/// Rows with their columns in another order.
+fn in_order(rows: &[f32], order: &[usize]) -> Vec<f32> {
+    rows.chunks_exact(order.len().max(1)).flat_map(|row| order.iter().map(|&at| row[at])).collect()
 }
 
 /// Why a matrix cannot be rounded with feedback.
@@ -333,7 +342,7 @@ mod tests {
     use crate::model::{Expert, Rows};
 
     fn shape(name: &str, n: usize, matrices: usize) -> Shape {
-        Shape { tensors: vec![name.to_owned()], n, matrices, pooled: false }
+        Shape { tensors: vec![name.to_owned()], n, matrices, pooled: false, order: None }
     }
 
     #[test]
@@ -383,6 +392,23 @@ mod tests {
         }
         let calibrated = Calibrated::new(moments.into_iter().next().unwrap(), Damping::Chosen, &[]);
         assert!(calibrated.factor.is_ok() && calibrated.tokens == 0);
+    }
+
+    #[test]
+    fn columns_come_in_the_order_that_is_asked_for() {
+        let order = vec![2, 0, 3, 1];
+        let rows: Vec<f32> = (0..4 * 64).map(|at| ((at * 37 % 19) as f32 - 9.0) * (1 + at % 4) as f32).collect();
+        let diagonal = |order: Option<Vec<usize>>| {
+            let shapes = [Shape { order, ..shape("out", 4, 1) }];
+            let purpose = Purpose::Rounding { holds_out: false, raw: true };
+            let mut collector = MomentCollector::new(&shapes, Precision::Accurate, purpose).unwrap();
+            let input = TapInput { tensors: &["out"], layer: None, expert: None, rows: Rows::new(&rows, 4) };
+            collector.input(&input).unwrap();
+            collector.finish().next().unwrap().1.remove(0).moment.diagonal()
+        };
+        let (kept, moved) = (diagonal(None), diagonal(Some(order.clone())));
+        assert_eq!(moved, order.iter().map(|&at| kept[at]).collect::<Vec<_>>());
+        assert_ne!(moved, kept);
     }
 
     #[test]

@@ -60,6 +60,13 @@ pub trait Visitor {
     /// How often a tensor of a step is rounded; its inputs are wanted unless that is 0.
     fn roundings(&self, tensor: &str, step: usize) -> usize;
 
+    /// For a tensor whose input is wanted in another order than the model has it: the model's column for each column of the
+    /// input to be shown.
+    fn column_order(&self, tensor: &str) -> Option<Vec<usize>> {
+        let _ = tensor;
+        None
+    }
+
     /// Takes an input of the current step; it is gone afterwards.
     ///
     /// # Errors
@@ -127,7 +134,11 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
         }
         for step in first..=layers {
             let wants = |tensor: &str| visitor.roundings(tensor, step) > 0;
-            let shapes = self.discover(step, &wants)?;
+            let mut shapes = self.discover(step, &wants)?;
+            for shape in &mut shapes {
+                let order = visitor.column_order(&shape.tensors[0]);
+                shape.order = order.filter(|order| is_permutation(order, shape.n));
+            }
             let what = match step {
                 step if step < layers => format!("layer {} of {layers}", step + 1),
                 _ => "output".to_owned(),
@@ -237,7 +248,11 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
         let count = SAMPLED_ROWS.min(rows);
         let mut sample = Vec::with_capacity((count * tensor.row_len()) as usize);
         for at in 0..count {
-            sample.extend(read_rows(gguf, tensor, matrix as u64 * rows + at * rows / count, 1)?);
+            let row = read_rows(gguf, tensor, matrix as u64 * rows + at * rows / count, 1)?;
+            match &shape.order {
+                None => sample.extend(row),
+                Some(order) => sample.extend(order.iter().map(|&at| row[at])),
+            }
         }
         // The system may have mapped many pages around each row.
         gguf.release(tensor);
@@ -337,6 +352,12 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
         };
         ((first..self.steps()).map(of_step).sum::<f64>() / FLOP_PER_UNIT) as u64
     }
+}
+
+/// True if each of `0..n` is there once.
+fn is_permutation(order: &[usize], n: usize) -> bool {
+    let mut seen = vec![false; n];
+    order.len() == n && order.iter().all(|&at| at < n && !std::mem::replace(&mut seen[at], true))
 }
 
 /// Flop in a unit of progress.
