@@ -306,6 +306,91 @@ fn nothing_is_written_by_a_dry_run_and_bytes_do_not_depend_on_threads() {
     assert_eq!(files[0].len() as u64, dry["size_bytes"].as_u64().unwrap());
 }
 
+const TEXT: [&str; 4] = ["--calibration-tokens", "2048", "--calibration-ctx", "128"];
+
+#[test]
+fn rounding_by_the_models_own_inputs_is_nearer_on_other_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = two_layers().write(&dir.path().join("model"));
+    let options = |rounding| [&["--scheme", "W4A16", "--rounding", rounding, "--check", "--json"], &TEXT[..]].concat();
+    let feedback = json_of(export(&folder, &dir.path().join("feedback"), &options("feedback")));
+    let outcomes = feedback["outcomes"].as_array().unwrap();
+    assert_eq!((outcomes.len(), &feedback["rounding"]), (14, &json!("feedback")));
+    let ratios: Vec<f64> = outcomes.iter().filter_map(|outcome| outcome["held_out_ratio"].as_f64()).collect();
+    assert!(ratios.iter().sum::<f64>() / (ratios.len() as f64) < 0.9, "{ratios:?}");
+    let gptq = json_of(export(&folder, &dir.path().join("gptq"), &options("gptq")));
+    let search = export(
+        &folder,
+        &dir.path().join("search"),
+        &["--scheme", "W4A16", "--rounding", "search", "--check", "--json"],
+    );
+    let mean = |report: &Json| {
+        let tensors = report["check"]["tensors"].as_array().unwrap();
+        tensors.iter().map(|tensor| tensor["relative_error"].as_f64().unwrap()).sum::<f64>() / 14.0
+    };
+    // What answers for other columns is further away from the weights themselves.
+    let (fed, searched, gptq) = (mean(&feedback), mean(&json_of(search)), mean(&gptq));
+    assert!(searched < fed && fed < 0.2 && searched < gptq && gptq < 0.25, "{searched} {fed} {gptq}");
+
+    let again = dir.path().join("again");
+    let line =
+        error_line(&run_with(args!["export", &folder, &again, "--scheme", "W8A8"], &["--gate-file", "/no/such/file"]));
+    assert!(line.contains("/no/such/file"), "{line}");
+    let wrong = run_with(args!["export", &folder, &again, "--scheme", "W8A8", "--rounding", "rtn"], &TEXT);
+    assert_eq!(wrong.status.code(), Some(2));
+}
+
+#[cfg(unix)]
+#[test]
+fn feedback_goes_on_behind_the_last_finished_matrix() {
+    use common::{interrupt, lwq, wait_for_work};
+    let dir = tempfile::tempdir().unwrap();
+    let folder = two_layers().write(&dir.path().join("model"));
+    let options = [&["--scheme", "W4A16_ASYM", "--rounding", "feedback", "--json"], &TEXT[..]].concat();
+    let whole = json_of(export(&folder, &dir.path().join("whole"), &options));
+    let output = dir.path().join("out");
+    let journal = dir.path().join("out.partial/journal");
+    let lines = || std::fs::read_to_string(&journal).unwrap_or_default().lines().count();
+    let mut child = lwq()
+        .args(args!["export", &folder, &output])
+        .args(&options)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for_work(&mut child, || lines() > 3);
+    interrupt(child, libc::SIGKILL);
+    assert!(lines() < 15 && !output.exists());
+    let again = json_of(export(&folder, &output, &options));
+    let sorted = |report: &Json| {
+        let mut outcomes: Vec<String> =
+            report["outcomes"].as_array().unwrap().iter().map(|outcome| outcome.to_string()).collect();
+        outcomes.sort();
+        outcomes
+    };
+    assert_eq!(sorted(&again), sorted(&whole));
+    for name in files_in(&output) {
+        assert!(
+            std::fs::read(dir.path().join("whole").join(&name)).unwrap() == std::fs::read(output.join(&name)).unwrap()
+        );
+    }
+    assert_eq!(files_in(dir.path()), ["model", "out", "whole"]);
+}
+
+#[test]
+fn classes_that_cannot_be_run_are_rounded_by_search() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut source = mixture(false);
+    source.config["architectures"] = json!(["OtherForCausalLM"]);
+    let folder = source.write(&dir.path().join("model"));
+    let output = dir.path().join("out");
+    let done = run(args!["export", &folder, &output, "--scheme", "W4A16"]);
+    assert!(stderr_of(&done).contains("OtherForCausalLM is no class that lwq can run: rounded by search"));
+    assert!(stdout_of(done).contains("rounding search"));
+    let line = error_line(&export(&folder, &dir.path().join("x"), &["--scheme", "W4A16", "--rounding", "feedback"]));
+    assert!(line.contains("give --rounding search or rtn"), "{line}");
+}
+
 /// Large enough that the run is still busy when the signal comes, sparse enough to cost no disk.
 #[cfg(unix)]
 fn slow_folder(folder: &Path) {

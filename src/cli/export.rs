@@ -10,8 +10,11 @@ use clap::{Args, ValueEnum};
 use regex::Regex;
 use serde::Serialize;
 
+use super::args::CalibrationFlags;
 use super::{Common, Usage, count, decimal_size, printable};
 use lwq::export::{self, CheckReport, CheckedTensor, Draft, GroupSize, Odd, Request, Rounding, Scheme};
+use lwq::quantize::feedback::Outcome;
+use lwq::rounding::RoundingMethod;
 
 /// Quantize a Hugging Face model folder to compressed-tensors, which vLLM and transformers load
 ///
@@ -40,9 +43,14 @@ pub struct ExportArgs {
     /// What becomes of matrices that the groups do not fit
     #[arg(long, value_enum, default_value_t = OddArg::Keep, requires = "scheme")]
     odd: OddArg,
-    /// How codes and scales are chosen
+    /// How codes and scales are chosen [default: feedback, or search for classes that lwq cannot run]
     #[arg(long, value_enum, requires = "scheme")]
     rounding: Option<RoundingArg>,
+    /// Text that feedback goes by, other than the built-in one; repeatable
+    #[arg(long = "file", short, value_name = "TEXT", requires = "scheme")]
+    file: Vec<PathBuf>,
+    #[command(flatten)]
+    calibration: CalibrationFlags,
     /// Largest size of a safetensors file, such as 5GB, 500MB or bytes
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_shard_size, requires = "scheme")]
     shard_size: u64,
@@ -70,15 +78,10 @@ enum RoundingArg {
     Rtn,
     /// Scales by the least squared error of weights
     Search,
-}
-
-impl From<RoundingArg> for Rounding {
-    fn from(rounding: RoundingArg) -> Rounding {
-        match rounding {
-            RoundingArg::Rtn => Rounding::Rtn,
-            RoundingArg::Search => Rounding::Search,
-        }
-    }
+    /// What llm-compressor does by default, for comparison: GPTQ with scales by the largest weights
+    Gptq,
+    /// Lets each column make up for the errors of those before it; runs the model over a calibration text
+    Feedback,
 }
 
 impl From<OddArg> for Odd {
@@ -121,6 +124,8 @@ struct ExportReport<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     peak_memory_bytes: Option<u64>,
     warnings: &'a [String],
+    /// What became of each matrix that a pass of the model has shown the inputs of.
+    outcomes: &'a [Outcome],
     #[serde(skip_serializing_if = "Option::is_none")]
     check: Option<&'a CheckReport>,
 }
@@ -154,29 +159,45 @@ impl ExportArgs {
         let Some(scheme) = self.scheme else { return self.check_only(common) };
         let output = self.output.as_ref().ok_or_else(|| Usage("give the folder to write".to_owned()))?;
         let started = Instant::now();
-        let mut request = Request::new(scheme)
-            .ignore(self.ignore.clone())
-            .odd(self.odd.into())
-            .rounding(self.rounding.unwrap_or(RoundingArg::Search).into())
-            .shard_bytes(self.shard_size);
+        let mut request =
+            Request::new(scheme).ignore(self.ignore.clone()).odd(self.odd.into()).shard_bytes(self.shard_size);
         if let Some(size) = self.group_size {
             if !scheme.has_free_groups() {
                 return Err(Usage(format!("{scheme} has groups of its own; leave --group-size out")).into());
             }
             request = request.group_size(size);
         }
+        if let Some(rounding) = self.rounding(common)? {
+            request = request.rounding(rounding);
+        }
         let draft = request.decide(&self.folder)?;
         draft.warnings().iter().for_each(|warning| common.warn(warning));
         for odd in draft.odd() {
             common.warn(format!("{}: {}; it {}", odd.module, odd.problem, odd.becomes));
         }
-        if !self.dry_run {
-            draft.write(output, common.replace(), &common.watch())?;
-        }
-        let seconds = (!self.dry_run).then(|| started.elapsed().as_secs_f64());
+        let write = || draft.write(output, common.replace(), &common.watch());
+        let written = (!self.dry_run).then(write).transpose()?;
+        let seconds = written.is_some().then(|| started.elapsed().as_secs_f64());
         let check = self.check.then(|| export::check(output, Some(&self.folder), &common.watch())).transpose()?;
-        report(common, &draft, output, seconds, check.as_ref())?;
+        let outcomes = written.as_ref().map_or(&[][..], |written| &written.outcomes);
+        report(common, &draft, output, seconds, outcomes, check.as_ref())?;
         check.map_or(Ok(()), |check| refuse(output, &check))
+    }
+
+    /// The rounding that the flags ask for.
+    fn rounding(&self, common: &Common) -> Result<Option<Rounding>> {
+        let options = || Ok::<_, anyhow::Error>(Box::new(self.calibration.options(&self.file, &common.watch())?));
+        let given = self.calibration.given(!self.file.is_empty());
+        Ok(match (self.rounding, given) {
+            (Some(RoundingArg::Rtn | RoundingArg::Search), Some(flag)) => {
+                return Err(Usage(format!("{flag} is used by --rounding feedback and gptq alone")).into());
+            }
+            (Some(RoundingArg::Rtn), None) => Some(Rounding::Rtn),
+            (Some(RoundingArg::Search), None) => Some(Rounding::Search),
+            (Some(RoundingArg::Gptq), _) => Some(Rounding::Gptq { options: options()?, resaved: true }),
+            (Some(RoundingArg::Feedback), _) | (None, Some(_)) => Some(Rounding::Feedback(options()?)),
+            (None, None) => None,
+        })
     }
 
     /// Checks a folder that is there: the second, made from the first, or the only one.
@@ -227,6 +248,7 @@ fn report(
     draft: &Draft,
     output: &Path,
     seconds: Option<f64>,
+    outcomes: &[Outcome],
     check: Option<&CheckReport>,
 ) -> Result<()> {
     let bits = 8.0 * draft.quantized_bytes() as f64 / draft.quantized_weights().max(1) as f64;
@@ -252,6 +274,7 @@ fn report(
             seconds,
             peak_memory_bytes: lwq::os::peak_memory(),
             warnings: draft.warnings(),
+            outcomes,
             check,
         });
     }
@@ -270,6 +293,17 @@ fn report(
         count(draft.quantized() as u64),
         draft.rounding(),
     );
+    if !outcomes.is_empty() {
+        let with_feedback = outcomes.iter().filter(|outcome| outcome.method == RoundingMethod::Feedback).count();
+        let ratios: Vec<f64> = outcomes.iter().filter_map(|outcome| outcome.held_out_ratio).collect();
+        let _ =
+            write!(text, "{} of {} matrices with feedback", count(with_feedback as u64), count(outcomes.len() as u64));
+        if !ratios.is_empty() {
+            let mean = ratios.iter().sum::<f64>() / ratios.len() as f64;
+            let _ = write!(text, "; held-out error, mean ratio to search {mean:.3}");
+        }
+        text.push('\n');
+    }
     let _ = writeln!(text, "not quantized: {}", printable(&draft.ignored().join(", ")));
     if let Some(seconds) = seconds {
         let _ = writeln!(text, "{seconds:.1} s");

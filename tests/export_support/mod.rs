@@ -71,15 +71,19 @@ pub(crate) fn mixture(stacked: bool) -> Source {
     source
 }
 
-/// Runs an export.
+/// Runs an export, by plain rounding unless the options name another.
 pub(crate) fn export(folder: &Path, output: &Path, options: &[&str]) -> Output {
-    run_with(args!["export", folder, output], options)
+    let mut arguments = args!["export", folder, output];
+    if !options.contains(&"--rounding") {
+        arguments.extend(args!["--rounding", "rtn"]);
+    }
+    run_with(arguments, options)
 }
 
 /// Exports a folder by plain rounding; gives the path of the output.
 pub(crate) fn exported(folder: &Path, scheme: &str) -> PathBuf {
     let output = folder.with_file_name(format!("out-{scheme}"));
-    stdout_of(export(folder, &output, &["--scheme", scheme, "--rounding", "rtn", "--quiet"]));
+    stdout_of(export(folder, &output, &["--scheme", scheme, "--quiet"]));
     output
 }
 
