@@ -9,6 +9,7 @@
 pub(crate) mod calibrated;
 mod check;
 mod config;
+mod decide;
 mod draft;
 mod error;
 mod files;

@@ -103,6 +103,15 @@ fn pattern_of(module: &str) -> String {
     format!(r"re:.*{}$", tail.join(r"\."))
 }
 
+/// A pattern for all of a block that predicts further tokens.
+fn next_tokens_pattern(module: &str) -> String {
+    match (module.split('.').find(|part| matches!(*part, "mtp" | "nextn")), layer_of(module)) {
+        (Some(part), _) => format!(r"re:.*{part}\..*"),
+        (None, Some(layer)) => format!(r"re:.*layers\.{layer}\..*"),
+        (None, None) => module.to_owned(),
+    }
+}
+
 /// True if an entry of `ignore` or `targets` names the module. Patterns are anchored at the start, as loaders match them.
 pub(crate) fn matches(entry: &str, module: &str) -> bool {
     match entry.strip_prefix("re:") {
@@ -113,11 +122,14 @@ pub(crate) fn matches(entry: &str, module: &str) -> bool {
 
 /// Entries that name all of `kept` and none of `quantized`: a pattern for modules that many layers have, full names where a
 /// pattern would go too far.
-pub(crate) fn entries(kept: &[String], quantized: &[&str]) -> Vec<String> {
+pub(crate) fn entries(kept: &[String], quantized: &[&str], layers: Option<u64>) -> Vec<String> {
     let mut entries: Vec<String> = Vec::new();
     for module in kept {
         let has_number = module.split('.').any(|part| part.bytes().all(|byte| byte.is_ascii_digit()));
-        let pattern = has_number.then(|| pattern_of(module));
+        let pattern = match role_of(module, layers) {
+            Role::NextTokens => Some(next_tokens_pattern(module)).filter(|pattern| pattern.starts_with("re:")),
+            _ => has_number.then(|| pattern_of(module)),
+        };
         let entry = match pattern {
             Some(pattern) if entries.contains(&pattern) => continue,
             Some(pattern) => {
@@ -179,12 +191,21 @@ mod tests {
 
     #[test]
     fn entries_name_what_is_kept_and_nothing_else() {
-        let kept: Vec<String> = ["lm_head", "m.layers.0.mlp.gate", "m.layers.1.mlp.gate", "m.layers.1.mlp.up_proj"]
-            .map(String::from)
-            .into();
+        let kept = ["lm_head", "mtp.layers.0.mlp.up_proj", "mtp.layers.0.mlp.gate_proj", "m.layers.2.mlp.up_proj"];
+        let routers = ["m.layers.0.mlp.gate", "m.layers.1.mlp.gate", "m.layers.1.mlp.up_proj"];
+        let kept: Vec<String> = kept.into_iter().chain(routers).map(str::to_owned).collect();
         let quantized = ["m.layers.0.mlp.up_proj", "m.layers.0.mlp.gate_proj"];
-        let entries = entries(&kept, &quantized);
-        assert_eq!(entries, ["lm_head", r"re:.*layers\.\d+\.mlp\.gate$", "m.layers.1.mlp.up_proj"]);
+        let entries = entries(&kept, &quantized, Some(2));
+        assert_eq!(
+            entries,
+            [
+                "lm_head",
+                r"re:.*mtp\..*",
+                r"re:.*layers\.2\..*",
+                r"re:.*layers\.\d+\.mlp\.gate$",
+                "m.layers.1.mlp.up_proj"
+            ]
+        );
         for module in &kept {
             assert!(entries.iter().any(|entry| matches(entry, module)), "{module}");
         }
