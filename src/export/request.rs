@@ -6,6 +6,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use regex::Regex;
+use safetensors::tensor::Dtype;
 
 use super::config::{self, ConfigGroup};
 use super::decide::Decision;
@@ -17,7 +18,7 @@ use super::shards::{self, NewTensor};
 use super::{ExportError, files};
 use crate::convert::source::{Matrix, ModelFolder};
 use crate::moments::CalibrationOptions;
-use crate::rounding::grid::Layout;
+use crate::rounding::grid::{Grid, Layout};
 
 /// Bytes of tensors in a file, unless a request says otherwise.
 const SHARD_BYTES: u64 = 5_000_000_000;
@@ -164,6 +165,12 @@ impl Request {
             return Err(ExportError::Folder { path: folder.to_path_buf(), problem });
         }
         warnings.extend(split_siblings(&items, &kept));
+        if matches!(row.grid, Grid::Nvfp4 | Grid::Mxfp4) && source.model_type() == Dtype::F16 {
+            let name = row.name;
+            warnings.push(format!(
+                "transformers decodes {name} to bfloat16 only: load this float16 model as bfloat16 there"
+            ));
+        }
         if self.rounding.is_none() && !source.is_known() {
             let class = source.class();
             warnings.push(format!("{class} is no class that lwq can run: rounded by search, without a text"));
