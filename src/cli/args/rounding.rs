@@ -129,7 +129,7 @@ impl RoundingFlags {
             fast: self.fast,
             all_experts: self.all_experts,
             moment_memory: self.moment_memory.unwrap_or(defaults.moment_memory),
-            raw: false,
+            ..defaults
         };
         Ok(Some(Calibration::new(gguf, &options, watch)?))
     }

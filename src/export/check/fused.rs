@@ -8,8 +8,8 @@ use super::CheckReport;
 use super::groups::Scheme;
 use super::modules::{Module, keys_of};
 use super::tensors::Tensors;
-use crate::export::names;
 use crate::export::ExportError;
+use crate::export::names;
 
 /// Queries, keys and values, gate and up, and the experts of a layer must have one scheme; NVFP4 wants one global scale for
 /// the former.

@@ -164,7 +164,8 @@ impl Scheme {
             let Some(module) = names::module_of(name) else { continue };
             // Tensors of these blocks are loaded by nobody but vLLM, which looks at their names.
             let role = names::role_of(module, self.layers);
-            let is_layer = found.info.shape.len() == 2 && is_float && role.is_linear_layer() && role != Role::NextTokens;
+            let is_layer =
+                found.info.shape.len() == 2 && is_float && role.is_linear_layer() && role != Role::NextTokens;
             if is_layer && module != "lm_head" && !quantized.contains(module) && is_free(module) {
                 faults.push(format!(
                     "{name}: is not quantized, but no entry of ignore names it: loaders make an empty quantized layer of it"
@@ -173,7 +174,8 @@ impl Scheme {
         }
         if !quantized.contains("lm_head") && is_free("lm_head") {
             faults.push(
-                "lm_head: is not quantized, but no entry of ignore names it: transformers makes NaN of all outputs".to_owned(),
+                "lm_head: is not quantized, but no entry of ignore names it: transformers makes NaN of all outputs"
+                    .to_owned(),
             );
         }
     }
@@ -203,7 +205,9 @@ fn check_keys(name: &str, group: &Value, fault: &mut dyn FnMut(String)) {
         }
     }
     let order = &group["weights"]["actorder"];
-    if *order == true || order.as_str().is_some_and(|order| matches!(order.to_lowercase().as_str(), "group" | "dynamic")) {
+    if *order == true
+        || order.as_str().is_some_and(|order| matches!(order.to_lowercase().as_str(), "group" | "dynamic"))
+    {
         fault(format!("{name} has actorder {order}, which vLLM and compressed-tensors refuse"));
     }
 }
