@@ -1,6 +1,6 @@
 //! A model folder for other verbs: its weights under the folder's own names, as they are stored or as floats.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use safetensors::tensor::Dtype;
 use serde_json::{Map, Value};
@@ -260,19 +260,9 @@ impl ModelFolder {
         self.checkpoint.read_at(self.weights[weight].tensor, at, buffer)
     }
 
-    /// The file that a weight is in.
-    pub(crate) fn file_of(&self, weight: usize) -> PathBuf {
-        self.checkpoint.file_of(self.weights[weight].tensor).to_path_buf()
-    }
-
     /// Names of the files in the folder, sorted.
     pub(crate) fn file_names(&self) -> Result<Vec<String>, ConvertError> {
         self.folder.names()
-    }
-
-    /// What to take instead of a folder whose weights cannot be used.
-    pub(crate) fn hint(&self) -> String {
-        weights::source_of(&self.folder)
     }
 
     /// SHA-256, in hexadecimal, over configuration, names, types and shapes, and a sample of each tensor's data.

@@ -76,7 +76,7 @@ pub struct OddTensor {
 pub struct Draft {
     pub(crate) scheme: Scheme,
     pub(crate) rounding: Rounding,
-    /// All choices, in words: unfinished work of other choices is not taken over.
+    /// All choices but those of the rounding, in words.
     pub(crate) settings: String,
     pub(crate) source: ModelFolder,
     pub(crate) layouts: Vec<Layout>,
@@ -103,8 +103,8 @@ impl Draft {
     }
 
     /// How codes and scales are chosen.
-    pub fn rounding(&self) -> Rounding {
-        self.rounding
+    pub fn rounding(&self) -> &Rounding {
+        &self.rounding
     }
 
     /// The source folder.

@@ -2,7 +2,8 @@
 //! same command goes on with.
 //!
 //! `OUT.partial` beside the output holds `files`, which becomes the output by one rename, and a journal: a first line that
-//! says what the work belongs to, then a line for each finished item with the digest of its bytes.
+//! says what the work belongs to, then a line for each finished item with the digest of its bytes. `work` is for whatever else
+//! an unfinished run keeps.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -15,11 +16,13 @@ use serde::{Deserialize, Serialize};
 use super::ExportError;
 use super::files::failed;
 use crate::atomic_file::{OutputError, Replace, folder_of};
+use crate::quantize::feedback::Outcome;
 use crate::unfinished::partial_path;
 
 const KIND: &str = "lwq export";
 const JOURNAL: &str = "journal";
 const FILES: &str = "files";
+const WORK: &str = "work";
 
 /// What unfinished work depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,8 +45,17 @@ pub(crate) struct NewFolder {
     partial: PathBuf,
     replace: Replace,
     journal: Mutex<File>,
-    /// Digests of the items that an earlier run has finished.
-    pub(crate) done: HashMap<usize, String>,
+    /// Items that an earlier run has finished.
+    pub(crate) done: HashMap<usize, Done>,
+}
+
+/// What the journal says of an item.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Done {
+    /// Of its bytes.
+    pub(crate) digest: String,
+    /// What became of a matrix.
+    pub(crate) outcome: Option<Outcome>,
 }
 
 /// Checks that `output` may become a folder of a model made from `source`, without writing anything.
@@ -138,8 +150,10 @@ impl NewFolder {
         }
         fs::create_dir_all(partial.join(FILES)).map_err(|source| failed(partial, "cannot make the folder", source))?;
         let entry = |line: &str| {
-            let (item, digest) = line.split_once(' ')?;
-            Some((item.parse().ok()?, digest.to_owned()))
+            let mut fields = line.splitn(3, ' ');
+            let (item, digest) = (fields.next()?.parse().ok()?, fields.next()?.to_owned());
+            let outcome = fields.next().map(serde_json::from_str).transpose().ok()?;
+            Some((item, Done { digest, outcome }))
         };
         let done = lines.filter_map(entry).collect();
         if !text.ends_with('\n') {
@@ -155,11 +169,27 @@ impl NewFolder {
         self.partial.join(FILES).join(name)
     }
 
+    /// Where unfinished work lies that is no part of the output.
+    pub(crate) fn work(&self) -> PathBuf {
+        self.partial.join(WORK)
+    }
+
+    /// The same, made if it is not there.
+    pub(crate) fn make_work(&self) -> Result<PathBuf, ExportError> {
+        let work = self.work();
+        fs::create_dir_all(&work).map_err(|source| failed(&work, "cannot make the folder", source))?;
+        Ok(work)
+    }
+
     /// Notes that an item is written; `digest` is that of its bytes.
-    pub(crate) fn note(&self, item: usize, digest: &str) -> Result<(), ExportError> {
+    pub(crate) fn note(&self, item: usize, digest: &str, outcome: Option<&Outcome>) -> Result<(), ExportError> {
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         // One write: a line is there or not.
-        let line = format!("{item} {digest}\n");
+        let outcome = outcome.and_then(|outcome| serde_json::to_string(outcome).ok());
+        let line = match outcome {
+            Some(outcome) => format!("{item} {digest} {outcome}\n"),
+            None => format!("{item} {digest}\n"),
+        };
         journal
             .write_all(line.as_bytes())
             .map_err(|source| failed(&self.partial.join(JOURNAL), "cannot write it", source))
@@ -223,7 +253,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let output = dir.path().join("out");
         let folder = NewFolder::open(&output, Replace::No, &origin("a", "b")).unwrap();
-        folder.note(3, "abc").unwrap();
+        folder.note(3, "abc", None).unwrap();
         let busy = NewFolder::open(&output, Replace::No, &origin("a", "b")).unwrap_err();
         assert!(busy.to_string().contains("another run is writing"), "{busy}");
         drop(folder);
@@ -231,7 +261,7 @@ mod tests {
         let text = fs::read_to_string(&journal).unwrap();
         fs::write(&journal, format!("{text}4 ab")).unwrap();
         let folder = NewFolder::open(&output, Replace::No, &origin("a", "b")).unwrap();
-        assert_eq!(folder.done.get(&3).map(String::as_str), Some("abc"));
+        assert_eq!(folder.done.get(&3).map(|done| done.digest.as_str()), Some("abc"));
         drop(folder);
         let refused = |origin| NewFolder::open(&output, Replace::No, &origin).unwrap_err().to_string();
         assert!(refused(origin("x", "b")).contains("another source"));

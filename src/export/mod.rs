@@ -15,9 +15,11 @@ mod files;
 mod folder;
 mod names;
 mod pack;
+mod pieces;
 mod request;
 mod scheme;
 mod shards;
+mod sink;
 mod write;
 
 pub use check::{CheckReport, CheckedTensor, check};

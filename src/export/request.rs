@@ -15,6 +15,7 @@ use super::scheme::{GroupSize, Scheme, SchemeRow};
 use super::shards::{self, NewTensor};
 use super::{ExportError, files};
 use crate::convert::source::{Matrix, ModelFolder};
+use crate::moments::CalibrationOptions;
 use crate::rounding::grid::{Grid, Groups};
 
 /// Bytes of tensors in a file, unless a request says otherwise.
@@ -46,17 +47,32 @@ impl FromStr for Odd {
 }
 
 /// How codes and scales are chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Rounding {
-    /// Scales by the largest weights, each weight to its nearest code.
+    /// Scales by the largest weights, each weight to its nearest code: what compressed-tensors does.
     Rtn,
+    /// Scales by the least squared error.
+    Search,
+    /// Each column makes up for the errors of those before it, by the second moment of the inputs on a text; by search where
+    /// that is better on another text.
+    Feedback(Box<CalibrationOptions>),
+    /// What llm-compressor does by default, for comparison.
+    Gptq {
+        /// The texts.
+        options: Box<CalibrationOptions>,
+        /// Codes of a bfloat16 model are chosen again from weights in that type, as llm-compressor does when it saves them.
+        resaved: bool,
+    },
 }
 
 impl fmt::Display for Rounding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Rounding::Rtn => f.pad("rtn"),
-        }
+        f.pad(match self {
+            Rounding::Rtn => "rtn",
+            Rounding::Search => "search",
+            Rounding::Feedback(_) => "feedback",
+            Rounding::Gptq { .. } => "gptq",
+        })
     }
 }
 
@@ -67,7 +83,7 @@ pub struct Request {
     group_size: Option<GroupSize>,
     ignore: Vec<Regex>,
     odd: Odd,
-    rounding: Rounding,
+    rounding: Option<Rounding>,
     shard_bytes: u64,
 }
 
@@ -79,7 +95,7 @@ impl Request {
             group_size: None,
             ignore: Vec::new(),
             odd: Odd::Keep,
-            rounding: Rounding::Rtn,
+            rounding: None,
             shard_bytes: SHARD_BYTES,
         }
     }
@@ -102,9 +118,10 @@ impl Request {
         self
     }
 
-    /// How codes and scales are chosen.
+    /// How codes and scales are chosen. Where nothing is said it is with feedback on the built-in text, or by search for
+    /// classes that lwq cannot run.
     pub fn rounding(mut self, rounding: Rounding) -> Request {
-        self.rounding = rounding;
+        self.rounding = Some(rounding);
         self
     }
 
@@ -125,6 +142,7 @@ impl Request {
             return Err(ExportError::Choice(format!("{scheme} has groups of its own; leave --group-size out")));
         }
         let source = ModelFolder::open(folder)?;
+        let rounding = self.choose(&source)?;
         let mut decision = Decision::new(self, row, &source);
         for weight in 0..source.len() {
             decision.weight(weight)?;
@@ -145,6 +163,10 @@ impl Request {
             return Err(ExportError::Folder { path: folder.to_path_buf(), problem });
         }
         warnings.extend(split_siblings(&items, &kept));
+        if self.rounding.is_none() && !source.is_known() {
+            let class = source.class();
+            warnings.push(format!("{class} is no class that lwq can run: rounded by search, without a text"));
+        }
         let ignore = ignore_list(&kept, &quantized);
         let config_groups: Vec<ConfigGroup> = groups
             .iter()
@@ -172,8 +194,8 @@ impl Request {
             tensors.iter().scan(0, |next, tensors| Some(std::mem::replace(next, *next + tensors.len()))).collect();
         Ok(Draft {
             scheme: self.scheme,
-            rounding: self.rounding,
-            settings: format!("{self:?}"),
+            settings: self.words(&rounding),
+            rounding,
             source,
             layouts,
             items,
@@ -187,6 +209,28 @@ impl Request {
             odd,
             warnings,
         })
+    }
+}
+
+impl Request {
+    fn choose(&self, source: &ModelFolder) -> Result<Rounding, ExportError> {
+        match &self.rounding {
+            Some(Rounding::Feedback(_) | Rounding::Gptq { .. }) if !source.is_known() => {
+                let class = source.class();
+                let problem = format!("{class} is no class that lwq can run; give --rounding search or rtn");
+                Err(ExportError::Choice(problem))
+            }
+            Some(rounding) => Ok(rounding.clone()),
+            None if source.is_known() => Ok(Rounding::Feedback(Box::default())),
+            None => Ok(Rounding::Search),
+        }
+    }
+
+    /// All choices but the texts of the rounding.
+    fn words(&self, rounding: &Rounding) -> String {
+        let Request { scheme, group_size, ignore, odd, shard_bytes, .. } = self;
+        let ignore: Vec<&str> = ignore.iter().map(Regex::as_str).collect();
+        format!("{scheme} {group_size:?} {ignore:?} {odd:?} {shard_bytes} {rounding}")
     }
 }
 

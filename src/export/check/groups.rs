@@ -111,11 +111,14 @@ impl Scheme {
             fault("has no group in config_groups".to_owned());
         }
         let top = text("format");
-        let mut read = Vec::new();
+        let (mut read, mut all_read) = (Vec::new(), true);
         for (name, group) in groups {
             check_keys(name, group, &mut fault);
             match layout_of(group, top) {
-                Err(problem) => fault(format!("{name} {problem}")),
+                Err(problem) => {
+                    fault(format!("{name} {problem}"));
+                    all_read = false;
+                }
                 Ok((format, layout)) => {
                     let targets = group.get("targets").and_then(Value::as_array).into_iter().flatten();
                     let targets: Vec<String> = targets.filter_map(Value::as_str).map(str::to_owned).collect();
@@ -125,6 +128,9 @@ impl Scheme {
                     read.push(Group { name: name.clone(), targets, format, layout });
                 }
             }
+        }
+        if !all_read {
+            return None;
         }
         let formats: BTreeSet<&str> = read.iter().map(|group| group.format.name()).collect();
         let expected = if formats.len() > 1 { "mixed-precision" } else { formats.first().copied().unwrap_or(top) };
