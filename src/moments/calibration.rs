@@ -39,6 +39,8 @@ pub struct CalibrationOptions {
     pub moment_memory: u64,
     /// Shows second moments of all tokens as they are instead of factors: what GPTQ is given elsewhere, for comparison.
     pub raw: bool,
+    /// Factors have their inputs by descending mean square: for grids whose scales are fixed beforehand.
+    pub descending: bool,
 }
 
 impl Default for CalibrationOptions {
@@ -53,6 +55,7 @@ impl Default for CalibrationOptions {
             all_experts: false,
             moment_memory: DEFAULT_MOMENT_MEMORY,
             raw: false,
+            descending: false,
         }
     }
 }
@@ -99,6 +102,7 @@ impl<'g> Calibration<'g> {
             precision: if options.fast { Precision::Fast } else { Precision::Accurate },
             all_experts: options.all_experts,
             raw: options.raw,
+            descending: options.descending,
         };
         Ok(Calibration { model, text, gate, settings })
     }
@@ -161,6 +165,9 @@ impl<'g> Calibration<'g> {
         }
         if self.settings.raw {
             words.push_str(", raw moments");
+        }
+        if self.settings.descending {
+            words.push_str(", descending");
         }
         if self.settings.precision == Precision::Fast {
             words.push_str(&format!(", fast on {}", crate::cpu::level().name()));

@@ -300,8 +300,8 @@ impl Calibrated {
     }
 
     /// Factors a moment, which is gone afterwards, with all tokens in. `sample` are rows `[.., n]` of a matrix that has
-    /// the input, to choose the damping with.
-    pub(super) fn new(found: Finished, damping: Damping, sample: &[f32]) -> Calibrated {
+    /// the input, to choose the damping with; `descending` is the order of the factor's inputs.
+    pub(super) fn new(found: Finished, damping: Damping, sample: &[f32], descending: bool) -> Calibrated {
         let Finished { mut moment, mut held_out, own_tokens, tokens } = found;
         let damping = match damping {
             Damping::Given(damping) => Ok(damping),
@@ -311,13 +311,17 @@ impl Calibrated {
             moment.accumulate(&held_out, None);
         }
         drop(held_out);
-        let factored = |damping: Result<f64, FeedbackError>| Factor::new(&moment, damping?);
+        let importance = moment.diagonal();
+        let factored = |damping: Result<f64, FeedbackError>| match descending {
+            true => Factor::descending(moment, damping?),
+            false => Factor::new(&moment, damping?),
+        };
         // A rare expert has the moment of all; only what no text reaches has too few.
         let factor = match tokens {
             tokens if tokens < LEAST_TOKENS => Err(Unusable::TooFewTokens(tokens)),
             _ => factored(damping).map_err(|error| Unusable::Factorization(error.to_string())),
         };
-        Calibrated { factor, importance: moment.diagonal(), tokens: own_tokens, raw: None }
+        Calibrated { factor, importance, tokens: own_tokens, raw: None }
     }
 }
 
@@ -390,7 +394,7 @@ mod tests {
         for (a, b) in moments[0].moment.diagonal().iter().zip(moments[1].moment.diagonal()) {
             assert!((a - b).abs() < 1e-5 * b.abs(), "{a} {b}");
         }
-        let calibrated = Calibrated::new(moments.into_iter().next().unwrap(), Damping::Chosen, &[]);
+        let calibrated = Calibrated::new(moments.into_iter().next().unwrap(), Damping::Chosen, &[], false);
         assert!(calibrated.factor.is_ok() && calibrated.tokens == 0);
     }
 
@@ -430,7 +434,7 @@ mod tests {
         // In the end all are in.
         let mut whole = SecondMoment::new(4).unwrap();
         whole.accumulate(&rows, None);
-        for (a, b) in Calibrated::new(found, Damping::Chosen, &[]).importance.iter().zip(whole.diagonal()) {
+        for (a, b) in Calibrated::new(found, Damping::Chosen, &[], false).importance.iter().zip(whole.diagonal()) {
             assert!((a - b).abs() < 1e-5 * b, "{a} {b}");
         }
     }
@@ -458,7 +462,7 @@ mod tests {
     #[test]
     fn an_input_without_tokens_has_no_factor() {
         let found = Finished { moment: SecondMoment::new(8).unwrap(), held_out: Vec::new(), own_tokens: 0, tokens: 0 };
-        let calibrated = Calibrated::new(found, Damping::Given(0.02), &[]);
+        let calibrated = Calibrated::new(found, Damping::Given(0.02), &[], false);
         assert_eq!(calibrated.factor.err(), Some(Unusable::TooFewTokens(0)));
     }
 }

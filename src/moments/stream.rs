@@ -50,6 +50,8 @@ pub struct StreamSettings {
     pub all_experts: bool,
     /// Moments are shown as they are, of all tokens, and not factored.
     pub raw: bool,
+    /// Factors have their inputs by descending mean square, see [`Factor::descending`](crate::rounding::gptq::Factor).
+    pub descending: bool,
 }
 
 /// Takes what a pass shows.
@@ -217,7 +219,7 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
                 let sample = self.sample(&shape, matrix)?;
                 of_shape.push(match self.settings.raw {
                     true => Calibrated::raw(found),
-                    false => Calibrated::new(found, self.settings.damping, &sample),
+                    false => Calibrated::new(found, self.settings.damping, &sample, self.settings.descending),
                 });
                 self.stop.check().map_err(MomentsError::from)?;
                 work.add(self.factor_work(shape.n));

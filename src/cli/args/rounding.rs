@@ -152,7 +152,7 @@ impl CalibrationFlags {
             fast: self.fast,
             all_experts: self.all_experts,
             moment_memory: self.moment_memory.unwrap_or(defaults.moment_memory),
-            raw: false,
+            ..defaults
         })
     }
 }

@@ -11,7 +11,7 @@ use crate::moments::{Calibration, CalibrationOptions, Input, Visitor, has_input,
 use crate::progress::{Interrupted, Stop, Unit, Watch};
 use crate::quantize::feedback::Outcome;
 use crate::recipe::roles;
-use crate::rounding::grid::Rounded;
+use crate::rounding::grid::{Grid, Rounded};
 use crate::unfinished::going_on;
 
 type Sink<'s> = &'s mut dyn FnMut(usize, Rounded, Outcome) -> Result<(), ExportError>;
@@ -24,7 +24,9 @@ pub(super) fn run(
     sink: Sink<'_>,
 ) -> Result<Vec<usize>, ExportError> {
     let raw = matches!(request.method, Method::Gptq { .. });
-    let options = CalibrationOptions { raw, ..request.options.clone() };
+    // NVFP4 has so many scales that choosing them on the way is worth more than the order of columns.
+    let descending = request.jobs.iter().all(|job| job.layout.grid != Grid::Nvfp4);
+    let options = CalibrationOptions { raw, descending, ..request.options.clone() };
     let calibration = Calibration::new(&converted.gguf, &options, watch)?;
     let output = calibration.model().output_tensor();
     let mut by_tensor: HashMap<String, Vec<(&Job, Place)>> = HashMap::new();

@@ -59,6 +59,8 @@ pub struct Factor {
     damping: f64,
     /// Tiles on the diagonal of the damped moment, each `[columns, columns]`; none without feedback.
     tiles: Vec<Vec<f32>>,
+    /// The input that stands at each place, where they stand in another order.
+    order: Option<Vec<usize>>,
 }
 
 impl Factor {
@@ -101,7 +103,7 @@ impl Factor {
                 if feedback.par_iter().all(|a| *a == 0.0) {
                     return Ok(Factor { damping, ..Factor::diagonal(&weights) });
                 }
-                return Ok(Factor { n, feedback, weights, plain, excess, damping, tiles });
+                return Ok(Factor { n, feedback, weights, plain, excess, damping, tiles, order: None });
             }
             damping = (damping * GROWTH).max(DEFAULT_DAMPING);
         }
@@ -118,7 +120,27 @@ impl Factor {
             excess: vec![0.0; weights.len()],
             damping: 0.0,
             tiles: Vec::new(),
+            order: None,
         }
+    }
+
+    /// As [`Factor::new`], with the inputs by descending mean square (`actorder`): for grids whose scales are there before
+    /// the first column is rounded. Blocks of GGUF's types get their scales on the way and want the inputs in their own
+    /// order.
+    ///
+    /// # Errors
+    /// As [`Factor::new`].
+    #[doc(alias = "actorder")]
+    #[doc(alias = "desc_act")]
+    pub fn descending(moment: SecondMoment, damping: f64) -> Result<Factor, FeedbackError> {
+        let order = moment.descending();
+        let factor = Factor::new(&moment.permuted(&order)?, damping)?;
+        Ok(Factor { order: Some(order), ..factor })
+    }
+
+    /// The input that stands at each place of all else, where they stand in another order than their own.
+    pub(in crate::rounding) fn order(&self) -> Option<&[usize]> {
+        self.order.as_deref()
     }
 
     /// Inputs.

@@ -138,6 +138,26 @@ impl SecondMoment {
         }
     }
 
+    /// The columns by descending mean square: errors of those that matter most are made up for by all others.
+    pub(in crate::rounding) fn descending(&self) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.n).collect();
+        let square = |j: usize| self.sums[j * self.n + j];
+        order.sort_by(|&i, &j| square(j).total_cmp(&square(i)));
+        order
+    }
+
+    /// The moment of inputs whose column `j` is column `order[j]` of these.
+    pub(in crate::rounding) fn permuted(self, order: &[usize]) -> Result<SecondMoment, FeedbackError> {
+        let n = self.n;
+        let mut sums = zeros(n)?;
+        sums.par_chunks_exact_mut(n.max(1)).enumerate().for_each(|(i, row)| {
+            for (j, sum) in row.iter_mut().enumerate().skip(i) {
+                *sum = self.sums[order[i].min(order[j]) * n + order[i].max(order[j])];
+            }
+        });
+        Ok(SecondMoment { sums, ..self })
+    }
+
     /// How [`Self::accumulate`] would scale inputs down when adding them to what is here.
     pub(super) fn cap(&self) -> Cap {
         self.cap.unwrap_or_default()

@@ -2,8 +2,9 @@
 
 use rayon::prelude::*;
 
-use super::feedback::{Cell, Grids, pass_over};
+use super::cells::{Cell, Grids, in_order};
 use super::numbers::Levels;
+use super::pass::pass_over;
 use super::plain::plain;
 use super::{Layout, Rounded};
 use crate::quant::float16::{bf16_to_f32, f32_to_bf16};
@@ -37,23 +38,8 @@ pub fn gptq_default(
         return Err(FeedbackError::NonFinite { index, value: weights[index] });
     }
     let start = plain(layout, weights, rows, columns, global);
-    ordered(layout, weights, rows, columns, moment, start, DAMPING)
-}
-
-/// x
-#[allow(missing_docs)]
-pub fn ordered(
-    layout: Layout,
-    weights: &[f32],
-    rows: usize,
-    columns: usize,
-    moment: &SecondMoment,
-    start: Rounded,
-    damping: f64,
-) -> Result<Rounded, FeedbackError> {
     let diagonal: Vec<f64> = (0..columns).map(|j| f64::from(moment.upper_row(j)[0])).collect();
-    let mut order: Vec<usize> = (0..columns).collect();
-    order.sort_by(|&i, &j| diagonal[j].total_cmp(&diagonal[i]));
+    let order = moment.descending();
     let mean = diagonal.iter().sum::<f64>() / columns.max(1) as f64;
     let scale = if mean > 0.0 && mean.is_finite() { 1.0 / mean } else { 1.0 };
     let mut feedback = zeros(columns)?;
@@ -62,19 +48,19 @@ pub fn ordered(
             let (low, high) = (order[i].min(order[j]), order[i].max(order[j]));
             let sum = f64::from(moment.upper_row(low)[high - low]);
             let own = if sum == 0.0 { 1.0 } else { sum * scale };
-            *target = if i == j { own + damping } else { sum * scale } as f32;
+            *target = if i == j { own + DAMPING } else { sum * scale } as f32;
         }
     });
     let Some(cost) = factor_in_place(&mut feedback, columns) else { return Ok(start) };
-    let grids = Grids { layout: &layout, levels: Levels::of(layout.grid), global: start.global_scale, chosen: None };
+    let grids = Grids::new(&layout, start.global_scale, true);
     let mut cells = layout.cells(&start, rows, columns);
     let task = TASK_ROWS * columns.max(1);
     weights.par_chunks(task).zip(cells.par_chunks_mut(task)).for_each(|(weights, cells)| {
-        let live = |at: usize, w: f32| if diagonal[at] == 0.0 { 0.0 } else { w };
-        let in_order = |row: &[f32]| order.iter().map(|&at| live(at, row[at])).collect::<Vec<f32>>();
-        let moved: Vec<f32> = weights.chunks_exact(columns).flat_map(in_order).collect();
-        let mut moved_cells: Vec<Cell> =
-            cells.chunks_exact(columns).flat_map(|row| order.iter().map(|&at| row[at])).collect();
+        let mut moved = in_order(weights, &order);
+        for row in moved.chunks_exact_mut(columns) {
+            row.iter_mut().zip(&order).filter(|(_, at)| diagonal[**at] == 0.0).for_each(|(w, _)| *w = 0.0);
+        }
+        let mut moved_cells = in_order(cells, &order);
         let mut errors = vec![0.0; moved.len()];
         pass_over(grids, &moved, &cost, &feedback, &mut errors, &mut moved_cells);
         for (row, moved) in cells.chunks_exact_mut(columns).zip(moved_cells.chunks_exact(columns)) {

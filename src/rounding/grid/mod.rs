@@ -12,18 +12,21 @@
 //!
 //! Matrices are row-major `[rows, columns]`: outputs, inputs.
 
+mod cells;
 mod feedback;
 mod gptq_default;
 mod numbers;
+mod pass;
 mod plain;
+mod refit;
 #[cfg(test)]
 mod rounding_tests;
 mod search;
 #[cfg(test)]
 mod tests;
 
-pub use feedback::{feedback, feedback_with};
-pub use gptq_default::{gptq_default, ordered, resaved_in_bf16};
+pub use feedback::feedback;
+pub use gptq_default::{gptq_default, resaved_in_bf16};
 pub use numbers::{e4m3_bits, e4m3_value, e8m0_bits, e8m0_value, fp4_value};
 pub use plain::{common_global_scale, plain};
 pub use search::search;

@@ -42,7 +42,8 @@ fn squared_error(layout: Layout, weights: &[f32], rounded: &Rounded, importance:
 /// Everything stored is a number of its type, and codes are within their range.
 fn check_stored(layout: Layout, rounded: &Rounded) {
     for scale in &rounded.scales {
-        assert!(*scale > 0.0 && layout.scale_type.round(*scale) == *scale, "{layout:?}: {scale}");
+        let signed = matches!(layout.grid, INT4);
+        assert!((signed || *scale > 0.0) && layout.scale_type.round(scale.abs()) == scale.abs(), "{layout:?}: {scale}");
     }
     let in_range = |code: &u8| match layout.grid {
         Grid::Int { bits: 4, .. } => (-8..8).contains(&(*code as i8)),
@@ -65,8 +66,8 @@ fn search_is_better_than_plain_rounding_in_its_own_measure() {
             let measure = importance.unwrap_or(&[1.0; N]);
             let ratio =
                 squared_error(layout, &weights, &found, measure) / squared_error(layout, &weights, &plain, measure);
-            // Whole numbers of 8 bits and floats are nearly as good with any scale.
-            let most = if matches!(layout.grid, INT8 | Grid::Fp8) { 1.0 } else { 0.95 };
+            // Whole numbers of 8 bits, FP8 and powers of two leave little choice.
+            let most = if matches!(layout.grid, INT8 | Grid::Fp8 | Grid::Mxfp4) { 1.0 } else { 0.95 };
             assert!(ratio < most, "{layout:?}: {ratio}");
         }
     }
@@ -75,12 +76,14 @@ fn search_is_better_than_plain_rounding_in_its_own_measure() {
 #[test]
 fn feedback_is_better_than_search_and_than_the_default_of_others() {
     let (weights, calibration, other) = (weights(3), moment(2000, N, 4), moment(2000, N, 5));
-    let factor = Factor::new(&calibration, 0.02).unwrap();
+    let natural = Factor::new(&calibration, 0.02).unwrap();
+    let descending = Factor::descending(calibration.clone(), 0.02).unwrap();
     let mut raw = SecondMoment::new(N).unwrap().uncapped();
     raw.accumulate(&inputs(2000, N, 4), None);
     for layout in LAYOUTS {
         let searched = search(layout, &weights, ROWS, N, Some(&calibration.diagonal()), None);
-        let improved = feedback(layout, &weights, ROWS, N, &factor, &searched).unwrap();
+        let factor = if layout.grid == Grid::Nvfp4 { &natural } else { &descending };
+        let improved = feedback(layout, &weights, ROWS, N, factor, &searched).unwrap();
         let gptq = gptq_default(layout, &weights, ROWS, N, &raw, None).unwrap();
         let plain = plain(layout, &weights, ROWS, N, None);
         check_stored(layout, &improved);
@@ -113,19 +116,20 @@ fn blocks_and_global_scales_stay_as_they_are() {
 #[test]
 fn bytes_depend_neither_on_threads_nor_on_neighbouring_rows() {
     let (weights, calibration) = (weights(8), moment(1500, N, 9));
-    let factor = Factor::new(&calibration, 0.05).unwrap();
-    let all = |layout: Layout, weights: &[f32]| {
+    let natural = Factor::new(&calibration, 0.05).unwrap();
+    let descending = Factor::descending(calibration.clone(), 0.05).unwrap();
+    let all = |layout: Layout, weights: &[f32], factor: &Factor| {
         let rows = weights.len() / N;
         let searched = search(layout, weights, rows, N, Some(&calibration.diagonal()), Some(3000.0));
-        feedback(layout, weights, rows, N, &factor, &searched).unwrap()
+        feedback(layout, weights, rows, N, factor, &searched).unwrap()
     };
-    for layout in LAYOUTS {
-        let expected = all(layout, &weights);
+    for (layout, factor) in LAYOUTS.into_iter().flat_map(|layout| [(layout, &natural), (layout, &descending)]) {
+        let expected = all(layout, &weights, factor);
         let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         for threads in [1, 3] {
-            assert_eq!(pool(threads).install(|| all(layout, &weights)), expected, "{layout:?}");
+            assert_eq!(pool(threads).install(|| all(layout, &weights, factor)), expected, "{layout:?}");
         }
-        let first = all(layout, &weights[..8 * N]);
+        let first = all(layout, &weights[..8 * N], factor);
         assert_eq!(
             (&first.codes[..], &first.scales[..]),
             (&expected.codes[..8 * N], &expected.scales[..first.scales.len()])

@@ -111,20 +111,24 @@ impl Search<'_> {
                 }
             }
             (Grid::Mxfp4, _) => {
-                for scale in [-1, 1].into_iter().filter_map(|count| ty.neighbour(scale, count)) {
+                for scale in [-1i32, 1].into_iter().filter_map(|count| ty.neighbour(scale, count)) {
                     self.try_scale(scale, 0.0);
                 }
             }
             (Grid::Int { symmetric: false, .. }, Levels::Whole(whole)) => self.try_ends(whole),
             (Grid::Int { bits: 8.., .. }, _) => self.try_factors(&EIGHT_BITS, scale, zero),
-            (Grid::Int { .. }, _) => self.try_factors(&FOUR_BITS, scale, zero),
+            (Grid::Int { .. }, _) => {
+                self.try_factors(&FOUR_BITS, scale, zero);
+                // Under a negative scale the sixteenth level is on the other side of zero.
+                self.try_factors(&FOUR_BITS, -scale, zero);
+            }
             (Grid::Fp8, _) => self.try_factors(&FP8, scale, zero),
         }
     }
 
     fn try_factors(&mut self, factors: &[f32], scale: f32, zero: f32) {
         for factor in factors {
-            self.try_scale(self.layout.scale_type.round(scale * factor), zero);
+            self.try_scale(scale.signum() * self.layout.scale_type.round(scale.abs() * factor), zero);
         }
     }
 
@@ -144,9 +148,10 @@ impl Search<'_> {
         }
         for _ in 0..REFINEMENTS {
             let Choice { scale, zero, sums: [wlv, wll], .. } = self.best;
-            let wanted = ty.round(wlv / wll * self.global);
+            let sign = scale.signum();
+            let wanted = ty.round(sign * wlv / wll * self.global);
             let mut better = false;
-            for to in [0, 1, -1].into_iter().filter_map(|count| ty.neighbour(wanted, count)) {
+            for to in [0, 1, -1].into_iter().filter_map(|count| ty.neighbour(wanted, count)).map(|to| sign * to) {
                 better |= to != scale && self.try_scale(to, zero);
             }
             if let (true, Levels::Whole(whole)) = (self.layout.has_zero_points(), self.levels) {
