@@ -213,6 +213,12 @@ fn stacks_of_experts_become_single_ones_and_routers_are_ignored() {
     let checked =
         run(args!["export", dir.path().join("stacked/model"), dir.path().join("stacked/out-W4A16"), "--check"]);
     assert!(stdout_of(checked).contains("16 quantized matrices, no fault"));
+    // transformers cannot read all schemes of experts.
+    for (scheme, is_told) in [("MXFP4A16", false), ("NVFP4A16", true)] {
+        let done =
+            export(&dir.path().join("single/model"), &dir.path().join(scheme), &["--scheme", scheme, "--dry-run"]);
+        assert_eq!(stderr_of(&done).contains("cannot read experts"), is_told, "{scheme}");
+    }
     // A class that is not known keeps its stacks.
     let mut other = mixture(true);
     other.config["architectures"] = json!(["OtherForCausalLM"]);

@@ -171,6 +171,13 @@ impl Request {
                 "transformers decodes {name} to bfloat16 only: load this float16 model as bfloat16 there"
             ));
         }
+        if !row.experts_load && quantized.iter().any(|module| names::experts_of(module).is_some()) {
+            let name = row.name;
+            warnings.push(format!(
+                "transformers (5.17) cannot read experts in {name}, or reads other weights; it reads those in W4A16, W8A16, \
+                 FP8_DYNAMIC and MXFP4A16"
+            ));
+        }
         if self.rounding.is_none() && !source.is_known() {
             let class = source.class();
             warnings.push(format!("{class} is no class that lwq can run: rounded by search, without a text"));

@@ -72,6 +72,9 @@ pub(crate) struct SchemeRow {
     pub(crate) activations: Activations,
     /// Stored type of scales; `None` is the model's own type.
     pub(crate) scale_type: Option<ScaleType>,
+    /// transformers 5.17 reads single experts, which it puts into stacks, of this scheme. Others fail there, or (NVFP4) come
+    /// out wrong without a word.
+    pub(crate) experts_load: bool,
 }
 
 const G128: Groups = Groups::Columns(128);
@@ -85,6 +88,7 @@ const W4A16: SchemeRow = SchemeRow {
     free_groups: true,
     activations: Activations::Kept,
     scale_type: None,
+    experts_load: true,
 };
 
 /// All schemes.
@@ -94,6 +98,7 @@ pub(crate) const SCHEMES: [SchemeRow; 8] = [
         scheme: Scheme::W4A16_ASYM,
         name: "W4A16_ASYM",
         grid: Grid::Int { bits: 4, symmetric: false },
+        experts_load: false,
         ..W4A16
     },
     SchemeRow { scheme: Scheme::W8A16, name: "W8A16", grid: Grid::Int { bits: 8, symmetric: true }, ..W4A16 },
@@ -106,6 +111,7 @@ pub(crate) const SCHEMES: [SchemeRow; 8] = [
         free_groups: false,
         activations: Activations::Token,
         scale_type: None,
+        experts_load: false,
     },
     SchemeRow {
         scheme: Scheme::FP8_DYNAMIC,
@@ -116,6 +122,7 @@ pub(crate) const SCHEMES: [SchemeRow; 8] = [
         free_groups: false,
         activations: Activations::Token,
         scale_type: None,
+        experts_load: true,
     },
     SchemeRow {
         scheme: Scheme::FP8_BLOCK,
@@ -126,6 +133,7 @@ pub(crate) const SCHEMES: [SchemeRow; 8] = [
         free_groups: false,
         activations: Activations::Group,
         scale_type: None,
+        experts_load: false,
     },
     SchemeRow {
         scheme: Scheme::NVFP4A16,
@@ -136,6 +144,7 @@ pub(crate) const SCHEMES: [SchemeRow; 8] = [
         free_groups: false,
         activations: Activations::Kept,
         scale_type: Some(ScaleType::F8E4M3),
+        experts_load: false,
     },
     SchemeRow {
         scheme: Scheme::MXFP4A16,
@@ -146,6 +155,7 @@ pub(crate) const SCHEMES: [SchemeRow; 8] = [
         free_groups: false,
         activations: Activations::Kept,
         scale_type: Some(ScaleType::E8M0),
+        experts_load: true,
     },
 ];
 
