@@ -293,7 +293,7 @@ fn report(
         count(draft.quantized() as u64),
         draft.rounding(),
     );
-    if !outcomes.is_empty() {
+    if !outcomes.is_empty() && matches!(draft.rounding(), Rounding::Feedback(_)) {
         let with_feedback = outcomes.iter().filter(|outcome| outcome.method == RoundingMethod::Feedback).count();
         let ratios: Vec<f64> = outcomes.iter().filter_map(|outcome| outcome.held_out_ratio).collect();
         let _ =
