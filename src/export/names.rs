@@ -97,7 +97,7 @@ pub(crate) fn experts_of(module: &str) -> Option<&str> {
 fn pattern_of(module: &str) -> String {
     let parts: Vec<&str> = module.split('.').collect();
     let is_number = |part: &&str| part.bytes().all(|byte| byte.is_ascii_digit());
-    let from = parts.iter().position(|part| is_number(part)).map_or(0, |first| first.saturating_sub(1));
+    let from = parts.iter().position(&is_number).map_or(0, |first| first.saturating_sub(1));
     let escaped = |part: &&str| if is_number(part) { r"\d+".to_owned() } else { regex::escape(part) };
     let tail: Vec<String> = parts[from..].iter().map(escaped).collect();
     format!(r"re:.*{}$", tail.join(r"\."))

@@ -1,4 +1,5 @@
 //! The bundled model as transformers would save it, made from its GGUF.
+#![allow(dead_code)] // each test file uses a part
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
