@@ -21,29 +21,30 @@ impl Conversion {
     /// rounded by itself.
     pub(crate) fn place_of(&self, name: &str, matrix: &Matrix) -> Option<Place> {
         let weight = self.plan.weights.iter().position(|weight| weight.name == name)?;
-        self.plan.outputs.iter().find_map(|output| self.place_in(output, weight, matrix))
+        self.plan.outputs.iter().find_map(|output| place_in(output, weight, matrix))
     }
+}
 
-    fn place_in(&self, output: &Output, weight: usize, matrix: &Matrix) -> Option<Place> {
-        let Output { tensor, content } = output;
-        let Content::Rows { parts, row_len, turns, change, .. } = content else { return None };
-        let columns = tensor.shape.first().copied()?;
-        let is_matrix = tensor.shape.len() >= 2 && *row_len == matrix.columns && columns == matrix.columns;
-        if !is_matrix || !matches!(change, ValueChange::Keep | ValueChange::Blocks) {
-            return None;
-        }
-        let mut at = 0;
-        for part in parts {
-            if let Some(row) = row_in(part, weight, &matrix.part) {
-                let rows = tensor.shape[1].max(1);
-                let index = usize::try_from((at + row) / rows).ok()?;
-                let order = turns.map(|turns| column_order(turns, columns as usize));
-                return Some(Place { tensor: tensor.name.clone(), index, order });
-            }
-            at += part.count;
-        }
-        None
+/// The place of a part of weight `weight`, if `output` is made of it.
+fn place_in(output: &Output, weight: usize, matrix: &Matrix) -> Option<Place> {
+    let Output { tensor, content } = output;
+    let Content::Rows { parts, row_len, turns, change, .. } = content else { return None };
+    let columns = tensor.shape.first().copied()?;
+    let is_matrix = tensor.shape.len() >= 2 && *row_len == matrix.columns && columns == matrix.columns;
+    if !is_matrix || !matches!(change, ValueChange::Keep | ValueChange::Blocks) {
+        return None;
     }
+    let mut at = 0;
+    for part in parts {
+        if let Some(row) = row_in(part, weight, &matrix.part) {
+            let rows = tensor.shape[1].max(1);
+            let index = usize::try_from((at + row) / rows).ok()?;
+            let order = turns.map(|turns| column_order(turns, columns as usize));
+            return Some(Place { tensor: tensor.name.clone(), index, order });
+        }
+        at += part.count;
+    }
+    None
 }
 
 /// The row of `part` that is the first of `wanted`.
@@ -71,6 +72,39 @@ fn column_order(turns: Turns, columns: usize) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gguf::{NewTensor, TensorType};
+
+    #[test]
+    fn experts_and_moved_columns_are_found() {
+        let part = |weight, first, count, transposed| Part { weight, first, count, step: 1, transposed };
+        let output = |name: &str, shape: &[u64], parts, turns| Output {
+            tensor: NewTensor { name: name.into(), shape: shape.to_vec(), ty: TensorType::F16 },
+            content: Content::Rows { parts, row_len: shape[0], permuted_rows: None, turns, change: ValueChange::Keep },
+        };
+        let matrix = |part: Part| Matrix { rows: part.count, columns: 8, part };
+        // Gate and up of two experts, which share a weight; then one weight for each.
+        let stacked = vec![part(5, 0, 4, None), part(5, 8, 4, None)];
+        let up = vec![part(5, 4, 4, None), part(5, 12, 4, None)];
+        let outputs = [
+            output("gate", &[8, 4, 2], stacked, None),
+            output("up", &[8, 4, 2], up, None),
+            output("down", &[8, 4, 2], vec![part(6, 0, 4, None), part(7, 0, 4, None)], None),
+            output("out", &[8, 4], vec![part(8, 0, 4, None)], Some(Turns { groups: 2, each: 2 })),
+            output("moved", &[8, 4, 2], vec![part(9, 0, 4, Some(0)), part(9, 0, 4, Some(1))], None),
+        ];
+        let find = |wanted: Part| {
+            let found = outputs.iter().find_map(|output| place_in(output, wanted.weight, &matrix(wanted.clone())));
+            found.map(|place| (place.tensor, place.index, place.order))
+        };
+        let at = |name: &str, index| Some((name.to_owned(), index, None));
+        assert_eq!(find(part(5, 0, 4, None)), at("gate", 0));
+        assert_eq!(find(part(5, 8, 4, None)), at("gate", 1));
+        assert_eq!(find(part(5, 12, 4, None)), at("up", 1));
+        assert_eq!(find(part(7, 0, 4, None)), at("down", 1));
+        assert_eq!(find(part(9, 0, 4, Some(1))), at("moved", 1));
+        assert_eq!(find(part(8, 0, 4, None)).unwrap().2.unwrap(), [0, 1, 4, 5, 2, 3, 6, 7]);
+        assert_eq!(find(part(4, 0, 4, None)), None);
+    }
 
     #[test]
     fn columns_are_found_again_after_their_heads_have_taken_turns() {
