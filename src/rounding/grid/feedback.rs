@@ -18,12 +18,10 @@ use crate::rounding::gptq::{
 };
 use crate::vectorized::vectorized;
 
-/// Passes over the columns: the second begins with the scales that the first one's sweeps have found. On a model of 4 million
-/// weights in 4 bits it takes 2 per cent off the loss, three more another half.
-const ROUNDS: usize = 2;
-
-/// Passes of coordinate descent after each.
-const SWEEPS: usize = 3;
+/// Passes of coordinate descent after rounding. On a model of 4 million weights in 4 bits two leave 1.2 per cent more of the
+/// loss than four. A second pass over the columns from the scales that these find takes 2 per cent off the loss and .1 per
+/// cent off the divergence of the model.
+const SWEEPS: usize = 4;
 
 /// Improves `start`, which is `weights`, `[rows, columns]`, rounded in another way, such as by
 /// [`search`](super::search), with the feedback of `factor`; a row that feedback does not make better on the moment that was
@@ -65,24 +63,17 @@ pub fn feedback(
             Some(order) => (in_order(weights, order), in_order(kept, order)),
             None => (weights.to_vec(), kept.to_vec()),
         };
-        let mut best = cells.clone();
         let mut errors = errors_of(&moved, &cells, grids.global);
-        let mut least = losses(&errors, columns, factor, a);
-        for round in 0..ROUNDS {
-            let pass = Grids { chosen: grids.chosen.filter(|_| round == 0), ..grids };
-            let found = round_task((pass, grids), &moved, factor, a, &mut errors, &mut cells, &places);
-            let rows = best.chunks_exact_mut(columns).zip(cells.chunks_exact(columns));
-            for ((best, cells), (least, found)) in rows.zip(least.iter_mut().zip(found)) {
-                if found < *least {
-                    best.copy_from_slice(cells);
-                    *least = found;
-                }
+        let before = losses(&errors, columns, factor, a);
+        let found = round_task(grids, &moved, factor, a, &mut errors, &mut cells, &places);
+        let rows = kept.chunks_exact_mut(columns).zip(cells.chunks_exact(columns));
+        for ((kept, cells), (found, before)) in rows.zip(found.iter().zip(&before)) {
+            if found >= before {
+                continue;
             }
-        }
-        for (kept, best) in kept.chunks_exact_mut(columns).zip(best.chunks_exact(columns)) {
             match factor.order() {
-                Some(order) => order.iter().zip(best).for_each(|(&at, cell)| kept[at] = *cell),
-                None => kept.copy_from_slice(best),
+                Some(order) => order.iter().zip(cells).for_each(|(&at, cell)| kept[at] = *cell),
+                None => kept.copy_from_slice(cells),
             }
         }
     });
@@ -94,10 +85,9 @@ fn errors_of(weights: &[f32], cells: &[Cell], global: f32) -> Vec<f32> {
     weights.iter().zip(cells).map(|(w, cell)| w - cell.level * (cell.scale / global)).collect()
 }
 
-/// Rounds a few rows in the factor's order; `errors` are those of `cells` as they come. The grids are those of the pass, which
-/// may choose scales on the way, and of the sweeps. Gives the losses of the rows.
+/// Rounds a few rows in the factor's order; `errors` are those of `cells` as they come. Gives the losses of the rows.
 fn round_task(
-    (pass, grids): (Grids<'_>, Grids<'_>),
+    grids: Grids<'_>,
     weights: &[f32],
     factor: &Factor,
     a: &[f32],
@@ -107,7 +97,7 @@ fn round_task(
 ) -> Vec<f64> {
     let n = factor.n();
     let cost = column_weights(Some(factor.weights()), n);
-    let mut u = pass_over(pass, weights, &cost, a, errors, cells);
+    let mut u = pass_over(grids, weights, &cost, a, errors, cells);
     for _ in 0..SWEEPS {
         refit_places(grids, &mut Rows { weights, errors, u: &mut u, cells }, factor, a, places);
         let rounded = gptq::Rounded { weights, errors, u: &mut u, parts: cells };
@@ -135,13 +125,12 @@ fn descend_to<L: Nearest>(grids: Grids<'_>, set: L, mut tile: TileState<'_>, cel
             Some(128) => refit_group::<128>(grids, &mut tile, cells, first),
             _ => {}
         }
-        for j in first..first + group {
-            let Cell { level, scale, zero } = cells[j];
-            let step = scale / grids.global;
-            let wanted = level * step + tile.gradient[j] * inverse(tile.moment[j * columns + j]);
-            let to = set.nearest(wanted / step + zero) - zero;
-            if to != level {
-                cells[j].level = to;
+        for (j, cell) in (first..).zip(&mut cells[first..first + group]) {
+            let step = cell.scale / grids.global;
+            let wanted = cell.level * step + tile.gradient[j] * inverse(tile.moment[j * columns + j]);
+            let to = set.nearest(wanted / step + cell.zero) - cell.zero;
+            if to != cell.level {
+                cell.level = to;
                 tile.set_error(j, tile.weights[j] - to * step);
             }
         }
