@@ -33,6 +33,7 @@
 //! |---|---|
 //! | read and write GGUF files | [`gguf::Gguf`], [`gguf::GgufWriter`] |
 //! | make a GGUF of a Hugging Face folder | [`convert::Conversion`] |
+//! | make a folder for vLLM and transformers | [`export::Request`] |
 //! | collect an importance matrix | [`imatrix::Collection`] |
 //! | quantize | [`quantize::Request`] |
 //! | measure what rounding costs | [`measure::Request`] |
@@ -53,6 +54,7 @@ pub mod convert;
 pub mod cpu;
 pub mod display;
 pub mod eval;
+pub mod export;
 pub mod gguf;
 pub mod imatrix;
 pub mod interrupt;

@@ -1,9 +1,9 @@
 //! What an interrupted run leaves, and how the same command goes on with it.
 //!
 //! Unfinished work lies beside the output, as `OUTPUT.partial`: a file for `lwq imatrix` and `lwq measure`, a folder for
-//! `lwq quantize --rounding feedback`. Files of it that hold numbers carry the [`Conditions`] under which they were made. The
-//! next run takes over what has the same conditions, refuses the rest with what differs, and removes it when the output is
-//! there.
+//! `lwq quantize --rounding feedback` and for `lwq export`. Files of it that hold numbers carry the [`Conditions`] under which
+//! they were made, or the export's own form of them. The next run takes over what has the same conditions, refuses the rest with
+//! what differs, and removes it when the output is there.
 
 use std::path::{Path, PathBuf};
 

@@ -36,6 +36,24 @@ fn types_of(path: &Path) -> Vec<(String, TensorType)> {
 }
 
 #[test]
+fn siblings_get_one_type_where_that_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let equal = |plan: &PlanFile| {
+        let ty = |name: String| plan.tensors.iter().find(|row| row.tensor == name).unwrap().ty;
+        let alike = |layer: usize, parts: &[&str]| {
+            let types: Vec<_> = parts.iter().map(|part| ty(format!("blk.{layer}.{part}.weight"))).collect();
+            types.windows(2).all(|pair| pair[0] == pair[1])
+        };
+        (0..6).all(|layer| alike(layer, &["attn_q", "attn_k", "attn_v"]) && alike(layer, &["ffn_gate", "ffn_up"]))
+    };
+    let (_, free) = plan(dir.path(), "free.json", &["--target-size", "2.4MB"]);
+    let (path, bound) = plan(dir.path(), "bound.json", &["--target-size", "2.4MB", "--siblings-equal"]);
+    assert!(!equal(&free) && equal(&bound));
+    assert!(bound.file_bytes <= 2_400_000 && bound.bound >= free.bound);
+    stdout_of(quantize(&path, &dir.path().join("o.gguf")));
+}
+
+#[test]
 fn the_file_fills_its_target_and_records_the_plan() {
     let dir = tempfile::tempdir().unwrap();
     let (path, plan) = plan(dir.path(), "p.json", &["--target-size", "2.4MB"]);

@@ -10,6 +10,7 @@ mod convert;
 mod dev;
 mod dev_forward;
 mod eval;
+mod export;
 mod imatrix;
 mod inspect;
 mod list;
@@ -61,6 +62,7 @@ struct Common {
 enum Command {
     Convert(convert::ConvertArgs),
     Quantize(quantize::QuantizeArgs),
+    Export(export::ExportArgs),
     Imatrix(imatrix::ImatrixArgs),
     Compare(compare::CompareArgs),
     Eval(eval::EvalArgs),
@@ -103,6 +105,7 @@ impl Cli {
         match &self.command {
             Command::Convert(args) => args.run(common),
             Command::Quantize(args) => args.run(common),
+            Command::Export(args) => args.run(common),
             Command::Imatrix(args) => args.run(common),
             Command::Compare(args) => args.run(common),
             Command::Eval(args) => args.run(common),

@@ -66,6 +66,9 @@ pub struct MakeArgs {
     calibration: Vec<PathBuf>,
     #[command(flatten)]
     types: TypeArgs,
+    /// Give one type to what other programs put into one matrix: q, k and v; gate and up; the experts of a layer
+    #[arg(long)]
+    siblings_equal: bool,
     /// File to write [default: stdout]
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -119,6 +122,7 @@ impl MakeArgs {
         if let Some(opened) = &importance {
             request = request.imatrix(opened.named());
         }
+        let request = request.siblings_equal(self.siblings_equal);
         let request = self.choice.apply(request, &self.types, model, self.output.as_deref(), common)?;
         let plan = request.make(&gguf, &watch)?;
         common.note(summary(&plan));

@@ -15,9 +15,11 @@ mod files;
 #[doc(hidden)]
 pub mod fuzzing;
 mod hparams;
+pub(crate) mod places;
 mod plan;
 mod rows;
 mod sizes;
+pub(crate) mod source;
 mod vocabulary;
 mod weights;
 mod write;

@@ -269,6 +269,7 @@ mod tests {
             factor: Ok(Factor::new(&calibration, 0.02).unwrap()),
             tokens: 512,
             gate: moment(n, 2).into(),
+            raw: None,
         };
         let input = Input { tensors: vec!["w.weight".into()], n, matrices: vec![matrix] };
         let types = [TensorType::Q4_K, TensorType::Q8_0, TensorType::IQ2_XXS, TensorType::F16];

@@ -37,6 +37,10 @@ pub struct CalibrationOptions {
     pub all_experts: bool,
     /// Most bytes for the moments of one text; layers that need more are run more than once.
     pub moment_memory: u64,
+    /// Shows second moments of all tokens as they are instead of factors: what GPTQ is given elsewhere, for comparison.
+    pub raw: bool,
+    /// Factors have their inputs by descending mean square: for grids whose scales are fixed beforehand.
+    pub descending: bool,
 }
 
 impl Default for CalibrationOptions {
@@ -50,6 +54,8 @@ impl Default for CalibrationOptions {
             fast: false,
             all_experts: false,
             moment_memory: DEFAULT_MOMENT_MEMORY,
+            raw: false,
+            descending: false,
         }
     }
 }
@@ -95,6 +101,8 @@ impl<'g> Calibration<'g> {
             moment_memory: options.moment_memory,
             precision: if options.fast { Precision::Fast } else { Precision::Accurate },
             all_experts: options.all_experts,
+            raw: options.raw,
+            descending: options.descending,
         };
         Ok(Calibration { model, text, gate, settings })
     }
@@ -154,6 +162,12 @@ impl<'g> Calibration<'g> {
         let mut words = format!("damping {damping}, moment memory {}", self.settings.moment_memory);
         if self.settings.all_experts {
             words.push_str(", all experts");
+        }
+        if self.settings.raw {
+            words.push_str(", raw moments");
+        }
+        if self.settings.descending {
+            words.push_str(", descending");
         }
         if self.settings.precision == Precision::Fast {
             words.push_str(&format!(", fast on {}", crate::cpu::level().name()));

@@ -23,6 +23,8 @@ pub(super) struct Shape {
     pub matrices: usize,
     /// True if one moment serves all experts, because their own would not fit into memory.
     pub pooled: bool,
+    /// The model's column for each column of the input, where it is shown in another order.
+    pub order: Option<Vec<usize>>,
 }
 
 impl Shape {
@@ -62,7 +64,7 @@ impl Taps for Discovery<'_> {
         let tensors: Vec<String> =
             input.tensors.iter().filter(|name| (self.wants)(name)).map(|name| (*name).to_owned()).collect();
         let matrices = input.expert.map_or(1, |expert| expert.count);
-        let shape = Shape { tensors, n: input.rows.width(), matrices, pooled: false };
+        let shape = Shape { tensors, n: input.rows.width(), matrices, pooled: false, order: None };
         if !shape.tensors.is_empty() && !self.shapes.contains(&shape) {
             self.shapes.push(shape);
         }
@@ -109,8 +111,8 @@ pub(super) struct Finished {
 /// What the inputs of a pass are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// To round by; `holds_out` says whether some rows are held out.
-    Rounding { holds_out: bool },
+    /// To round by; `holds_out` says whether some rows are held out, `raw` whether long ones are added as they are.
+    Rounding { holds_out: bool, raw: bool },
     /// To judge by, so many tokens.
     Judging { tokens: usize },
 }
@@ -140,7 +142,11 @@ impl Sums {
             Shape { pooled: true, .. } => 1,
             Shape { matrices, .. } => *matrices,
         };
-        let empty = || SecondMoment::with_precision(shape.n, precision);
+        let raw = matches!(purpose, Purpose::Rounding { raw: true, .. });
+        let empty = || {
+            let moment = SecondMoment::with_precision(shape.n, precision)?;
+            Ok::<_, MomentsError>(if raw { moment.uncapped() } else { moment })
+        };
         let moments = (0..own).map(|_| empty()).collect::<Result<_, _>>()?;
         let all = (own > 1).then(empty).transpose()?;
         Ok(Sums { shape: shape.clone(), rows, moments, held_out: vec![Vec::new(); own], all })
@@ -207,13 +213,15 @@ impl Taps for MomentCollector {
         let Some(sums) = self.sums.iter_mut().find(of_this) else { return Ok(()) };
         let matrix = if sums.shape.pooled { 0 } else { input.expert.map_or(0, |expert| expert.index) };
         let same_width = sums.shape.n == input.rows.width();
+        let moved = sums.shape.order.as_ref().filter(|_| same_width).map(|order| in_order(input.rows.data(), order));
+        let data = moved.as_deref().unwrap_or(input.rows.data());
         match (&mut sums.rows, sums.moments.get_mut(matrix)) {
-            (Some(rows), _) if same_width => rows.accumulate(input.rows.data()),
+            (Some(rows), _) if same_width => rows.accumulate(data),
             (None, Some(moment)) if same_width => {
                 // The last rows of a batch, which are a sequence of their own where there are many.
-                let holds_out = self.purpose == Purpose::Rounding { holds_out: true };
+                let holds_out = matches!(self.purpose, Purpose::Rounding { holds_out: true, .. });
                 let held_out = if holds_out { input.rows.len() / HELD_OUT } else { 0 };
-                let (rows, rest) = input.rows.data().split_at((input.rows.len() - held_out) * sums.shape.n);
+                let (rows, rest) = data.split_at((input.rows.len() - held_out) * sums.shape.n);
                 moment.accumulate(rows, None);
                 sums.held_out[matrix].extend_from_slice(rest);
             }
@@ -223,10 +231,15 @@ impl Taps for MomentCollector {
             }
         }
         if let Some(all) = &mut sums.all {
-            all.accumulate(input.rows.data(), None);
+            all.accumulate(data, None);
         }
         Ok(())
     }
+}
+
+/// Rows with their columns in another order.
+fn in_order(rows: &[f32], order: &[usize]) -> Vec<f32> {
+    rows.chunks_exact(order.len().max(1)).flat_map(|row| order.iter().map(|&at| row[at])).collect()
 }
 
 /// Why a matrix cannot be rounded with feedback.
@@ -236,6 +249,8 @@ pub enum Unusable {
     TooFewTokens(u64),
     /// The second moment has no factor, however much it is damped.
     Factorization(String),
+    /// The pass shows raw moments.
+    Raw,
 }
 
 /// What is known of the input of one matrix.
@@ -248,6 +263,8 @@ pub struct InputMatrix {
     pub tokens: u64,
     /// Its inputs on the text of the gate, which its rounding is judged by.
     pub gate: JudgedInputs,
+    /// The moment itself, if the pass shows raw ones.
+    pub raw: Option<SecondMoment>,
 }
 
 /// An input of one or several weights.
@@ -272,12 +289,19 @@ pub(super) struct Calibrated {
     pub factor: Result<Factor, Unusable>,
     pub importance: Vec<f32>,
     pub tokens: u64,
+    pub raw: Option<SecondMoment>,
 }
 
 impl Calibrated {
+    /// A moment as it is.
+    pub(super) fn raw(found: Finished) -> Calibrated {
+        let Finished { moment, own_tokens, .. } = found;
+        Calibrated { factor: Err(Unusable::Raw), importance: moment.diagonal(), tokens: own_tokens, raw: Some(moment) }
+    }
+
     /// Factors a moment, which is gone afterwards, with all tokens in. `sample` are rows `[.., n]` of a matrix that has
-    /// the input, to choose the damping with.
-    pub(super) fn new(found: Finished, damping: Damping, sample: &[f32]) -> Calibrated {
+    /// the input, to choose the damping with; `descending` is the order of the factor's inputs.
+    pub(super) fn new(found: Finished, damping: Damping, sample: &[f32], descending: bool) -> Calibrated {
         let Finished { mut moment, mut held_out, own_tokens, tokens } = found;
         let damping = match damping {
             Damping::Given(damping) => Ok(damping),
@@ -287,13 +311,17 @@ impl Calibrated {
             moment.accumulate(&held_out, None);
         }
         drop(held_out);
-        let factored = |damping: Result<f64, FeedbackError>| Factor::new(&moment, damping?);
+        let importance = moment.diagonal();
+        let factored = |damping: Result<f64, FeedbackError>| match descending {
+            true => Factor::descending(moment, damping?),
+            false => Factor::new(&moment, damping?),
+        };
         // A rare expert has the moment of all; only what no text reaches has too few.
         let factor = match tokens {
             tokens if tokens < LEAST_TOKENS => Err(Unusable::TooFewTokens(tokens)),
             _ => factored(damping).map_err(|error| Unusable::Factorization(error.to_string())),
         };
-        Calibrated { factor, importance: moment.diagonal(), tokens: own_tokens }
+        Calibrated { factor, importance, tokens: own_tokens, raw: None }
     }
 }
 
@@ -307,6 +335,7 @@ pub(super) fn join(shape: Shape, calibrated: Vec<Calibrated>, gate: Vec<JudgedIn
         importance: calibrated.importance,
         tokens: calibrated.tokens,
         gate,
+        raw: calibrated.raw,
     });
     Ok(Input { n: shape.n, matrices: matrices.collect(), tensors: shape.tensors })
 }
@@ -317,7 +346,7 @@ mod tests {
     use crate::model::{Expert, Rows};
 
     fn shape(name: &str, n: usize, matrices: usize) -> Shape {
-        Shape { tensors: vec![name.to_owned()], n, matrices, pooled: false }
+        Shape { tensors: vec![name.to_owned()], n, matrices, pooled: false, order: None }
     }
 
     #[test]
@@ -350,9 +379,12 @@ mod tests {
 
     #[test]
     fn an_expert_that_nobody_reached_has_the_mean_of_all() {
-        let mut collector =
-            MomentCollector::new(&[shape("up", 4, 3)], Precision::Accurate, Purpose::Rounding { holds_out: false })
-                .unwrap();
+        let mut collector = MomentCollector::new(
+            &[shape("up", 4, 3)],
+            Precision::Accurate,
+            Purpose::Rounding { holds_out: false, raw: false },
+        )
+        .unwrap();
         let rows: Vec<f32> = (0..4 * 64).map(|at| ((at * 37 % 19) as f32 - 9.0) * 0.1).collect();
         let expert = Some(Expert { index: 1, count: 3 });
         collector.input(&TapInput { tensors: &["up"], layer: None, expert, rows: Rows::new(&rows, 4) }).unwrap();
@@ -362,15 +394,35 @@ mod tests {
         for (a, b) in moments[0].moment.diagonal().iter().zip(moments[1].moment.diagonal()) {
             assert!((a - b).abs() < 1e-5 * b.abs(), "{a} {b}");
         }
-        let calibrated = Calibrated::new(moments.into_iter().next().unwrap(), Damping::Chosen, &[]);
+        let calibrated = Calibrated::new(moments.into_iter().next().unwrap(), Damping::Chosen, &[], false);
         assert!(calibrated.factor.is_ok() && calibrated.tokens == 0);
     }
 
     #[test]
+    fn columns_come_in_the_order_that_is_asked_for() {
+        let order = vec![2, 0, 3, 1];
+        let rows: Vec<f32> = (0..4 * 64).map(|at| ((at * 37 % 19) as f32 - 9.0) * (1 + at % 4) as f32).collect();
+        let diagonal = |order: Option<Vec<usize>>| {
+            let shapes = [Shape { order, ..shape("out", 4, 1) }];
+            let purpose = Purpose::Rounding { holds_out: false, raw: true };
+            let mut collector = MomentCollector::new(&shapes, Precision::Accurate, purpose).unwrap();
+            let input = TapInput { tensors: &["out"], layer: None, expert: None, rows: Rows::new(&rows, 4) };
+            collector.input(&input).unwrap();
+            collector.finish().next().unwrap().1.remove(0).moment.diagonal()
+        };
+        let (kept, moved) = (diagonal(None), diagonal(Some(order.clone())));
+        assert_eq!(moved, order.iter().map(|&at| kept[at]).collect::<Vec<_>>());
+        assert_ne!(moved, kept);
+    }
+
+    #[test]
     fn rows_are_held_out_of_each_batch_and_counted() {
-        let mut collector =
-            MomentCollector::new(&[shape("down", 4, 1)], Precision::Accurate, Purpose::Rounding { holds_out: true })
-                .unwrap();
+        let mut collector = MomentCollector::new(
+            &[shape("down", 4, 1)],
+            Precision::Accurate,
+            Purpose::Rounding { holds_out: true, raw: false },
+        )
+        .unwrap();
         let rows: Vec<f32> = (0..4 * 50).map(|at| ((at * 37 % 19) as f32 - 9.0) * 0.1).collect();
         for _ in 0..2 {
             let input = TapInput { tensors: &["down"], layer: None, expert: None, rows: Rows::new(&rows, 4) };
@@ -382,7 +434,7 @@ mod tests {
         // In the end all are in.
         let mut whole = SecondMoment::new(4).unwrap();
         whole.accumulate(&rows, None);
-        for (a, b) in Calibrated::new(found, Damping::Chosen, &[]).importance.iter().zip(whole.diagonal()) {
+        for (a, b) in Calibrated::new(found, Damping::Chosen, &[], false).importance.iter().zip(whole.diagonal()) {
             assert!((a - b).abs() < 1e-5 * b, "{a} {b}");
         }
     }
@@ -410,7 +462,7 @@ mod tests {
     #[test]
     fn an_input_without_tokens_has_no_factor() {
         let found = Finished { moment: SecondMoment::new(8).unwrap(), held_out: Vec::new(), own_tokens: 0, tokens: 0 };
-        let calibrated = Calibrated::new(found, Damping::Given(0.02), &[]);
+        let calibrated = Calibrated::new(found, Damping::Given(0.02), &[], false);
         assert_eq!(calibrated.factor.err(), Some(Unusable::TooFewTokens(0)));
     }
 }

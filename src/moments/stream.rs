@@ -48,6 +48,10 @@ pub struct StreamSettings {
     pub precision: Precision,
     /// Tokens of the calibration text go through all experts; those of the gate, which judges, through those they choose.
     pub all_experts: bool,
+    /// Moments are shown as they are, of all tokens, and not factored.
+    pub raw: bool,
+    /// Factors have their inputs by descending mean square, see [`Factor::descending`](crate::rounding::gptq::Factor).
+    pub descending: bool,
 }
 
 /// Takes what a pass shows.
@@ -57,6 +61,13 @@ pub trait Visitor {
 
     /// How often a tensor of a step is rounded; its inputs are wanted unless that is 0.
     fn roundings(&self, tensor: &str, step: usize) -> usize;
+
+    /// For a tensor whose input is wanted in another order than the model has it: the model's column for each column of the
+    /// input to be shown.
+    fn column_order(&self, tensor: &str) -> Option<Vec<usize>> {
+        let _ = tensor;
+        None
+    }
 
     /// Takes an input of the current step; it is gone afterwards.
     ///
@@ -125,7 +136,11 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
         }
         for step in first..=layers {
             let wants = |tensor: &str| visitor.roundings(tensor, step) > 0;
-            let shapes = self.discover(step, &wants)?;
+            let mut shapes = self.discover(step, &wants)?;
+            for shape in &mut shapes {
+                let order = visitor.column_order(&shape.tensors[0]);
+                shape.order = order.filter(|order| is_permutation(order, shape.n));
+            }
             let what = match step {
                 step if step < layers => format!("layer {} of {layers}", step + 1),
                 _ => "output".to_owned(),
@@ -202,7 +217,10 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
             let mut of_shape = Vec::with_capacity(moments.len());
             for (matrix, found) in moments.into_iter().enumerate() {
                 let sample = self.sample(&shape, matrix)?;
-                of_shape.push(Calibrated::new(found, self.settings.damping, &sample));
+                of_shape.push(match self.settings.raw {
+                    true => Calibrated::raw(found),
+                    false => Calibrated::new(found, self.settings.damping, &sample, self.settings.descending),
+                });
                 self.stop.check().map_err(MomentsError::from)?;
                 work.add(self.factor_work(shape.n));
             }
@@ -224,14 +242,19 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
     /// Some rows of a matrix that has an input, where they are needed to choose a damping.
     fn sample(&self, shape: &Shape, matrix: usize) -> Result<Vec<f32>, MomentsError> {
         let gguf = self.pass.model().gguf();
-        let (Some(tensor), Damping::Chosen) = (gguf.tensor(&shape.tensors[0]), self.settings.damping) else {
+        let chosen = if self.settings.raw { None } else { Some(self.settings.damping) };
+        let (Some(tensor), Some(Damping::Chosen)) = (gguf.tensor(&shape.tensors[0]), chosen) else {
             return Ok(Vec::new());
         };
         let rows = tensor.rows_per_matrix();
         let count = SAMPLED_ROWS.min(rows);
         let mut sample = Vec::with_capacity((count * tensor.row_len()) as usize);
         for at in 0..count {
-            sample.extend(read_rows(gguf, tensor, matrix as u64 * rows + at * rows / count, 1)?);
+            let row = read_rows(gguf, tensor, matrix as u64 * rows + at * rows / count, 1)?;
+            match &shape.order {
+                None => sample.extend(row),
+                Some(order) => sample.extend(order.iter().map(|&at| row[at])),
+            }
         }
         // The system may have mapped many pages around each row.
         gguf.release(tensor);
@@ -248,7 +271,8 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
         work: &Work<'_>,
     ) -> Result<MomentCollector, MomentsError> {
         let (pass, purpose) = if std::ptr::eq(text, self.calibration) {
-            (&self.pass, Purpose::Rounding { holds_out: self.settings.damping == Damping::Chosen })
+            let raw = self.settings.raw;
+            (&self.pass, Purpose::Rounding { holds_out: self.settings.damping == Damping::Chosen && !raw, raw })
         } else {
             (&self.gate_pass, Purpose::Judging { tokens: text.len() })
         };
@@ -330,6 +354,12 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
         };
         ((first..self.steps()).map(of_step).sum::<f64>() / FLOP_PER_UNIT) as u64
     }
+}
+
+/// True if each of `0..n` is there once.
+fn is_permutation(order: &[usize], n: usize) -> bool {
+    let mut seen = vec![false; n];
+    order.len() == n && order.iter().all(|&at| at < n && !std::mem::replace(&mut seen[at], true))
 }
 
 /// Flop in a unit of progress.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::allocate::{
-    AllocateError, Candidate, Item, Solution, byte_range, fill_budget, minimize_bytes, minimize_damage,
+    AllocateError, Candidate, Item, Siblings, Solution, byte_range, fill_budget, minimize_bytes, minimize_damage,
 };
 use super::damage::{self, Estimate};
 use super::{Budget, PLAN_VERSION, PlanError, PlanFile, PlanRow, Request, record};
@@ -14,6 +14,7 @@ use crate::measure::{Inventory, Job, MeasureError, SourceFile, with_planning};
 use crate::progress::Watch;
 use crate::quantize::standard_file_bytes;
 use crate::recipe::candidates::Legal;
+use crate::recipe::roles::siblings;
 use crate::rounding::RoundingMethod;
 
 /// `general.quantization_version` and `general.file_type` are 32-bit numbers whatever the types are.
@@ -36,7 +37,11 @@ pub(super) fn make<'a>(request: &Request<'a>, gguf: &'a Gguf, watch: &dyn Watch)
     let limit = sizes.limit(request, gguf, watch)?;
     // An impossible limit shows before the work, not after it.
     let unmeasured = sizes.items(&inventory, |_, _| 0.0);
-    let (smallest, largest) = byte_range(&unmeasured);
+    let grouped = |items: &[Item]| {
+        let key = |name: &str| siblings(name).filter(|_| request.siblings_equal);
+        Siblings::new(items, key).map_err(|error| refused(error.to_string()))
+    };
+    let (smallest, largest) = byte_range(grouped(&unmeasured)?.items());
     if let Limit::Bytes { budget, .. } = limit {
         if budget < smallest {
             return Err(refused(sizes.too_small(request, limit, smallest, largest)));
@@ -62,12 +67,14 @@ pub(super) fn make<'a>(request: &Request<'a>, gguf: &'a Gguf, watch: &dyn Watch)
     let mut estimate = damage::estimate(&inventory, &job, request, bits, watch).map_err(named)?;
     let solve = |estimate: &Estimate| -> Result<(Vec<Item>, Solution), PlanError> {
         let items = sizes.items(&inventory, |name, ty| estimate.damage(name, ty));
+        let siblings = grouped(&items)?;
+        let groups = siblings.items();
         let solved = match limit {
-            Limit::Bytes { budget, file } => minimize_damage(&items, budget).and_then(|solution| {
+            Limit::Bytes { budget, file } => minimize_damage(groups, budget).and_then(|solution| {
                 let whole = file.unwrap_or(budget + sizes.kept_padded);
-                fill_budget(&items, &solution, budget, whole / FILLED_TO_PART)
+                fill_budget(groups, &solution, budget, whole / FILLED_TO_PART)
             }),
-            Limit::Damage(most) => minimize_bytes(&items, estimate.damage_for(most)),
+            Limit::Damage(most) => minimize_bytes(groups, estimate.damage_for(most)),
         };
         let solution = solved.map_err(|error| match error {
             AllocateError::BudgetTooSmall { smallest, largest, .. } => {
@@ -82,6 +89,7 @@ pub(super) fn make<'a>(request: &Request<'a>, gguf: &'a Gguf, watch: &dyn Watch)
             )),
             other => refused(other.to_string()),
         })?;
+        let solution = siblings.apart(&items, solution);
         Ok((items, solution))
     };
     let (mut items, mut solution) = solve(&estimate)?;

@@ -42,6 +42,7 @@ pub struct Request<'a> {
     pub(super) probes: ProbeOptions,
     pub(super) second_round: bool,
     pub(super) rounding: Rounding<'a>,
+    pub(super) siblings_equal: bool,
 }
 
 impl<'a> Request<'a> {
@@ -56,6 +57,7 @@ impl<'a> Request<'a> {
             probes: ProbeOptions::default(),
             second_round: false,
             rounding: Rounding::Ggml,
+            siblings_equal: false,
         }
     }
 
@@ -105,6 +107,12 @@ impl<'a> Request<'a> {
     /// How the planned file will be rounded.
     pub fn rounding(mut self, rounding: Rounding<'a>) -> Self {
         self.rounding = rounding;
+        self
+    }
+
+    /// Gives one type to what other programs put into one matrix: q, k and v; gate and up; the experts of a layer.
+    pub fn siblings_equal(mut self, siblings_equal: bool) -> Self {
+        self.siblings_equal = siblings_equal;
         self
     }
 

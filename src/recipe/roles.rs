@@ -48,6 +48,23 @@ const EMBEDDING_NAMES: &[&str] = &[TOKEN_EMBD_WEIGHT, "per_layer_token_embd.weig
 /// What the names of a block's tensors begin with, before the block's number.
 const BLOCK_PREFIX: &str = "blk.";
 
+/// Tensors of a block that other programs put into one matrix, or run with one kernel.
+const SIBLINGS: &[(&str, &[&str])] = &[
+    ("attn_qkv", &["attn_q", "attn_k", "attn_v", "attn_qkv", "attn_gate"]),
+    ("ffn_gate_up", &["ffn_gate", "ffn_up"]),
+    ("ffn_exps", &["ffn_gate_exps", "ffn_up_exps", "ffn_gate_up_exps", "ffn_down_exps"]),
+    ("ffn_gate_up_shexp", &["ffn_gate_shexp", "ffn_up_shexp"]),
+    ("ffn_gate_up_chexp", &["ffn_gate_chexp", "ffn_up_chexp"]),
+];
+
+/// A key that is equal for tensors which other programs put into one; `None` for those that stay alone.
+pub(crate) fn siblings(name: &str) -> Option<String> {
+    let block = block_number(name)?;
+    let part = name.strip_suffix(".weight")?.rsplit('.').next()?;
+    let (key, _) = SIBLINGS.iter().find(|(_, parts)| parts.contains(&part))?;
+    Some(format!("{BLOCK_PREFIX}{block}.{key}"))
+}
+
 impl Role {
     /// The role that the tensor's name implies.
     pub(crate) fn of(name: &str) -> Role {
@@ -251,6 +268,16 @@ pub fn output_order(names: &[&str]) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_loaders_put_into_one_has_one_key() {
+        let key = |part: &str| siblings(&format!("blk.3.{part}.weight"));
+        assert!(key("attn_q").is_some() && key("attn_q") == key("attn_v") && key("attn_k") == key("attn_qkv"));
+        assert!(key("ffn_gate").is_some() && key("ffn_gate") == key("ffn_up") && key("ffn_up") != key("ffn_up_exps"));
+        assert!(key("ffn_down_exps").is_some() && key("ffn_down_exps") == key("ffn_gate_exps"));
+        assert_eq!((key("attn_output"), key("ffn_down"), siblings("output.weight")), (None, None, None));
+        assert_ne!(siblings("blk.3.attn_q.weight"), siblings("blk.4.attn_q.weight"));
+    }
 
     #[test]
     fn roles_follow_the_name() {

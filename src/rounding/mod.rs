@@ -2,9 +2,10 @@
 //!
 //! [`RoundingMethod::Ggml`] is [`crate::quant::quantize_rows`]: the same bytes as ggml. [`round_by_search`] searches each
 //! block's scales by itself. [`gptq`] lets each column make up for the errors of those before it, given the second moment
-//! of the inputs, which [`crate::moments`] shows.
+//! of the inputs, which [`crate::moments`] shows. [`grid`] does all this for the formats of compressed-tensors.
 
 pub mod gptq;
+pub mod grid;
 mod record;
 mod search;
 

@@ -1,4 +1,5 @@
 //! The bundled model as transformers would save it, made from its GGUF.
+#![allow(dead_code)] // each test file uses a part
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -51,7 +52,7 @@ fn source_name(name: &str) -> String {
 }
 
 /// Undoes the order of rows that GGUF's llama has: row `s * n / 2 + i` of a head is row `2i + s` there.
-fn unpermute(data: &[u8], heads: usize, rows: usize) -> Vec<u8> {
+pub(crate) fn unpermute(data: &[u8], heads: usize, rows: usize) -> Vec<u8> {
     let row_bytes = data.len() / rows;
     let head_rows = rows / heads;
     let mut out = Vec::with_capacity(data.len());

@@ -40,6 +40,13 @@ pub struct RoundingFlags {
     /// How weights are rounded [default: as the plan says; feedback with a calibration text; else ggml]
     #[arg(long, value_enum)]
     rounding: Option<RoundingArg>,
+    #[command(flatten)]
+    calibration: CalibrationFlags,
+}
+
+/// Flags of a pass over a calibration text, without the text.
+#[derive(Args, Debug, Clone, Default)]
+pub struct CalibrationFlags {
     /// Part of the correlation between inputs that feedback does not rely on, from 0 to 1 [default: for each input what
     /// is best on a sixteenth of the text]
     #[arg(long, value_name = "PART", value_parser = parse_damping)]
@@ -86,18 +93,8 @@ impl RoundingFlags {
     pub fn method(&self, has_text: bool, planned: Option<RoundingMethod>) -> Result<RoundingMethod> {
         let implied = if has_text { Some(RoundingMethod::Feedback) } else { planned };
         let method = self.rounding.map(RoundingMethod::from).or(implied).unwrap_or_default();
-        let of_feedback = [
-            (has_text, "a calibration text"),
-            (self.damping.is_some(), "--damping"),
-            (self.calibration_tokens.is_some(), "--calibration-tokens"),
-            (self.calibration_ctx.is_some(), "--calibration-ctx"),
-            (!self.gate_file.is_empty(), "--gate-file"),
-            (self.fast, "--fast"),
-            (self.all_experts, "--all-experts"),
-            (self.moment_memory.is_some(), "--moment-memory"),
-        ];
-        match of_feedback.iter().find(|(given, _)| *given && method != RoundingMethod::Feedback) {
-            Some((_, flag)) => {
+        match self.calibration.given(has_text).filter(|_| method != RoundingMethod::Feedback) {
+            Some(flag) => {
                 Err(Usage(format!("{flag} is used by --rounding feedback alone; the rounding is {method}")).into())
             }
             None => Ok(method),
@@ -119,8 +116,34 @@ impl RoundingFlags {
         if method != RoundingMethod::Feedback {
             return Ok(None);
         }
+        let options = self.calibration.options(files, watch)?;
+        Ok(Some(Calibration::new(gguf, &options, watch)?))
+    }
+}
+
+impl CalibrationFlags {
+    /// The first flag of a pass that is given, if any; `has_text` says that a text is.
+    pub fn given(&self, has_text: bool) -> Option<&'static str> {
+        let flags = [
+            (has_text, "a calibration text"),
+            (self.damping.is_some(), "--damping"),
+            (self.calibration_tokens.is_some(), "--calibration-tokens"),
+            (self.calibration_ctx.is_some(), "--calibration-ctx"),
+            (!self.gate_file.is_empty(), "--gate-file"),
+            (self.fast, "--fast"),
+            (self.all_experts, "--all-experts"),
+            (self.moment_memory.is_some(), "--moment-memory"),
+        ];
+        flags.iter().find(|(given, _)| *given).map(|(_, flag)| *flag)
+    }
+
+    /// Texts and settings; `files` are the calibration text, the built-in one if there are none.
+    ///
+    /// # Errors
+    /// When a text cannot be read.
+    pub fn options(&self, files: &[PathBuf], watch: &dyn Watch) -> Result<CalibrationOptions> {
         let defaults = CalibrationOptions::default();
-        let options = CalibrationOptions {
+        Ok(CalibrationOptions {
             text: Text::read_or(files, Set::Calibration, watch)?,
             gate: Text::read_or(&self.gate_file, Set::Gate, watch)?,
             tokens: self.calibration_tokens.map_or(defaults.tokens, |n| n as usize),
@@ -129,8 +152,8 @@ impl RoundingFlags {
             fast: self.fast,
             all_experts: self.all_experts,
             moment_memory: self.moment_memory.unwrap_or(defaults.moment_memory),
-        };
-        Ok(Some(Calibration::new(gguf, &options, watch)?))
+            ..defaults
+        })
     }
 }
 

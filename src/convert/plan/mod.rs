@@ -115,7 +115,7 @@ impl Plan {
 const BUFFERS: [&str; 3] = [".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"];
 
 /// Parts of names of image and sound towers, which stay out of the language model's file.
-const OTHER_TOWERS: [&str; 15] = [
+pub(super) const OTHER_TOWERS: [&str; 15] = [
     "vision_",
     "visual.",
     "vision.",

@@ -21,12 +21,14 @@ mod error;
 mod hull;
 mod improve;
 mod knapsack;
+mod siblings;
 #[cfg(test)]
 mod tests;
 
 use crate::gguf::TensorType;
 
 pub use error::AllocateError;
+pub use siblings::Siblings;
 
 use class::{Class, Point};
 

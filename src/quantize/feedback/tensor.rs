@@ -61,7 +61,7 @@ impl TensorJob<'_> {
         let factor = match (&input.factor, supports_feedback(self.ty)) {
             (_, false) => Err(Kept::Type),
             (Err(Unusable::TooFewTokens(_)), true) => Err(Kept::TooFewTokens),
-            (Err(Unusable::Factorization(_)), true) => Err(Kept::Factorization),
+            (Err(Unusable::Factorization(_) | Unusable::Raw), true) => Err(Kept::Factorization),
             (Ok(factor), true) => Ok(factor),
         };
         let n = self.source.row_len();
@@ -185,6 +185,7 @@ mod tests {
             factor: Factor::new(&calibration, 0.02).map_err(|e| Unusable::Factorization(e.to_string())),
             tokens: 512,
             gate: gate.into(),
+            raw: None,
         };
         Input { tensors: vec!["w.weight".to_owned()], n: N, matrices: vec![matrix] }
     }

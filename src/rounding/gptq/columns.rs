@@ -6,10 +6,10 @@ use crate::vectorized::vectorized;
 
 /// Columns of a tile: those whose feedback is applied column by column. Feedback from before the tile comes as one
 /// matrix product. Every block format divides it.
-pub(super) const TILE: usize = 256;
+pub(in crate::rounding) const TILE: usize = 256;
 
 /// Least rows of one task.
-pub(super) const TASK_ROWS: usize = 64;
+pub(in crate::rounding) const TASK_ROWS: usize = 64;
 
 /// Rows that are worth multiplying with a matrix of `n` columns at once: enough to make good use of each tile that is
 /// read, and more where the matrix is larger than the caches and reading takes the time.
@@ -18,7 +18,7 @@ pub(super) fn rows_at_once(n: usize) -> usize {
 }
 
 /// Weights of columns with mean one, none of them zero, so that no block is left without any.
-pub(super) fn column_weights(weights: Option<&[f32]>, n: usize) -> Vec<f32> {
+pub(in crate::rounding) fn column_weights(weights: Option<&[f32]>, n: usize) -> Vec<f32> {
     let Some(weights) = weights else { return vec![1.0; n] };
     let usable = |w: f32| if w.is_finite() && w > 0.0 { f64::from(w) } else { 0.0 };
     let mean = weights.iter().map(|&w| usable(w)).sum::<f64>() / n.max(1) as f64;

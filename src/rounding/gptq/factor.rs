@@ -59,6 +59,8 @@ pub struct Factor {
     damping: f64,
     /// Tiles on the diagonal of the damped moment, each `[columns, columns]`; none without feedback.
     tiles: Vec<Vec<f32>>,
+    /// The input that stands at each place, where they stand in another order.
+    order: Option<Vec<usize>>,
 }
 
 impl Factor {
@@ -101,7 +103,7 @@ impl Factor {
                 if feedback.par_iter().all(|a| *a == 0.0) {
                     return Ok(Factor { damping, ..Factor::diagonal(&weights) });
                 }
-                return Ok(Factor { n, feedback, weights, plain, excess, damping, tiles });
+                return Ok(Factor { n, feedback, weights, plain, excess, damping, tiles, order: None });
             }
             damping = (damping * GROWTH).max(DEFAULT_DAMPING);
         }
@@ -118,7 +120,27 @@ impl Factor {
             excess: vec![0.0; weights.len()],
             damping: 0.0,
             tiles: Vec::new(),
+            order: None,
         }
+    }
+
+    /// As [`Factor::new`], with the inputs by descending mean square (`actorder`): for grids whose scales are there before
+    /// the first column is rounded. Blocks of GGUF's types get their scales on the way and want the inputs in their own
+    /// order.
+    ///
+    /// # Errors
+    /// As [`Factor::new`].
+    #[doc(alias = "actorder")]
+    #[doc(alias = "desc_act")]
+    pub fn descending(moment: SecondMoment, damping: f64) -> Result<Factor, FeedbackError> {
+        let order = moment.descending();
+        let factor = Factor::new(&moment.permuted(&order)?, damping)?;
+        Ok(Factor { order: Some(order), ..factor })
+    }
+
+    /// The input that stands at each place of all else, where they stand in another order than their own.
+    pub(in crate::rounding) fn order(&self) -> Option<&[usize]> {
+        self.order.as_deref()
     }
 
     /// Inputs.
@@ -137,22 +159,22 @@ impl Factor {
     }
 
     /// Diagonal of the damped moment: what an error in each column costs as long as no other column answers for it.
-    pub(super) fn plain(&self) -> &[f32] {
+    pub(in crate::rounding) fn plain(&self) -> &[f32] {
         &self.plain
     }
 
     /// A, row-major `[n, n]`, or nothing where it is zero.
-    pub(super) fn feedback(&self) -> Option<&[f32]> {
+    pub(in crate::rounding) fn feedback(&self) -> Option<&[f32]> {
         (!self.feedback.is_empty()).then_some(&self.feedback)
     }
 
     /// Tiles on the diagonal of the damped moment, `[columns, columns]` each.
-    pub(super) fn tiles(&self) -> &[Vec<f32>] {
+    pub(in crate::rounding) fn tiles(&self) -> &[Vec<f32>] {
         &self.tiles
     }
 
     /// Loss of one row on the moment as it was before damping, from the row's errors and its `u`.
-    pub(super) fn loss(&self, errors: &[f32], u: &[f32]) -> f64 {
+    pub(in crate::rounding) fn loss(&self, errors: &[f32], u: &[f32]) -> f64 {
         let weighed = |values: &[f32], weights: &[f32]| -> f64 {
             values.iter().zip(weights).map(|(v, w)| f64::from(*v) * f64::from(*v) * f64::from(*w)).sum()
         };
@@ -165,7 +187,7 @@ impl Factor {
 
 /// Replaces the upper triangle of a symmetric matrix, row-major `[n, n]`, by A, with zeros elsewhere, and gives D;
 /// `None` when the matrix is not safely positive.
-fn factor_in_place(matrix: &mut [f32], n: usize) -> Option<Vec<f32>> {
+pub(in crate::rounding) fn factor_in_place(matrix: &mut [f32], n: usize) -> Option<Vec<f32>> {
     let mut pivots = vec![0.0f32; n];
     for start in (0..n).step_by(BLOCK).rev() {
         let columns = BLOCK.min(n - start);

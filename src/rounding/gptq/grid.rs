@@ -90,7 +90,7 @@ pub(super) fn level_number(level: u8, whole: Option<Whole>) -> f32 {
 
 /// `1 / step`, and 0 where that is not finite: then every weight is rounded to level 0 or the one nearest to it.
 #[inline(always)]
-pub(super) fn inverse(step: f32) -> f32 {
+pub(in crate::rounding) fn inverse(step: f32) -> f32 {
     let inverse = 1.0 / step;
     if inverse.is_finite() { inverse } else { 0.0 }
 }

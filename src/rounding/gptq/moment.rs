@@ -32,7 +32,8 @@ pub struct SecondMoment {
     tokens: u64,
     skipped: u64,
     capped: u64,
-    cap: Cap,
+    /// `None` where inputs are added as they are.
+    cap: Option<Cap>,
 }
 
 /// Which inputs are too long.
@@ -73,7 +74,21 @@ impl SecondMoment {
     /// Those of [`Self::new`].
     pub fn with_precision(n: usize, precision: Precision) -> Result<SecondMoment, FeedbackError> {
         let sums = zeros(n)?;
-        Ok(SecondMoment { n, precision, sums, weight: 0.0, tokens: 0, skipped: 0, capped: 0, cap: Cap::default() })
+        Ok(SecondMoment {
+            n,
+            precision,
+            sums,
+            weight: 0.0,
+            tokens: 0,
+            skipped: 0,
+            capped: 0,
+            cap: Some(Cap::default()),
+        })
+    }
+
+    /// The same moment, still empty, that adds inputs of any length as they are.
+    pub fn uncapped(self) -> SecondMoment {
+        SecondMoment { cap: None, ..self }
     }
 
     /// Adds the inputs `rows`, row-major `[tokens, n]`; `weights`, when given, says how much each token counts (not
@@ -92,13 +107,15 @@ impl SecondMoment {
         let tokens = rows.len() / n;
         assert!(weights.is_none_or(|weights| weights.len() == tokens), "one weight per token");
         let lengths = lengths(rows, n);
-        self.cap.update(&lengths);
+        if let Some(cap) = &mut self.cap {
+            cap.update(&lengths);
+        }
         let mut factors = Vec::with_capacity(tokens);
         for (token, &length) in lengths.iter().enumerate() {
             let weight = weights.map_or(1.0, |weights| f64::from(weights[token]));
             let counts = length.is_finite() && weight.is_finite() && weight >= 0.0;
             self.skipped += u64::from(!counts);
-            let cap = self.cap.factor(length);
+            let cap = self.cap.map_or(1.0, |cap| cap.factor(length));
             self.capped += u64::from(counts && cap < 1.0);
             self.tokens += u64::from(counts);
             self.weight += if counts { weight } else { 0.0 };
@@ -121,9 +138,29 @@ impl SecondMoment {
         }
     }
 
+    /// The columns by descending mean square: errors of those that matter most are made up for by all others.
+    pub(in crate::rounding) fn descending(&self) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.n).collect();
+        let square = |j: usize| self.sums[j * self.n + j];
+        order.sort_by(|&i, &j| square(j).total_cmp(&square(i)));
+        order
+    }
+
+    /// The moment of inputs whose column `j` is column `order[j]` of these.
+    pub(in crate::rounding) fn permuted(self, order: &[usize]) -> Result<SecondMoment, FeedbackError> {
+        let n = self.n;
+        let mut sums = zeros(n)?;
+        sums.par_chunks_exact_mut(n.max(1)).enumerate().for_each(|(i, row)| {
+            for (j, sum) in row.iter_mut().enumerate().skip(i) {
+                *sum = self.sums[order[i].min(order[j]) * n + order[i].max(order[j])];
+            }
+        });
+        Ok(SecondMoment { sums, ..self })
+    }
+
     /// How [`Self::accumulate`] would scale inputs down when adding them to what is here.
     pub(super) fn cap(&self) -> Cap {
-        self.cap
+        self.cap.unwrap_or_default()
     }
 
     /// Mixes in the mean second moment of `all` as if it came from `k` tokens more: for experts that few tokens were
@@ -228,12 +265,12 @@ impl SecondMoment {
     }
 
     /// Row `i` of the sums from the diagonal on.
-    pub(super) fn upper_row(&self, i: usize) -> &[f32] {
+    pub(in crate::rounding) fn upper_row(&self, i: usize) -> &[f32] {
         &self.sums[i * self.n + i..(i + 1) * self.n]
     }
 
     /// Sum of the weights of all tokens.
-    pub(super) fn weight(&self) -> f64 {
+    pub(in crate::rounding) fn weight(&self) -> f64 {
         self.weight
     }
 }
@@ -248,7 +285,7 @@ pub(super) fn lengths(rows: &[f32], n: usize) -> Vec<f64> {
 }
 
 /// `n * n` zeros.
-pub(super) fn zeros(n: usize) -> Result<Vec<f32>, FeedbackError> {
+pub(in crate::rounding) fn zeros(n: usize) -> Result<Vec<f32>, FeedbackError> {
     let too_large = || FeedbackError::TooLarge { n };
     let len = n.checked_mul(n).ok_or_else(too_large)?;
     let mut zeros = Vec::new();

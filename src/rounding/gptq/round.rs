@@ -17,7 +17,7 @@ use crate::quant::{self, QuantError, codec, first_non_finite};
 const SWEEPS: usize = 2;
 
 /// Rows of one task: every thread of the pool should have the same share of `rows`.
-fn task_rows(n: usize, rows: usize) -> usize {
+pub(in crate::rounding) fn task_rows(n: usize, rows: usize) -> usize {
     let tasks = rows.div_ceil(rows_at_once(n)).next_multiple_of(rayon::current_num_threads());
     rows.div_ceil(tasks.max(1)).max(TASK_ROWS)
 }
@@ -277,7 +277,7 @@ fn decoded_errors(ty: TensorType, rows: &[f32], bytes: &[u8]) -> Result<Vec<f32>
 }
 
 /// The loss of each row with these errors, `[rows, n]`.
-fn losses(errors: &[f32], n: usize, factor: &Factor, feedback: &[f32]) -> Vec<f64> {
+pub(in crate::rounding) fn losses(errors: &[f32], n: usize, factor: &Factor, feedback: &[f32]) -> Vec<f64> {
     let rows = errors.len() / n;
     let mut u = errors.to_vec();
     for start in (0..n).step_by(TILE) {

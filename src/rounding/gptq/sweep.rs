@@ -22,7 +22,7 @@ use crate::vectorized::vectorized;
 const REACH: i32 = 3;
 
 /// Rows that are being rounded, row-major: `[rows, n]` floats, `[rows, n / block]` parts.
-pub(super) struct Rounded<'a, P> {
+pub(in crate::rounding) struct Rounded<'a, P> {
     pub weights: &'a [f32],
     /// Weights minus rounded weights.
     pub errors: &'a mut [f32],
@@ -38,7 +38,7 @@ pub(super) fn sweep(layout: &Layout, rows: Rounded<'_, Parts>, factor: &Factor, 
 
 /// Goes through all columns once, in blocks of `len`: `descend` takes the number of a tile, one row of it, and the
 /// row's blocks.
-pub(super) fn sweep_tiles<P>(
+pub(in crate::rounding) fn sweep_tiles<P>(
     len: usize,
     rows: Rounded<'_, P>,
     factor: &Factor,
@@ -84,7 +84,7 @@ pub(super) fn sweep_tiles<P>(
 }
 
 /// One row of a tile: all slices have one element per column, `moment` is `[columns, columns]`.
-pub(super) struct TileState<'a> {
+pub(in crate::rounding) struct TileState<'a> {
     pub weights: &'a [f32],
     pub errors: &'a mut [f32],
     /// The errors times the damped moment.
@@ -93,23 +93,23 @@ pub(super) struct TileState<'a> {
 }
 
 /// Directions in which errors can be moved, as negative changes of the errors: along `steps`, and along `shifts`.
-pub(super) struct Directions<const N: usize> {
+pub(in crate::rounding) struct Directions<const N: usize> {
     pub steps: [f32; N],
     pub shifts: [f32; N],
 }
 
 /// What moving by `a` along the steps and `b` along the shifts does to the loss:
 /// `-2 (a s + b t) + a^2 ss + 2 a b st + b^2 tt`.
-pub(super) struct Slopes {
+pub(in crate::rounding) struct Slopes {
     pub s: f32,
-    t: f32,
+    pub t: f32,
     pub ss: f32,
-    st: f32,
-    tt: f32,
+    pub st: f32,
+    pub tt: f32,
 }
 
 impl Slopes {
-    pub(super) fn change(&self, a: f32, b: f32) -> f32 {
+    pub(in crate::rounding) fn change(&self, a: f32, b: f32) -> f32 {
         a * (a * self.ss + 2.0 * (b * self.st - self.s)) + b * (b * self.tt - 2.0 * self.t)
     }
 }
@@ -117,7 +117,7 @@ impl Slopes {
 impl TileState<'_> {
     /// Sets the error of column `j` and keeps the gradient in step.
     #[inline(always)]
-    pub(super) fn set_error(&mut self, j: usize, error: f32) {
+    pub(in crate::rounding) fn set_error(&mut self, j: usize, error: f32) {
         let change = error - self.errors[j];
         if change != 0.0 {
             self.errors[j] = error;
@@ -128,7 +128,7 @@ impl TileState<'_> {
 
     /// What moving the errors of the columns from `start` on along `directions` does.
     #[inline(always)]
-    pub(super) fn slopes<const N: usize>(&self, directions: &Directions<N>, start: usize) -> Slopes {
+    pub(in crate::rounding) fn slopes<const N: usize>(&self, directions: &Directions<N>, start: usize) -> Slopes {
         let columns = self.gradient.len();
         let (mut by_steps, mut by_shifts) = ([0.0f32; N], [0.0f32; N]);
         for k in 0..N {

@@ -36,13 +36,13 @@ const ALL: [TensorType; 17] = {
 };
 
 /// Numbers that look normally distributed.
-pub(super) fn noise(len: usize, seed: u64) -> Vec<f32> {
+pub(in crate::rounding) fn noise(len: usize, seed: u64) -> Vec<f32> {
     let mut random = Random::new(seed);
     (0..len).map(|_| random.bell()).collect()
 }
 
 /// Inputs of which each depends on those before it, with very different sizes.
-pub(super) fn inputs(tokens: usize, n: usize, seed: u64) -> Vec<f32> {
+pub(in crate::rounding) fn inputs(tokens: usize, n: usize, seed: u64) -> Vec<f32> {
     let mut rows = noise(tokens * n, seed);
     for row in rows.chunks_exact_mut(n) {
         for j in 1..n {
@@ -55,7 +55,7 @@ pub(super) fn inputs(tokens: usize, n: usize, seed: u64) -> Vec<f32> {
     rows
 }
 
-pub(super) fn moment(tokens: usize, n: usize, seed: u64) -> SecondMoment {
+pub(in crate::rounding) fn moment(tokens: usize, n: usize, seed: u64) -> SecondMoment {
     let mut moment = SecondMoment::new(n).unwrap();
     moment.accumulate(&inputs(tokens, n, seed), None);
     moment

@@ -1,0 +1,315 @@
+//! `lwq export`: a Hugging Face model folder in, a folder that vLLM and transformers load out.
+
+use std::fmt::Write as _;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Result, anyhow};
+use clap::{Args, ValueEnum};
+use regex::Regex;
+use serde::Serialize;
+
+use super::args::CalibrationFlags;
+use super::{Common, Usage, count, decimal_size, printable};
+use lwq::export::{self, CheckReport, CheckedTensor, Draft, GroupSize, Odd, Request, Rounding, Scheme};
+use lwq::quantize::feedback::Outcome;
+use lwq::rounding::RoundingMethod;
+
+/// Quantize a Hugging Face model folder to compressed-tensors, which vLLM and transformers load
+///
+/// Names of tensors stay those of the folder. With --check a folder is read again and compared with its source; without
+/// --scheme nothing is written.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Examples:\n  lwq export path/to/model model-w4a16 --scheme W4A16\n  lwq export path/to/model model-fp8 --scheme FP8_DYNAMIC --check\n  lwq export model-w4a16 --check"
+)]
+pub struct ExportArgs {
+    /// Folder with config.json, *.safetensors and the tokenizer; with --check alone the folder to check
+    #[arg(value_name = "FOLDER")]
+    folder: PathBuf,
+    /// Folder to write
+    #[arg(value_name = "OUT", required_unless_present = "check")]
+    output: Option<PathBuf>,
+    /// What weights and activations become: W4A16, W4A16_ASYM, W8A16, W8A8, FP8_DYNAMIC, FP8_BLOCK, NVFP4A16 or MXFP4A16
+    #[arg(long, value_name = "SCHEME", required_unless_present = "check", requires = "output")]
+    scheme: Option<Scheme>,
+    /// Weights that share a scale, where the scheme leaves the choice: 32, 64, 128 or channel [default: 128]
+    #[arg(long, value_name = "SIZE", requires = "scheme")]
+    group_size: Option<GroupSize>,
+    /// Leave modules in 16 bits whose name this regular expression finds; may be given several times
+    #[arg(long, value_name = "REGEX", requires = "scheme")]
+    ignore: Vec<Regex>,
+    /// What becomes of matrices that the groups do not fit
+    #[arg(long, value_enum, default_value_t = OddArg::Keep, requires = "scheme")]
+    odd: OddArg,
+    /// How codes and scales are chosen [default: feedback, or search for classes that lwq cannot run]
+    #[arg(long, value_enum, requires = "scheme")]
+    rounding: Option<RoundingArg>,
+    /// Text that feedback goes by, other than the built-in one; repeatable
+    #[arg(long = "file", short, value_name = "TEXT", requires = "scheme")]
+    file: Vec<PathBuf>,
+    #[command(flatten)]
+    calibration: CalibrationFlags,
+    /// Largest size of a safetensors file, such as 5GB, 500MB or bytes
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_shard_size, requires = "scheme")]
+    shard_size: u64,
+    /// Read the written folder as loaders do, name every fault, and compare it with its source
+    #[arg(long)]
+    check: bool,
+    /// Show what would be written, without writing
+    #[arg(long, requires = "scheme", conflicts_with = "check")]
+    dry_run: bool,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum OddArg {
+    /// They stay in 16 bits
+    Keep,
+    /// They get a scale for each row; 4-bit floats stay in 16 bits
+    Channel,
+    /// They get groups of 32; what these do not divide stays in 16 bits
+    G32,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum RoundingArg {
+    /// Scales by the largest weights, as compressed-tensors does
+    Rtn,
+    /// Scales by the least squared error of weights
+    Search,
+    /// What llm-compressor does by default, for comparison: GPTQ with scales by the largest weights
+    Gptq,
+    /// Lets each column make up for the errors of those before it; runs the model over a calibration text
+    Feedback,
+}
+
+impl From<OddArg> for Odd {
+    fn from(odd: OddArg) -> Odd {
+        match odd {
+            OddArg::Keep => Odd::Keep,
+            OddArg::Channel => Odd::Channel,
+            OddArg::G32 => Odd::G32,
+        }
+    }
+}
+
+/// Sizes as transformers writes them (5GB) and as `--split-max-size` takes them (5G).
+fn parse_shard_size(text: &str) -> Result<u64, String> {
+    let plain = text.strip_suffix(['b', 'B']).unwrap_or(text);
+    lwq::gguf::split::parse_size(plain).map_err(|_| {
+        format!(
+            "size {text:?} is not understood: give a number above 0 with KB, MB, GB or TB (units of 1000), such as 5GB"
+        )
+    })
+}
+
+#[derive(Serialize)]
+struct ExportReport<'a> {
+    source: String,
+    output: String,
+    written: bool,
+    class: &'a str,
+    scheme: &'static str,
+    rounding: String,
+    quantized: usize,
+    bits_per_weight: f64,
+    size_bytes: u64,
+    files: Vec<&'a str>,
+    ignore: &'a [String],
+    kept: Vec<KeptRow<'a>>,
+    odd: Vec<OddRow<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seconds: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peak_memory_bytes: Option<u64>,
+    warnings: &'a [String],
+    /// What became of each matrix that a pass of the model has shown the inputs of.
+    outcomes: &'a [Outcome],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    check: Option<&'a CheckReport>,
+}
+
+#[derive(Serialize)]
+struct KeptRow<'a> {
+    module: &'a str,
+    reason: &'a str,
+}
+
+#[derive(Serialize)]
+struct OddRow<'a> {
+    module: &'a str,
+    problem: &'a str,
+    becomes: &'a str,
+}
+
+#[derive(Serialize)]
+struct CheckOnly<'a> {
+    folder: String,
+    #[serde(flatten)]
+    report: &'a CheckReport,
+}
+
+impl ExportArgs {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// Anything wrong with the source, the output or, with --check, what is in it.
+    pub fn run(&self, common: &Common) -> Result<()> {
+        let Some(scheme) = self.scheme else { return self.check_only(common) };
+        let output = self.output.as_ref().ok_or_else(|| Usage("give the folder to write".to_owned()))?;
+        let started = Instant::now();
+        let mut request =
+            Request::new(scheme).ignore(self.ignore.clone()).odd(self.odd.into()).shard_bytes(self.shard_size);
+        if let Some(size) = self.group_size {
+            if !scheme.has_free_groups() {
+                return Err(Usage(format!("{scheme} has groups of its own; leave --group-size out")).into());
+            }
+            request = request.group_size(size);
+        }
+        if let Some(rounding) = self.rounding(common)? {
+            request = request.rounding(rounding);
+        }
+        let draft = request.decide(&self.folder)?;
+        draft.warnings().iter().for_each(|warning| common.warn(warning));
+        for odd in draft.odd() {
+            common.warn(format!("{}: {}; it {}", odd.module, odd.problem, odd.becomes));
+        }
+        let write = || draft.write(output, common.replace(), &common.watch());
+        let written = (!self.dry_run).then(write).transpose()?;
+        let seconds = written.is_some().then(|| started.elapsed().as_secs_f64());
+        let check = self.check.then(|| export::check(output, Some(&self.folder), &common.watch())).transpose()?;
+        let outcomes = written.as_ref().map_or(&[][..], |written| &written.outcomes);
+        report(common, &draft, output, seconds, outcomes, check.as_ref())?;
+        check.map_or(Ok(()), |check| refuse(output, &check))
+    }
+
+    /// The rounding that the flags ask for.
+    fn rounding(&self, common: &Common) -> Result<Option<Rounding>> {
+        let options = || Ok::<_, anyhow::Error>(Box::new(self.calibration.options(&self.file, &common.watch())?));
+        let given = self.calibration.given(!self.file.is_empty());
+        Ok(match (self.rounding, given) {
+            (Some(RoundingArg::Rtn | RoundingArg::Search), Some(flag)) => {
+                return Err(Usage(format!("{flag} is used by --rounding feedback and gptq alone")).into());
+            }
+            (Some(RoundingArg::Rtn), None) => Some(Rounding::Rtn),
+            (Some(RoundingArg::Search), None) => Some(Rounding::Search),
+            (Some(RoundingArg::Gptq), _) => Some(Rounding::Gptq { options: options()?, resaved: true }),
+            (Some(RoundingArg::Feedback), _) | (None, Some(_)) => Some(Rounding::Feedback(options()?)),
+            (None, None) => None,
+        })
+    }
+
+    /// Checks a folder that is there: the second, made from the first, or the only one.
+    fn check_only(&self, common: &Common) -> Result<()> {
+        let (folder, source) = match &self.output {
+            Some(output) => (output.as_path(), Some(self.folder.as_path())),
+            None => (self.folder.as_path(), None),
+        };
+        let found = export::check(folder, source, &common.watch())?;
+        if common.json {
+            common.result_json(&CheckOnly { folder: folder.display().to_string(), report: &found })?;
+        } else {
+            found.warnings.iter().for_each(|warning| common.warn(warning));
+            if found.faults.is_empty() {
+                common.result(check_text(folder, &found))?;
+            }
+        }
+        refuse(folder, &found)
+    }
+}
+
+/// A line on stderr for each fault.
+fn refuse(folder: &Path, found: &CheckReport) -> Result<()> {
+    use std::io::Write as _;
+    let Some((last, others)) = found.faults.split_last() else { return Ok(()) };
+    let line = |fault: &str| printable(&format!("{}: {fault}", folder.display()));
+    for fault in others {
+        let _ = writeln!(io::stderr(), "error: {}", line(fault));
+    }
+    Err(anyhow!("{}", line(last)))
+}
+
+fn check_text(folder: &Path, found: &CheckReport) -> String {
+    let name = printable(&folder.display().to_string());
+    let mut text = format!("{name}: {} quantized matrices, no fault\n", count(found.tensors.len() as u64));
+    let errors: Vec<(f64, &CheckedTensor)> =
+        found.tensors.iter().filter_map(|tensor| Some((tensor.relative_error?, tensor))).collect();
+    if let Some((largest, worst)) = errors.iter().max_by(|a, b| a.0.total_cmp(&b.0)) {
+        let mean = errors.iter().map(|(error, _)| error).sum::<f64>() / errors.len() as f64;
+        let worst = printable(&worst.name);
+        let _ = writeln!(text, "relative error of weights: mean {mean:.4}, largest {largest:.4} ({worst})");
+    }
+    text
+}
+
+fn report(
+    common: &Common,
+    draft: &Draft,
+    output: &Path,
+    seconds: Option<f64>,
+    outcomes: &[Outcome],
+    check: Option<&CheckReport>,
+) -> Result<()> {
+    let bits = 8.0 * draft.quantized_bytes() as f64 / draft.quantized_weights().max(1) as f64;
+    if common.json {
+        return common.result_json(&ExportReport {
+            source: draft.folder().display().to_string(),
+            output: output.display().to_string(),
+            written: seconds.is_some(),
+            class: draft.class(),
+            scheme: draft.scheme().name(),
+            rounding: draft.rounding().to_string(),
+            quantized: draft.quantized(),
+            bits_per_weight: bits,
+            size_bytes: draft.file_bytes(),
+            files: draft.file_names().collect(),
+            ignore: draft.ignored(),
+            kept: draft.kept().iter().map(|kept| KeptRow { module: &kept.module, reason: kept.reason }).collect(),
+            odd: draft
+                .odd()
+                .iter()
+                .map(|odd| OddRow { module: &odd.module, problem: &odd.problem, becomes: &odd.becomes })
+                .collect(),
+            seconds,
+            peak_memory_bytes: lwq::os::peak_memory(),
+            warnings: draft.warnings(),
+            outcomes,
+            check,
+        });
+    }
+    if common.quiet && seconds.is_some() {
+        return Ok(());
+    }
+    let verb = if seconds.is_some() { "wrote" } else { "would write" };
+    let name = printable(&output.display().to_string());
+    let files = draft.file_names().count();
+    let mut text = format!("{verb} {name}: {} in {files} safetensors files\n", decimal_size(draft.file_bytes()));
+    let _ = writeln!(
+        text,
+        "{} in {}, {} matrices quantized at {bits:.2} bits per weight, rounding {}",
+        printable(draft.class()),
+        draft.scheme(),
+        count(draft.quantized() as u64),
+        draft.rounding(),
+    );
+    if !outcomes.is_empty() && matches!(draft.rounding(), Rounding::Feedback(_)) {
+        let with_feedback = outcomes.iter().filter(|outcome| outcome.method == RoundingMethod::Feedback).count();
+        let ratios: Vec<f64> = outcomes.iter().filter_map(|outcome| outcome.held_out_ratio).collect();
+        let _ =
+            write!(text, "{} of {} matrices with feedback", count(with_feedback as u64), count(outcomes.len() as u64));
+        if !ratios.is_empty() {
+            let mean = ratios.iter().sum::<f64>() / ratios.len() as f64;
+            let _ = write!(text, "; held-out error, mean ratio to search {mean:.3}");
+        }
+        text.push('\n');
+    }
+    let _ = writeln!(text, "not quantized: {}", printable(&draft.ignored().join(", ")));
+    if let Some(seconds) = seconds {
+        let _ = writeln!(text, "{seconds:.1} s");
+    }
+    if let Some(check) = check.filter(|check| check.faults.is_empty()) {
+        text.push_str(&check_text(output, check));
+    }
+    common.result(text)
+}

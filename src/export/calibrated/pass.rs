@@ -1,0 +1,125 @@
+//! The pass over the layers, which rounds what it shows.
+
+use std::collections::{HashMap, HashSet};
+
+use super::matrix::MatrixJob;
+use super::model::Converted;
+use super::{Calibrated, Job, Method};
+use crate::convert::places::Place;
+use crate::export::ExportError;
+use crate::moments::{Calibration, CalibrationOptions, Input, Visitor, has_input, states_path};
+use crate::progress::{Interrupted, Stop, Unit, Watch};
+use crate::quantize::feedback::Outcome;
+use crate::recipe::roles;
+use crate::rounding::grid::{Grid, Rounded};
+use crate::unfinished::going_on;
+
+type Sink<'s> = &'s mut dyn FnMut(usize, Rounded, Outcome) -> Result<(), ExportError>;
+
+/// See [`Calibrated::round`].
+pub(super) fn run(
+    request: &Calibrated<'_>,
+    converted: &Converted<'_>,
+    watch: &dyn Watch,
+    sink: Sink<'_>,
+) -> Result<Vec<usize>, ExportError> {
+    let raw = matches!(request.method, Method::Gptq { .. });
+    // NVFP4 has so many scales that choosing them on the way is worth more than the order of columns.
+    let descending = request.jobs.iter().all(|job| job.layout.grid != Grid::Nvfp4);
+    let options = CalibrationOptions { raw, descending, ..request.options.clone() };
+    let calibration = Calibration::new(&converted.gguf, &options, watch)?;
+    let output = calibration.model().output_tensor();
+    let mut by_tensor: HashMap<String, Vec<(&Job, Place)>> = HashMap::new();
+    let mut left: HashSet<usize> = HashSet::new();
+    for job in request.jobs {
+        if !request.done.contains(&job.key) {
+            left.insert(job.key);
+        }
+        match converted.place_of(&job.matrix).filter(|place| has_input(&place.tensor, output)) {
+            Some(place) => by_tensor.entry(place.tensor.clone()).or_default().push((job, place)),
+            None => continue,
+        }
+    }
+    let stop = watch.stop();
+    let stream = calibration.stream(request.work, stop.clone())?;
+    let steps = stream.steps();
+    let first = first_step(request, &by_tensor, steps, output);
+    if first > 0 {
+        watch.note(&going_on(first, steps, "steps"));
+    }
+    let mut rounder = Rounder { request, by_tensor, left, sink, stop: stop.clone() };
+    watch.begin("rounding", stream.total_work(first, &rounder), Unit::Megaflop);
+    let result = stream.run(first, &mut rounder, watch);
+    watch.end();
+    let stopped = stop.end();
+    result?;
+    if stopped {
+        return Err(Interrupted.into());
+    }
+    let mut left: Vec<usize> = rounder.left.into_iter().collect();
+    left.sort_unstable();
+    Ok(left)
+}
+
+/// The step of a tensor: its layer, or the last one.
+fn step_of(tensor: &str, steps: usize, output: &str) -> usize {
+    match roles::block_number(tensor).and_then(|block| usize::try_from(block).ok()) {
+        Some(block) => block,
+        None if tensor == output => steps - 1,
+        None => 0,
+    }
+}
+
+/// The step to begin with: one that hidden states lie ready for, with nothing left to do before it.
+fn first_step(
+    request: &Calibrated<'_>,
+    by_tensor: &HashMap<String, Vec<(&Job, Place)>>,
+    steps: usize,
+    output: &str,
+) -> usize {
+    let unfinished = by_tensor.iter().filter(|(_, jobs)| jobs.iter().any(|(job, _)| !request.done.contains(&job.key)));
+    let least = unfinished.map(|(tensor, _)| step_of(tensor, steps, output)).min().unwrap_or(0);
+    (1..=least.min(steps - 1)).rev().find(|step| states_path(request.work, *step).exists()).unwrap_or(0)
+}
+
+/// Rounds what the pass shows.
+struct Rounder<'a, 's> {
+    request: &'a Calibrated<'a>,
+    by_tensor: HashMap<String, Vec<(&'a Job, Place)>>,
+    /// Keys of matrices that are not done.
+    left: HashSet<usize>,
+    sink: Sink<'s>,
+    stop: Stop,
+}
+
+impl Visitor for Rounder<'_, '_> {
+    type Error = ExportError;
+
+    fn roundings(&self, tensor: &str, _step: usize) -> usize {
+        let jobs = self.by_tensor.get(tensor).map(Vec::as_slice).unwrap_or_default();
+        usize::from(jobs.iter().any(|(job, _)| self.left.contains(&job.key)))
+    }
+
+    fn column_order(&self, tensor: &str) -> Option<Vec<usize>> {
+        self.by_tensor.get(tensor)?.first()?.1.order.clone()
+    }
+
+    fn input(&mut self, input: Input) -> Result<(), ExportError> {
+        for tensor in &input.tensors {
+            let Some(jobs) = self.by_tensor.get(tensor) else { continue };
+            for (job, place) in jobs {
+                if !self.left.remove(&job.key) {
+                    continue;
+                }
+                let work = MatrixJob { request: self.request, job, stop: &self.stop };
+                let (rounded, outcome) = work.round(&input, place.index)?;
+                (self.sink)(job.key, rounded, outcome)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn done(&mut self, _step: usize) -> Result<(), ExportError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,310 @@
+//! What a user asks for, and how it becomes a [`Draft`].
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+use regex::Regex;
+use safetensors::tensor::Dtype;
+
+use super::config::{self, ConfigGroup};
+use super::decide::Decision;
+use super::draft::{Content, Draft, Item, KeptTensor};
+use super::names;
+use super::pack::{self, dtype_bytes};
+use super::scheme::{GroupSize, Scheme, SchemeRow};
+use super::shards::{self, NewTensor};
+use super::{ExportError, files};
+use crate::convert::source::{Matrix, ModelFolder};
+use crate::moments::CalibrationOptions;
+use crate::rounding::grid::{Grid, Layout};
+
+/// Bytes of tensors in a file, unless a request says otherwise.
+const SHARD_BYTES: u64 = 5_000_000_000;
+
+/// What becomes of matrices whose rows are no whole groups.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Odd {
+    /// They stay in 16 bits.
+    #[default]
+    Keep,
+    /// They get a scale for each row.
+    Channel,
+    /// They get groups of 32; what these do not divide stays in 16 bits.
+    G32,
+}
+
+impl FromStr for Odd {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Odd, String> {
+        match text {
+            "keep" => Ok(Odd::Keep),
+            "channel" => Ok(Odd::Channel),
+            "g32" => Ok(Odd::G32),
+            _ => Err("give keep, channel or g32".to_owned()),
+        }
+    }
+}
+
+/// How codes and scales are chosen.
+#[derive(Clone, Debug)]
+pub enum Rounding {
+    /// Scales by the largest weights, each weight to its nearest code: what compressed-tensors does.
+    Rtn,
+    /// Scales by the least squared error.
+    Search,
+    /// Each column makes up for the errors of those before it, by the second moment of the inputs on a text; by search where
+    /// that is better on another text.
+    Feedback(Box<CalibrationOptions>),
+    /// What llm-compressor does by default, for comparison.
+    Gptq {
+        /// The texts.
+        options: Box<CalibrationOptions>,
+        /// Codes of a bfloat16 model are chosen again from weights in that type, as llm-compressor does when it saves them.
+        resaved: bool,
+    },
+}
+
+impl fmt::Display for Rounding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Rounding::Rtn => "rtn",
+            Rounding::Search => "search",
+            Rounding::Feedback(_) => "feedback",
+            Rounding::Gptq { .. } => "gptq",
+        })
+    }
+}
+
+/// An export that is wanted.
+#[derive(Clone, Debug)]
+pub struct Request {
+    scheme: Scheme,
+    pub(super) group_size: Option<GroupSize>,
+    pub(super) ignore: Vec<Regex>,
+    pub(super) odd: Odd,
+    rounding: Option<Rounding>,
+    shard_bytes: u64,
+}
+
+impl Request {
+    /// An export in this scheme, with its usual groups.
+    pub fn new(scheme: Scheme) -> Request {
+        Request {
+            scheme,
+            group_size: None,
+            ignore: Vec::new(),
+            odd: Odd::Keep,
+            rounding: None,
+            shard_bytes: SHARD_BYTES,
+        }
+    }
+
+    /// Another size of groups, where the scheme leaves the choice.
+    pub fn group_size(mut self, size: GroupSize) -> Request {
+        self.group_size = Some(size);
+        self
+    }
+
+    /// Modules whose name one of these finds stay in 16 bits.
+    pub fn ignore(mut self, patterns: Vec<Regex>) -> Request {
+        self.ignore = patterns;
+        self
+    }
+
+    /// What becomes of rows that groups do not divide.
+    pub fn odd(mut self, odd: Odd) -> Request {
+        self.odd = odd;
+        self
+    }
+
+    /// How codes and scales are chosen. Where nothing is said it is with feedback on the built-in text, or by search for
+    /// classes that lwq cannot run.
+    pub fn rounding(mut self, rounding: Rounding) -> Request {
+        self.rounding = Some(rounding);
+        self
+    }
+
+    /// Largest number of bytes of tensors in a file.
+    pub fn shard_bytes(mut self, bytes: u64) -> Request {
+        self.shard_bytes = bytes;
+        self
+    }
+
+    /// Reads the folder and decides what becomes of each tensor, without reading weights.
+    ///
+    /// # Errors
+    /// If the folder is damaged, holds nothing to quantize, or the choices do not go together.
+    pub fn decide(&self, folder: &Path) -> Result<Draft, ExportError> {
+        let row = self.scheme.row();
+        if self.group_size.is_some() && !row.free_groups {
+            let scheme = self.scheme;
+            return Err(ExportError::Choice(format!("{scheme} has groups of its own; leave --group-size out")));
+        }
+        let source = ModelFolder::open(folder)?;
+        let rounding = self.choose(&source)?;
+        let mut decision = Decision::new(self, row, &source);
+        for weight in 0..source.len() {
+            decision.weight(weight)?;
+        }
+        decision.route_odd();
+        let Decision { groups, items, kept, odd, mut warnings, .. } = decision;
+
+        let quantized: Vec<&str> = items.iter().filter_map(|item| item.module().map(|m| m.name.as_str())).collect();
+        if quantized.is_empty() {
+            let problem =
+                "holds no weights of linear layers to quantize; take a language model, or ignore less".to_owned();
+            return Err(ExportError::Folder { path: folder.to_path_buf(), problem });
+        }
+        let named: HashMap<&str, usize> = quantized.iter().enumerate().map(|(at, name)| (*name, at)).collect();
+        if let Some(twice) = quantized.iter().enumerate().find(|(at, name)| named[**name] != *at).map(|(_, name)| *name)
+        {
+            let problem = format!("holds {twice} alone and in a stack; remove one of them");
+            return Err(ExportError::Folder { path: folder.to_path_buf(), problem });
+        }
+        warnings.extend(split_siblings(&items, &kept));
+        if matches!(row.grid, Grid::Nvfp4 | Grid::Mxfp4) && source.model_type() == Dtype::F16 {
+            let name = row.name;
+            warnings.push(format!(
+                "transformers decodes {name} to bfloat16 only: load this float16 model as bfloat16 there"
+            ));
+        }
+        if !row.experts_load && quantized.iter().any(|module| names::experts_of(module).is_some()) {
+            let name = row.name;
+            warnings.push(format!(
+                "transformers (5.17) cannot read experts in {name}, or reads other weights; it reads those in W4A16, W8A16, \
+                 FP8_DYNAMIC and MXFP4A16"
+            ));
+        }
+        if self.rounding.is_none() && !source.is_known() {
+            let class = source.class();
+            warnings.push(format!("{class} is no class that lwq can run: rounded by search, without a text"));
+        }
+        let ignore = ignore_list(&kept, &quantized, source.count("num_hidden_layers"));
+        let config_groups: Vec<ConfigGroup> = groups
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| {
+                *index == 0 || items.iter().any(|item| item.module().is_some_and(|m| m.group == *index))
+            })
+            .map(|(index, groups)| ConfigGroup {
+                targets: match index {
+                    0 => vec!["Linear".to_owned()],
+                    _ => of_group(&items, index),
+                },
+                format: row.format,
+                layout: row.layout(*groups, source.model_type()),
+                activations: row.activations,
+            })
+            .collect();
+        let mut config = source.config_json()?;
+        files::set_quantization(&mut config, config::quantization_config(&config_groups, &ignore));
+        let layouts = groups.iter().map(|groups| row.layout(*groups, source.model_type())).collect::<Vec<_>>();
+        let tensors: Vec<Vec<NewTensor>> = items.iter().map(|item| tensors_of(item, row, &layouts)).collect();
+        let shards = shards::lay_out(&tensors, self.shard_bytes);
+        let extra = files::beside(&source)?;
+        let starts =
+            tensors.iter().scan(0, |next, tensors| Some(std::mem::replace(next, *next + tensors.len()))).collect();
+        Ok(Draft {
+            scheme: self.scheme,
+            settings: self.words(&rounding),
+            rounding,
+            source,
+            layouts,
+            items,
+            tensors,
+            starts,
+            shards,
+            config,
+            extra,
+            ignore,
+            kept,
+            odd,
+            warnings,
+        })
+    }
+}
+
+impl Request {
+    fn choose(&self, source: &ModelFolder) -> Result<Rounding, ExportError> {
+        match &self.rounding {
+            Some(Rounding::Feedback(_) | Rounding::Gptq { .. }) if !source.is_known() => {
+                let class = source.class();
+                let problem = format!("{class} is no class that lwq can run; give --rounding search or rtn");
+                Err(ExportError::Choice(problem))
+            }
+            Some(rounding) => Ok(rounding.clone()),
+            None if source.is_known() => Ok(Rounding::Feedback(Box::default())),
+            None => Ok(Rounding::Search),
+        }
+    }
+
+    /// All choices but the texts of the rounding.
+    fn words(&self, rounding: &Rounding) -> String {
+        let Request { scheme, group_size, ignore, odd, shard_bytes, .. } = self;
+        let ignore: Vec<&str> = ignore.iter().map(Regex::as_str).collect();
+        format!("{scheme} {group_size:?} {ignore:?} {odd:?} {shard_bytes} {rounding}")
+    }
+}
+
+/// The tensors that an item becomes.
+fn tensors_of(item: &Item, row: &SchemeRow, layouts: &[Layout]) -> Vec<NewTensor> {
+    match &item.content {
+        Content::Module(module) => {
+            let Matrix { rows, columns, .. } = module.matrix;
+            let parts = pack::parts(row.format, &layouts[module.group], rows, columns);
+            let of_part = |part: pack::PartInfo| NewTensor {
+                name: format!("{}{}", module.name, part.suffix),
+                dtype: part.dtype,
+                bytes: part.bytes(),
+                shape: part.shape,
+            };
+            parts.into_iter().map(of_part).collect()
+        }
+        Content::Stored { dtype, bytes, shape, .. } => {
+            vec![NewTensor { name: item.name.clone(), dtype: *dtype, shape: shape.clone(), bytes: *bytes }]
+        }
+        Content::Decoded { dtype, shape, matrix } => {
+            let bytes = matrix.rows * matrix.columns * dtype_bytes(*dtype);
+            vec![NewTensor { name: item.name.clone(), dtype: *dtype, shape: shape.clone(), bytes }]
+        }
+    }
+}
+
+fn of_group(items: &[Item], group: usize) -> Vec<String> {
+    items.iter().filter_map(Item::module).filter(|module| module.group == group).map(|m| m.name.clone()).collect()
+}
+
+/// The names that the configuration lists as not quantized.
+fn ignore_list(kept: &[KeptTensor], quantized: &[&str], layers: Option<u64>) -> Vec<String> {
+    let of = |odd: bool| kept.iter().filter(move |kept| kept.odd == odd).map(|kept| kept.module.clone());
+    let mut ignore = names::entries(&of(false).collect::<Vec<_>>(), quantized, layers);
+    ignore.extend(of(true));
+    // A head that shares its matrix with the embedding has no tensor, but loaders make a module of it.
+    if !ignore.iter().any(|entry| names::matches(entry, "lm_head")) {
+        ignore.insert(0, "lm_head".to_owned());
+    }
+    ignore
+}
+
+/// Modules that loaders put into one, of which only some are quantized or not all alike: a line for each kind.
+fn split_siblings(items: &[Item], kept: &[KeptTensor]) -> Vec<String> {
+    let mut seen: HashMap<String, (String, Option<usize>)> = HashMap::new();
+    let mut lines = Vec::new();
+    let mut told = HashSet::new();
+    let all = items.iter().filter_map(Item::module).map(|module| (module.name.as_str(), Some(module.group)));
+    for (module, group) in all.chain(kept.iter().map(|kept| (kept.module.as_str(), None))) {
+        let keys = [names::fused_of(module).map(|(key, ..)| key), names::experts_of(module).map(str::to_owned)];
+        for key in keys.into_iter().flatten() {
+            let (first, of_first) = seen.entry(key.clone()).or_insert_with(|| (module.to_owned(), group));
+            if *of_first != group && told.insert(key) {
+                lines.push(format!(
+                    "{first} and {module} become different things; vLLM puts them into one and refuses that"
+                ));
+            }
+        }
+    }
+    lines
+}
