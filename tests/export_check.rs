@@ -151,6 +151,10 @@ fn faults_of_tensors_in_bytes() {
     one_fault(&good, "weight 5 is NaN", |b| b.tensor(&weight).data[5] = 0x7F);
     one_fault(&good, "weight_scale: has shape [4, 2], expected [2, 4]", |b| b.tensor(&scale).shape = vec![4, 2]);
 
+    one_fault(&good, "no block_structure such as [128, 128]", |b| {
+        b.group()["weights"]["block_structure"] = json!([200, 128]);
+    });
+
     let good = exported(&folder, "NVFP4A16");
     let global = format!("{DOWN}.weight_global_scale");
     one_fault(&good, "weight_global_scale: is missing: loaders make NaN", |b| drop(b.tensors.remove(&global)));

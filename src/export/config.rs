@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::pack::ROWS_TOGETHER;
 use super::scheme::{Activations, Format};
 use crate::rounding::grid::{Grid, Groups, Layout};
 
@@ -120,8 +121,11 @@ pub(crate) fn layout_of(group: &Value, default_format: &str) -> Result<(Format, 
         ("group", Some(size), Grid::Int { .. }) => Groups::Columns(size as usize),
         ("channel", _, Grid::Int { .. } | Grid::Fp8) => Groups::Channel,
         ("block", _, Grid::Fp8) => match serde_json::from_value::<[usize; 2]>(weights["block_structure"].clone()) {
-            Ok([rows, columns]) if rows > 0 && columns > 0 => Groups::Blocks { rows, columns },
-            _ => return Err("has strategy block without a block_structure of two numbers".to_owned()),
+            // Rows are read in pieces that whole blocks must fill.
+            Ok([rows, columns]) if rows > 0 && ROWS_TOGETHER.is_multiple_of(rows as u64) && columns > 0 => {
+                Groups::Blocks { rows, columns }
+            }
+            _ => return Err("has strategy block and no block_structure such as [128, 128]".to_owned()),
         },
         _ => {
             return Err(format!(
