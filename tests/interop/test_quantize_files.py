@@ -178,6 +178,30 @@ def test_models_load_without_their_mtp_blocks_and_with_those_of_another_file(nam
     assert np.array_equal(logits(back), want)
 
 
+def test_plans_and_feedback_serve_models_that_lose_or_get_mtp_blocks(tmp_path):
+    source = WITH_MTP["qwen35-next-token"]().write(tmp_path / "model.gguf")
+    sensitivity, plan = tmp_path / "model.sens.json", tmp_path / "plan.json"
+    planned, rounded, trunk, back = (tmp_path / f"{name}.gguf" for name in ("planned", "rounded", "trunk", "back"))
+    lwq("measure", source, "--no-imatrix", "--probe-tokens", 256, "--quiet", "-o", sensitivity)
+    lwq("plan", source, "--no-imatrix", "--like", "Q8_0", "--sensitivity", sensitivity, "--quiet", "-o", plan)
+    lwq("quantize", source, planned, "--plan", plan, "--drop-mtp", "--no-imatrix")
+    lwq("quantize", source, rounded, "--target", "Q4_0", "--rounding", "feedback", "--drop-mtp")
+    lwq("quantize", source, trunk, "--target", "COPY", "--drop-mtp")
+    lwq("quantize", trunk, back, "--target", "Q4_0", "--rounding", "feedback", "--mtp-from", source)
+    names = {t.name for t in GGUFReader(source).tensors}
+    without = {t.name for t in GGUFReader(trunk).tensors}
+    kinds = {t["tensor"]: t["type"].upper() for t in json.loads(plan.read_text())["tensors"]}
+    for tensor in GGUFReader(planned).tensors:
+        assert tensor.tensor_type.name == kinds.get(tensor.name, "F32"), tensor.name
+    assert {t.name for t in GGUFReader(planned).tensors} == {t.name for t in GGUFReader(rounded).tensors} == without
+    assert {t.name for t in GGUFReader(back).tensors} == names
+    assert {name: kind for name, kind in tensors(back).items() if name in without} == tensors(rounded)
+    for path in (planned, rounded, back):
+        reference = Reference(path)
+        assert np.isfinite(reference.logits([np.arange(64) * 5 % N_VOCAB], 64)).all()
+        reference.close()
+
+
 def test_split_output_loads(tmp_path):
     output = tmp_path / "out.gguf"
     lwq("quantize", DOCLET, output, "--target", "Q8_0", "--split-max-size", "2M")
