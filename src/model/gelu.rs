@@ -56,7 +56,10 @@ mod tests {
         math::gelu_mul(&gate, &mut exact);
         for ((tabled, exact), g) in tabled.iter().zip(&exact).zip(&gate) {
             // The argument and the value are rounded to 11 bits each; the slope is at most 1.13.
-            assert!((tabled - exact).abs() <= g.abs() * 1.13 * 2f32.powi(-11) + exact.abs() * 2f32.powi(-11) + 2e-6, "{g}");
+            assert!(
+                (tabled - exact).abs() <= g.abs() * 1.13 * 2f32.powi(-11) + exact.abs() * 2f32.powi(-11) + 2e-6,
+                "{g}"
+            );
         }
         assert_ne!(tabled, exact);
     }
