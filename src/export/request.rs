@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::Path;
-use std::str::FromStr;
 
 use regex::Regex;
 use safetensors::tensor::Dtype;
@@ -33,19 +32,6 @@ pub enum Odd {
     Channel,
     /// They get groups of 32; what these do not divide stays in 16 bits.
     G32,
-}
-
-impl FromStr for Odd {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Odd, String> {
-        match text {
-            "keep" => Ok(Odd::Keep),
-            "channel" => Ok(Odd::Channel),
-            "g32" => Ok(Odd::G32),
-            _ => Err("give keep, channel or g32".to_owned()),
-        }
-    }
 }
 
 /// How codes and scales are chosen.

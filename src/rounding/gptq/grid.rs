@@ -4,20 +4,21 @@ use crate::quant::float16::{f16_to_f32, f32_to_f16};
 use crate::quant::round::nearest_small;
 use crate::quant::types::iq4;
 
-/// Levels of a format and how numbers in units of the step are rounded to them.
-pub(super) trait Levels: Copy {
-    /// The level nearest to `t`, as a number; NaN gives the highest.
+/// Levels of a format and how numbers in units of the step are rounded to them, as a type of its own: loops over weights
+/// are compiled for each.
+pub(in crate::rounding) trait Nearest: Copy {
+    /// The level nearest to `t`, as a number, ties to even; NaN gives some level, the highest of whole numbers.
     fn nearest(self, t: f32) -> f32;
 }
 
 /// Whole numbers `lowest..=highest`.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Whole {
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(in crate::rounding) struct Whole {
     pub lowest: f32,
     pub highest: f32,
 }
 
-impl Levels for Whole {
+impl Nearest for Whole {
     #[inline(always)]
     fn nearest(self, t: f32) -> f32 {
         let t = if t < self.highest { t } else { self.highest };
@@ -29,7 +30,7 @@ impl Levels for Whole {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Table;
 
-impl Levels for Table {
+impl Nearest for Table {
     #[inline(always)]
     fn nearest(self, t: f32) -> f32 {
         let mut value = f32::from(iq4::VALUES[0]);

@@ -37,7 +37,7 @@ pub(in crate::rounding) mod tests;
 
 pub(in crate::rounding) use columns::{TASK_ROWS, TILE, column_weights};
 pub(in crate::rounding) use factor::factor_in_place;
-pub(in crate::rounding) use grid::inverse;
+pub(in crate::rounding) use grid::{Nearest, Whole, inverse};
 pub(in crate::rounding) use moment::zeros;
 pub(in crate::rounding) use round::{losses, task_rows};
 pub(in crate::rounding) use sweep::{Directions, Rounded, TileState, sweep_tiles};

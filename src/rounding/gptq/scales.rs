@@ -3,7 +3,7 @@
 //! All errors are weighed sums of squares on the values that readers decode, super-scales on the grid of binary16
 //! included. Sums run over the columns in eight interleaved parts, which are added up in a fixed order.
 
-use super::grid::{Grid, Levels, Table, Whole, inverse, neighbour, snap};
+use super::grid::{Grid, Nearest, Table, Whole, inverse, neighbour, snap};
 use super::layout::Layout;
 use crate::quant::round::nearest_small;
 use crate::quant::shape::ScaleShape;
@@ -74,7 +74,7 @@ fn sums<const N: usize>(v: &[f32], w: &[f32], f: impl Fn(f32, f32) -> [f32; N]) 
 
 /// Weighed squared error of rounding to `step * level + shift`.
 #[inline(always)]
-fn error<L: Levels>(v: &[f32], w: &[f32], levels: L, step: f32, shift: f32) -> f32 {
+fn error<L: Nearest>(v: &[f32], w: &[f32], levels: L, step: f32, shift: f32) -> f32 {
     let inverse = inverse(step);
     let [error] = sums(v, w, |v, w| {
         let difference = v - (step * levels.nearest((v - shift) * inverse) + shift);
@@ -85,7 +85,7 @@ fn error<L: Levels>(v: &[f32], w: &[f32], levels: L, step: f32, shift: f32) -> f
 
 /// Sums of `w v l` and `w l^2` for the levels `l` nearest to `v * inverse`.
 #[inline(always)]
-fn products<L: Levels>(v: &[f32], w: &[f32], levels: L, inverse: f32) -> [f32; 2] {
+fn products<L: Nearest>(v: &[f32], w: &[f32], levels: L, inverse: f32) -> [f32; 2] {
     sums(v, w, |v, w| {
         let level = levels.nearest(v * inverse);
         let weighed = w * level;
@@ -96,7 +96,7 @@ fn products<L: Levels>(v: &[f32], w: &[f32], levels: L, inverse: f32) -> [f32; 2
 /// The best step for the levels nearest to `v * inverse`, with what it takes off the weighed sum of squares. (A function,
 /// as closures are not compiled for the vectors of their callers.)
 #[inline(always)]
-fn step_for<L: Levels>(v: &[f32], w: &[f32], levels: L, inverse: f32) -> (f32, GroupFit) {
+fn step_for<L: Nearest>(v: &[f32], w: &[f32], levels: L, inverse: f32) -> (f32, GroupFit) {
     let [level_v, level_2] = products(v, w, levels, inverse);
     let fit = GroupFit { step: level_v / level_2, sums: [level_2, 0.0, 0.0, 0.0, 0.0], min: 0.0 };
     (level_v * level_v / level_2, fit)
@@ -105,7 +105,7 @@ fn step_for<L: Levels>(v: &[f32], w: &[f32], levels: L, inverse: f32) -> (f32, G
 /// The step of a group around zero that loses least: the largest weight is tried at every level of `bounds`, and the
 /// best least-squares step is refined by rounding with it again.
 #[inline(always)]
-fn fit_step<L: Levels>(v: &[f32], w: &[f32], levels: L, bounds: &[f32]) -> GroupFit {
+fn fit_step<L: Nearest>(v: &[f32], w: &[f32], levels: L, bounds: &[f32]) -> GroupFit {
     let peak = v.iter().fold(0.0f32, |peak, &v| if v.abs() > peak.abs() { v } else { peak });
     if peak.abs() < NEGLIGIBLE || !peak.is_finite() {
         return GroupFit::default();
@@ -190,7 +190,7 @@ fn fit_line(v: &[f32], w: &[f32], whole: Whole) -> GroupFit {
 
 /// The best of a few whole-number scales around `middle`, with its error.
 #[inline(always)]
-fn search_step<L: Levels>(v: &[f32], w: &[f32], levels: L, d: f32, middle: i32, range: [i32; 2]) -> (f32, i32) {
+fn search_step<L: Nearest>(v: &[f32], w: &[f32], levels: L, d: f32, middle: i32, range: [i32; 2]) -> (f32, i32) {
     let (mut best, mut scale) = (f32::INFINITY, middle);
     for candidate in (middle - REACH).max(range[0])..=(middle + REACH).min(range[1]) {
         let error = error(v, w, levels, d * candidate as f32, 0.0);

@@ -9,12 +9,12 @@
 use rayon::prelude::*;
 
 use super::cells::{Cell, Grids, in_order};
-use super::numbers::{Nearest, with_levels};
+use super::numbers::with_levels;
 use super::pass::pass_over;
 use super::refit::{Rows, group_places, refit_group, refit_places};
 use super::{Layout, Rounded};
 use crate::rounding::gptq::{
-    self, Factor, FeedbackError, TileState, column_weights, inverse, losses, sweep_tiles, task_rows,
+    self, Factor, FeedbackError, Nearest, TileState, column_weights, inverse, losses, sweep_tiles, task_rows,
 };
 use crate::vectorized::vectorized;
 

@@ -3,6 +3,7 @@
 use super::{Grid, ScaleType};
 use crate::quant::float16::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use crate::quant::round::nearest_small;
+use crate::rounding::gptq::{Nearest, Whole};
 
 /// Largest number of E4M3.
 pub(super) const E4M3_MAX: f32 = 448.0;
@@ -81,27 +82,6 @@ pub fn e8m0_value(bits: u8) -> f32 {
 /// The bits of the power of two at or below `value`, as far as E8M0 reaches.
 pub fn e8m0_bits(value: f32) -> u8 {
     if value.is_finite() { ((value.to_bits() >> 23) & 255) as u8 } else { 254 }
-}
-
-/// Rounding to the numbers of a format, as a type of its own: loops over weights are compiled for each.
-pub(super) trait Nearest: Copy {
-    /// The number nearest to `t`, ties to even; NaN gives some number of the format.
-    fn nearest(self, t: f32) -> f32;
-}
-
-/// Whole numbers of this range.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Whole {
-    pub lowest: f32,
-    pub highest: f32,
-}
-
-impl Nearest for Whole {
-    #[inline(always)]
-    fn nearest(self, t: f32) -> f32 {
-        let t = if t < self.highest { t } else { self.highest };
-        nearest_small(if t > self.lowest { t } else { self.lowest })
-    }
 }
 
 /// E4M3.

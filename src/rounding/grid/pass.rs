@@ -1,9 +1,9 @@
 //! The pass over the columns, each of which makes up for the errors of those before it.
 
 use super::cells::{Cell, Grids};
-use super::numbers::{Nearest, with_levels};
+use super::numbers::with_levels;
 use crate::compute::{GemmOperand, gemm_f32};
-use crate::rounding::gptq::TILE;
+use crate::rounding::gptq::{Nearest, TILE};
 use crate::vectorized::vectorized;
 
 /// Columns that pass their errors on together.

@@ -5,8 +5,9 @@
 
 use rayon::prelude::*;
 
-use super::numbers::{E4M3_MAX, FP4_MAX, Levels, Whole, e8m0_value};
+use super::numbers::{E4M3_MAX, FP4_MAX, Levels, e8m0_value};
 use super::{Grid, Groups, Layout, Rounded};
+use crate::rounding::gptq::Whole;
 
 /// Smallest and largest weight of a group, with zero between them.
 #[derive(Clone, Copy, Debug, Default)]

@@ -6,10 +6,10 @@
 
 use rayon::prelude::*;
 
-use super::numbers::{Levels, Nearest, Whole, with_levels};
+use super::numbers::{Levels, with_levels};
 use super::plain::{Range, round_to_scales, zero_point};
 use super::{Grid, Groups, Layout, Rounded, ScaleType};
-use crate::rounding::gptq::column_weights;
+use crate::rounding::gptq::{Nearest, Whole, column_weights};
 use crate::vectorized::vectorized;
 
 /// A scale as stored, and a zero point, with the weighed squared error that they leave.
