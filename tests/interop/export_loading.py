@@ -1,102 +1,21 @@
-"""What test_export.py needs torch for; run by the Python that has it.
+"""Loads exports of a folder as users do, and compares weights and logits. Run by the Python that has torch:
 
-folder GGUF OUT        the bundled model as transformers saves it, without its tokenizer
-cast FOLDER OUT DTYPE  the same in another type
-load SOURCE OUT...     loads exports, compares weights and logits
+    export_loading.py SOURCE OUT...
+
+Beside each OUT stands OUT.json, what `lwq export SOURCE OUT --check --json` says of it.
 """
 
 import hashlib
 import json
-import struct
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-NAMES = {
-    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
-}
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 2048, "hidden_size": 256,
-    "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
-    "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": True,
-    "bos_token_id": 0, "eos_token_id": 0, "torch_dtype": "float16",
-}
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
-
-
-def read_gguf(path):
-    """Tensors of a GGUF of F16 and F32, without a package."""
-    data = path.read_bytes()
-    at = 8
-
-    def take(form):
-        nonlocal at
-        values = struct.unpack_from("<" + form, data, at)
-        at += struct.calcsize("<" + form)
-        return values[0]
-
-    def text():
-        nonlocal at
-        length = take("Q")
-        at += length
-        return data[at - length : at]
-
-    def skip(kind):
-        nonlocal at
-        if kind == 8:
-            text()
-        elif kind == 9:
-            inner, count = take("I"), take("Q")
-            for _ in range(count):
-                skip(inner)
-        else:
-            at += [1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8][kind]
-
-    count, keys = take("Q"), take("Q")
-    for _ in range(keys):
-        text()
-        skip(take("I"))
-    infos = []
-    for _ in range(count):
-        name = text().decode()
-        shape = [take("Q") for _ in range(take("I"))]
-        infos.append((name, shape[::-1], take("I"), take("Q")))
-    start = -(-at // 32) * 32
-    for name, shape, kind, offset in infos:
-        dtype = {0: np.float32, 1: np.float16}[kind]
-        yield name, np.frombuffer(data, dtype, int(np.prod(shape)), start + offset).reshape(shape)
-
-
-def folder(gguf, out):
-    out.mkdir(parents=True)
-    tensors = {}
-    for name, values in read_gguf(gguf):
-        values = torch.from_numpy(values.copy())
-        if ".attn_q." in name or ".attn_k." in name:
-            heads = 4 if ".attn_q." in name else 2
-            # GGUF has rotating neighbours, transformers rotating halves.
-            values = values.reshape(heads, -1, 2, 256).swapaxes(1, 2).reshape(values.shape)
-        parts = name.split(".")
-        theirs = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}.get(name)
-        theirs = theirs or f"model.layers.{parts[1]}.{NAMES[parts[2]]}.weight"
-        tensors[theirs] = values.to(torch.float16).contiguous()
-    save_file(tensors, out / "model.safetensors", {"format": "pt"})
-    (out / "config.json").write_text(json.dumps(CONFIG))
-
-
-def cast(source, out, dtype):
-    out.mkdir(parents=True)
-    with safe_open(source / "model.safetensors", "pt") as file:
-        tensors = {name: file.get_tensor(name).to(getattr(torch, dtype)) for name in file.keys()}
-    save_file(tensors, out / "model.safetensors", {"format": "pt"})
-    (out / "config.json").write_text(json.dumps({**json.loads((source / "config.json").read_text()), "torch_dtype": dtype}))
 
 
 def unpacked(words, columns, bits):
@@ -198,10 +117,5 @@ def compare(out, base, tokens):
 
 
 if __name__ == "__main__":
-    command, *paths = sys.argv[1:]
-    if command == "folder":
-        folder(Path(paths[0]), Path(paths[1]))
-    elif command == "cast":
-        cast(Path(paths[0]), Path(paths[1]), paths[2])
-    else:
-        load(Path(paths[0]), [Path(path) for path in paths[1:]])
+    source, *outputs = map(Path, sys.argv[1:])
+    load(source, outputs)

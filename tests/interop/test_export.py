@@ -9,7 +9,10 @@ import os
 import subprocess
 from pathlib import Path
 
+import hf_models
+import numpy as np
 import pytest
+from gguf import GGUFReader
 from test_convert import LWQ
 
 TORCH = os.environ.get("LWQ_TORCH_PYTHON")
@@ -31,18 +34,42 @@ def run(*command):
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def doclet(tmp_path_factory):
-    """The bundled model as a folder of transformers, made from its GGUF."""
-    folder = tmp_path_factory.mktemp("export") / "doclet"
-    run(TORCH, Path(__file__).with_name("export_loading.py"), "folder", DATA / "doclet-4m-f16.gguf", folder)
+NAMES = {
+    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+    "token_embd": "model.embed_tokens", "output_norm": "model.norm",
+}
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 2048, "hidden_size": 256,
+    "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+    "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": True,
+    "bos_token_id": 0, "eos_token_id": 0,
+}
+
+
+def bundled_model(folder, dtype):
+    """The bundled model as a folder of transformers, without its tokenizer."""
+    folder.mkdir()
+    tensors = {}
+    for tensor in GGUFReader(DATA / "doclet-4m-f16.gguf").tensors:
+        *block, part, _ = tensor.name.split(".")
+        values = tensor.data.astype(np.float32)
+        if part in ("attn_q", "attn_k"):
+            heads = CONFIG["num_attention_heads"] if part == "attn_q" else CONFIG["num_key_value_heads"]
+            # GGUF has rotating neighbours, transformers rotating halves.
+            values = values.reshape(heads, -1, 2, values.shape[-1]).swapaxes(1, 2).reshape(values.shape)
+        name = f"model.layers.{block[1]}.{NAMES[part]}" if block else NAMES[part]
+        stored = ("BF16", hf_models.to_bf16(values)) if dtype == "bfloat16" else ("F16", values.astype(np.float16))
+        tensors[f"{name}.weight"] = stored
+    hf_models.save(folder / "model.safetensors", tensors)
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "torch_dtype": dtype}))
     return folder
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_every_scheme_loads_with_the_values_that_lwq_reads(doclet, tmp_path, dtype):
-    source = tmp_path / dtype
-    run(TORCH, Path(__file__).with_name("export_loading.py"), "cast", doclet, source, dtype)
+def test_every_scheme_loads_with_the_values_that_lwq_reads(tmp_path, dtype):
+    source = bundled_model(tmp_path / dtype, dtype)
     folders = []
     for case, options in SCHEMES.items():
         output = tmp_path / case
@@ -52,4 +79,4 @@ def test_every_scheme_loads_with_the_values_that_lwq_reads(doclet, tmp_path, dty
         checked = json.loads(run(LWQ, "export", source, output, "--check", "--json"))
         (tmp_path / f"{case}.json").write_text(json.dumps(checked))
         folders.append(output)
-    print(run(TORCH, Path(__file__).with_name("export_loading.py"), "load", source, *folders))
+    print(run(TORCH, Path(__file__).with_name("export_loading.py"), source, *folders))

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from conftest import configurations
 from llama_reference import kl_divergence
-from test_convert import GOLDEN, LWQ, convert, facts
+from test_convert import GOLDEN, convert, facts
+from test_forward import lwq_logits
 
 PYTHON = os.environ.get("LWQ_TORCH_PYTHON")
 pytestmark = pytest.mark.skipif(not PYTHON, reason="LWQ_TORCH_PYTHON names no Python with torch")
@@ -102,15 +103,8 @@ def test_logits_agree_with_transformers(name, saved, tmp_path):
     folders, out, _ = saved
     tokens = np.load(folders / name / "tokens.npy")
     path = convert(out / name, tmp_path / "model.gguf", "--type", "f32")
-    (tmp_path / "tokens.i32").write_bytes(tokens.astype("<i4").tobytes())
-    done = subprocess.run(
-        [LWQ, "dev", "logits", path, "--tokens-file", tmp_path / "tokens.i32", "--ctx", str(tokens.shape[1])],
-        capture_output=True,
-    )
-    assert done.returncode == 0, done.stderr
-    want = np.load(out / name / "logits.npy")
-    want = want.reshape(-1, want.shape[-1])
-    got = np.frombuffer(done.stdout, "<f4").reshape(want.shape)
+    got = lwq_logits(path, list(tokens), tmp_path)
+    want = np.load(out / name / "logits.npy").reshape(got.shape)
     assert want.std() > 0.3, "the random model says nothing"
     kl = kl_divergence(want, got)
     assert kl.max() < LIMITS.get(name, 1e-6), f"{name}: worst KL divergence {kl.max():.3g}"
