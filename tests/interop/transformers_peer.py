@@ -2,8 +2,8 @@
 
     transformers_peer.py FOLDERS OUT
 
-For every folder F in FOLDERS: loads it, saves the model to OUT/F as this version of transformers writes it (other files are
-copied), and writes the logits of F/tokens.npy (int32, [sequences, length]) in single precision to OUT/F/logits.npy. Prints a
+For every folder F in FOLDERS: loads it, or, where it has an options.json, makes a random model of its config.json with these
+options; saves the model to OUT/F as this version of transformers writes it (other files are copied), and writes the logits of F/tokens.npy (int32, [sequences, length]) in single precision to OUT/F/logits.npy. Prints a
 line of JSON for each: its name, and either the tensors that the class wanted in vain and those that it did not know, or the
 error.
 """
@@ -18,6 +18,8 @@ import torch
 import transformers
 
 CLASSES = (transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText)
+# Files that are for this program.
+OWN = ("options.json", "tokens.npy")
 PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
 
@@ -34,13 +36,32 @@ def load(folder):
     raise ValueError("no class for it")
 
 
+def make(folder):
+    """A random model of the class, with other options than the folder's."""
+    config = transformers.AutoConfig.from_pretrained(folder, dtype="bfloat16", attn_implementation="eager")
+    for option, value in json.loads((folder / "options.json").read_text()).items():
+        known = [part for part in (config, config.get_text_config()) if hasattr(part, option)]
+        assert known, f"{type(config).__name__} has no {option}"
+        for part in known:
+            setattr(part, option, value)
+    torch.manual_seed(1)
+    model = getattr(transformers, config.architectures[0])._from_config(config, dtype=torch.bfloat16)
+    for name, values in (*model.named_parameters(), *model.named_buffers()):
+        with torch.no_grad():
+            if values.dim() > 1:
+                values.normal_(0, 0.3 if "embed" in name else 1.5 * values.shape[-1] ** -0.5)
+            elif name.endswith(("bias", "norm.weight", "layernorm.weight")):
+                values += 0.2 * torch.randn(values.shape)
+    return model, dict.fromkeys(PROBLEMS, ())
+
+
 def save_and_run(folder, out):
-    model, info = load(folder)
+    model, info = make(folder) if (folder / "options.json").exists() else load(folder)
     # Defaults of some classes name sampling parameters without sampling, which cannot be saved.
     model.generation_config.do_sample = True
     model.save_pretrained(out)
     for file in folder.iterdir():
-        if not (out / file.name).exists() and ".safetensors" not in file.name and file.suffix != ".npy":
+        if not (out / file.name).exists() and ".safetensors" not in file.name and file.name not in OWN:
             shutil.copy(file, out / file.name)
     model.float().eval()
     with torch.no_grad():
