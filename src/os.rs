@@ -112,16 +112,27 @@ pub fn start_writeback(file: &File) {
 
 /// For a program's start: lets the C library keep memory that was freed, for the next layer's buffers of the same size,
 /// instead of giving it back and having the system clear it anew. Saves a forward pass of a mixture of experts a quarter of
-/// its processor time. Buffers of 256 MiB and more are given back as before, and so is what is free at the end of the heap.
+/// its processor time. Buffers of 256 MiB and more are given back as before, and so is what is free at the end of the heap
+/// beyond 1 GiB.
 pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
-        const KEPT: libc::c_int = 256 << 20;
+        const LARGE: libc::c_int = 256 << 20;
+        const KEPT: libc::c_int = 1 << 30;
         // SAFETY: mallopt(3) sets parameters of the allocator; where it refuses, they stay as they were.
         unsafe {
-            libc::mallopt(libc::M_MMAP_THRESHOLD, KEPT);
+            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
             libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT);
         }
+    }
+}
+
+/// Gives back what [`keep_freed_memory`] kept: for a step that needs much memory of another kind.
+pub(crate) fn give_back_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: malloc_trim(3) touches free memory alone.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

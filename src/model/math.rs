@@ -57,6 +57,15 @@ pub(super) fn softplus(x: f32) -> f32 {
 }
 
 vectorized! {
+    /// `out[i] = e^(to - from[i])`: what is left of each after a decay, given sums of its logarithm.
+    pub(super) fn decays(from: &[f64], to: f64, out: &mut [f32]) {
+        for (o, &f) in out.iter_mut().zip(from) {
+            *o = exp((to - f) as f32);
+        }
+    }
+}
+
+vectorized! {
     /// `up[i] = silu(gate[i]) * up[i]`.
     pub(super) fn silu_mul(gate: &[f32], up: &mut [f32]) {
         for (u, &g) in up.iter_mut().zip(gate) {

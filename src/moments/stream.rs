@@ -8,6 +8,7 @@ use super::{Damping, MomentsError};
 use crate::compute::Precision;
 use crate::gguf::TensorInfo;
 use crate::model::{ForwardOptions, HiddenStates, Model, Overrides, Pass, Taps, TokenGroup};
+use crate::os;
 use crate::progress::{Stop, Watch};
 use crate::recipe::{Role, roles};
 use crate::rows::read_rows;
@@ -212,6 +213,8 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
         work: &Work<'_>,
     ) -> Result<(), V::Error> {
         let collector = self.collect(step, shapes, self.calibration, 0, keeps.as_mut(), work)?;
+        // The pass is over, and factors need the most memory of all.
+        os::give_back_freed_memory();
         let mut calibrated = Vec::with_capacity(shapes.len());
         for (shape, moments) in collector.finish() {
             let mut of_shape = Vec::with_capacity(moments.len());

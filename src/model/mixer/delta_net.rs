@@ -13,6 +13,9 @@ use crate::model::pass::{Pass, Place, ProductInput, ROWS_PER_TASK};
 use crate::model::taps::Taps;
 use crate::model::weights::{DeltaGates, DeltaInputs, DeltaWeights, Linear};
 
+/// Channels that are convolved at once: they stay in the first level of cache from tap to tap.
+const CONVOLVED: usize = 1024;
+
 /// What the projections give for a tile of `n` tokens.
 struct Projected {
     /// What goes into the convolution: query heads, key heads, value heads, `[n, channels]`.
@@ -144,17 +147,21 @@ fn convolve(shape: DeltaShape, tile: &Tile, x: &[f32], kernel: &[f32]) -> Vec<f3
         rest = tail;
         let before = rows_before(span, taps - 1);
         rows.par_chunks_mut(channels).with_min_len(ROWS_PER_TASK).enumerate().for_each(|(i, row)| {
-            for (tap, factors) in factors.chunks_exact(channels).enumerate() {
-                // Counted from the first of the rows before the span.
-                let source = match (i + tap).checked_sub(taps - 1) {
-                    Some(own) => Some(span.rows.start + own),
-                    None => before.get((i + tap + before.len()).wrapping_sub(taps - 1)).copied(),
-                };
-                if let Some(source) = source {
-                    math::add_product(row, &x[source * channels..][..channels], factors);
+            // Counted from the first of the rows before the span.
+            let source = |tap: usize| match (i + tap).checked_sub(taps - 1) {
+                Some(own) => Some(span.rows.start + own),
+                None => before.get((i + tap + before.len()).wrapping_sub(taps - 1)).copied(),
+            };
+            for (part, row) in row.chunks_mut(CONVOLVED).enumerate() {
+                let first = part * CONVOLVED;
+                for (tap, factors) in factors.chunks_exact(channels).enumerate() {
+                    if let Some(source) = source(tap) {
+                        let own = &x[source * channels + first..][..row.len()];
+                        math::add_product(row, own, &factors[first..][..row.len()]);
+                    }
                 }
+                math::silu(row);
             }
-            math::silu(row);
         });
     }
     out
@@ -174,7 +181,7 @@ fn recur(shape: DeltaShape, tile: &Tile, qkv: &[f32], decay: &[f32], step: &[f32
     let mut by_head = vec![0.0; n * shape.inner()];
     let continued: Vec<bool> =
         (0..tile.spans.len()).map(|index| tile.spans.iter().any(|span| span.parent == Some(index))).collect();
-    by_head.par_chunks_mut(n * d).enumerate().for_each_init(Default::default, |memory: &mut Gathered, (head, out)| {
+    by_head.par_chunks_mut(n * d).enumerate().for_each_init(Scratch::default, |scratch, (head, out)| {
         let key_head = match shape.row.heads {
             ValueHeads::Tiled => head % shape.n_key,
             ValueHeads::Grouped => head / (shape.n_value / shape.n_key),
@@ -185,34 +192,18 @@ fn recur(shape: DeltaShape, tile: &Tile, qkv: &[f32], decay: &[f32], step: &[f32
         for (index, span) in tile.spans.iter().enumerate() {
             let (out, tail) = rest.split_at_mut(span.rows.len() * d);
             rest = tail;
-            memory.gather(qkv, channels, firsts, d, span);
             let of_head = |values: &[f32]| span.rows.clone().map(|row| values[row * shape.n_value + head]).collect();
             let (decay, step): (Vec<f32>, Vec<f32>) = (of_head(decay), of_head(step));
             let mut state = span.parent.and_then(|parent| states[parent].clone()).unwrap_or_else(|| vec![0.0; d * d]);
-            let [q, k, v] = &memory.rows;
-            HeadRun { head: d, q, k, v, decay: &decay, step: &step }.run(&mut state, out, &mut memory.scratch);
+            let [q, k, v] = firsts.map(|first| &qkv[span.rows.start * channels + first..]);
+            let run = HeadRun { head: d, stride: channels, q, k, v, decay: &decay, step: &step };
+            run.run(&mut state, out, scratch);
             if continued[index] {
                 states[index] = Some(state);
             }
         }
     });
     rows_of_heads(&by_head, shape.n_value, d)
-}
-
-/// One head's rows, gathered, and what the recurrence needs.
-#[derive(Default)]
-struct Gathered {
-    rows: [Vec<f32>; 3],
-    scratch: Scratch,
-}
-
-impl Gathered {
-    fn gather(&mut self, all: &[f32], stride: usize, firsts: [usize; 3], d: usize, span: &Span) {
-        for (rows, first) in self.rows.iter_mut().zip(firsts) {
-            rows.clear();
-            span.rows.clone().for_each(|row| rows.extend_from_slice(&all[row * stride + first..][..d]));
-        }
-    }
 }
 
 #[cfg(test)]

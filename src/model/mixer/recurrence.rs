@@ -23,9 +23,10 @@ use crate::model::math;
 /// Tokens of a block.
 const BLOCK: usize = 64;
 
-/// Inputs of one head over a run of tokens: `[n, head]` each, and one decay and step per token.
+/// Inputs of one head over a run of tokens: `[n, head]` each, whose rows are `stride` apart, and one decay and step per token.
 pub(super) struct HeadRun<'a> {
     pub head: usize,
+    pub stride: usize,
     pub q: &'a [f32],
     pub k: &'a [f32],
     pub v: &'a [f32],
@@ -38,23 +39,25 @@ pub(super) struct HeadRun<'a> {
 pub(super) struct Scratch {
     /// Updates, `[block, head]`.
     u: Vec<f32>,
+    /// What is left at a token (row) of each token before and of itself, `[block, block]`.
+    left: Vec<f32>,
     /// Products of keys, or of queries with keys, `[block, block]`.
     products: Vec<f32>,
     /// Keys as columns, `[head, block]`.
     columns: Vec<f32>,
 }
 
-impl HeadRun<'_> {
+impl<'a> HeadRun<'a> {
     /// Runs all tokens from `state`, which becomes that after the last one; `out` is `[n, head]`.
     pub(super) fn run(&self, state: &mut [f32], out: &mut [f32], scratch: &mut Scratch) {
         let d = self.head;
         for (index, out) in out.chunks_mut(BLOCK * d).enumerate() {
             let n = out.len() / d;
             let first = index * BLOCK;
-            let rows = first * d..(first + n) * d;
             let (decay, step) = (&self.decay[first..][..n], &self.step[first..][..n]);
-            let (q, k, v) = (&self.q[rows.clone()], &self.k[rows.clone()], &self.v[rows]);
-            Block { d, n, q, k, v, decay, step }.run(state, out, scratch);
+            let rows = |all: &'a [f32]| &all[first * self.stride..][..(n - 1) * self.stride + d];
+            let (q, k, v) = (rows(self.q), rows(self.k), rows(self.v));
+            Block { d, n, stride: self.stride, q, k, v, decay, step }.run(state, out, scratch);
         }
     }
 }
@@ -62,6 +65,7 @@ impl HeadRun<'_> {
 struct Block<'a> {
     d: usize,
     n: usize,
+    stride: usize,
     q: &'a [f32],
     k: &'a [f32],
     v: &'a [f32],
@@ -71,7 +75,7 @@ struct Block<'a> {
 
 impl Block<'_> {
     fn run(&self, state: &mut [f32], out: &mut [f32], scratch: &mut Scratch) {
-        let (d, n) = (self.d, self.n);
+        let (d, n, stride) = (self.d, self.n, self.stride);
         // Sums in f64: their differences are what counts.
         let mut sums = [0.0f64; BLOCK];
         let mut sum = 0.0;
@@ -79,51 +83,54 @@ impl Block<'_> {
             sum += f64::from(decay);
             *total = sum;
         }
-        let kept = |from: f64, to: f64| math::exp((to - from) as f32);
-        let Scratch { u, products, columns } = scratch;
+        let of_state = |t: usize| math::exp(sums[t] as f32);
+        let Scratch { u, left, products, columns } = scratch;
+        left.resize(n * n, 0.0);
+        for (t, row) in left.chunks_exact_mut(n).enumerate() {
+            math::decays(&sums[..=t], sums[t], &mut row[..=t]);
+        }
         u.clear();
         u.resize(n * d, 0.0);
         products.clear();
         products.resize(n * n, 0.0);
 
         let by_state = |rows: &[f32], out: &mut [f32]| {
-            gemm_f32(n, d, d, rows, d, GemmOperand::Plain { data: state, stride: d }, out, d, false);
+            gemm_f32(n, d, d, rows, stride, GemmOperand::Plain { data: state, stride: d }, out, d, false);
         };
         by_state(self.k, u);
         by_state(self.q, out);
-        let keys = GemmOperand::Transposed { data: self.k, stride: d };
-        gemm_f32(n, n, d, self.k, d, keys, products, n, false);
+        let keys = GemmOperand::Transposed { data: self.k, stride };
+        gemm_f32(n, n, d, self.k, stride, keys, products, n, false);
         for t in 0..n {
             let (before, rest) = u.split_at_mut(t * d);
             let row = &mut rest[..d];
-            let seen = kept(0.0, sums[t]);
-            for (u, &v) in row.iter_mut().zip(&self.v[t * d..]) {
+            let seen = of_state(t);
+            for (u, &v) in row.iter_mut().zip(&self.v[t * stride..]) {
                 *u = v - seen * *u;
             }
             for (s, earlier) in before.chunks_exact(d).enumerate() {
-                math::add_scaled(row, earlier, -kept(sums[s], sums[t]) * products[t * n + s]);
+                math::add_scaled(row, earlier, -left[t * n + s] * products[t * n + s]);
             }
             math::scale(row, self.step[t]);
         }
 
-        let keys = GemmOperand::Transposed { data: self.k, stride: d };
-        gemm_f32(n, n, d, self.q, d, keys, products, n, false);
-        for (t, row) in products.chunks_exact_mut(n).enumerate() {
+        let keys = GemmOperand::Transposed { data: self.k, stride };
+        gemm_f32(n, n, d, self.q, stride, keys, products, n, false);
+        for (t, (row, left)) in products.chunks_exact_mut(n).zip(left.chunks_exact(n)).enumerate() {
             let (seen, unseen) = row.split_at_mut(t + 1);
-            seen.iter_mut().zip(&sums).for_each(|(product, &sum)| *product *= kept(sum, sums[t]));
+            seen.iter_mut().zip(left).for_each(|(product, left)| *product *= left);
             unseen.fill(0.0);
-            math::scale(&mut out[t * d..][..d], kept(0.0, sums[t]));
+            math::scale(&mut out[t * d..][..d], of_state(t));
         }
         let updates = GemmOperand::Plain { data: u, stride: d };
         gemm_f32(n, d, n, products, n, updates, out, d, true);
 
         columns.clear();
         columns.resize(d * n, 0.0);
-        for (s, key) in self.k.chunks_exact(d).enumerate() {
-            let kept = kept(sums[s], sum);
-            key.iter().enumerate().for_each(|(i, &k)| columns[i * n + s] = kept * k);
+        for (s, (key, left)) in self.k.chunks(stride).zip(&left[(n - 1) * n..]).enumerate() {
+            key[..d].iter().enumerate().for_each(|(i, &k)| columns[i * n + s] = left * k);
         }
-        math::scale(state, kept(0.0, sum));
+        math::scale(state, of_state(n - 1));
         let updates = GemmOperand::Plain { data: u, stride: d };
         gemm_f32(d, d, n, columns, n, updates, state, d, true);
     }
@@ -163,7 +170,7 @@ mod tests {
             // From a state that hardly fades to one that is forgotten at once.
             let decay: Vec<f32> = values(n).iter().map(|x| -(4.0 * x).exp()).collect();
             let step: Vec<f32> = values(n).iter().map(|x| 0.5 + 0.5 * x).collect();
-            let run = HeadRun { head: d, q: &q, k: &k, v: &v, decay: &decay, step: &step };
+            let run = HeadRun { head: d, stride: d, q: &q, k: &k, v: &v, decay: &decay, step: &step };
             let mut state = values(d * d);
             let mut exact: Vec<f64> = state.iter().map(|&x| f64::from(x)).collect();
             let want = truth(&run, &mut exact);
