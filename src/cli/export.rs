@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::args::CalibrationFlags;
 use super::{Common, Usage, count, decimal_size, printable};
-use lwq::export::{self, CheckReport, CheckedTensor, Draft, GroupSize, Odd, Request, Rounding, Scheme};
+use lwq::export::{self, CheckReport, CheckedTensor, Draft, GroupSize, Odd, Request, Rounding, Scheme, Written};
 use lwq::quantize::feedback::Outcome;
 use lwq::rounding::RoundingMethod;
 
@@ -46,6 +46,9 @@ pub struct ExportArgs {
     /// How codes and scales are chosen [default: feedback, or search for classes that lwq cannot run]
     #[arg(long, value_enum, requires = "scheme")]
     rounding: Option<RoundingArg>,
+    /// W8A8: never move large inputs into the weights by powers of two that norms take up
+    #[arg(long, requires = "scheme")]
+    no_smooth: bool,
     /// Text that feedback goes by, other than the built-in one; repeatable
     #[arg(long = "file", short, value_name = "TEXT", requires = "scheme")]
     file: Vec<PathBuf>,
@@ -126,6 +129,8 @@ struct ExportReport<'a> {
     warnings: &'a [String],
     /// What became of each matrix that a pass of the model has shown the inputs of.
     outcomes: &'a [Outcome],
+    /// Norms that have taken up factors of the columns behind them.
+    smoothed: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
     check: Option<&'a CheckReport>,
 }
@@ -167,6 +172,7 @@ impl ExportArgs {
             }
             request = request.group_size(size);
         }
+        request = request.smooth(!self.no_smooth);
         if let Some(rounding) = self.rounding(common)? {
             request = request.rounding(rounding);
         }
@@ -179,8 +185,7 @@ impl ExportArgs {
         let written = (!self.dry_run).then(write).transpose()?;
         let seconds = written.is_some().then(|| started.elapsed().as_secs_f64());
         let check = self.check.then(|| export::check(output, Some(&self.folder), &common.watch())).transpose()?;
-        let outcomes = written.as_ref().map_or(&[][..], |written| &written.outcomes);
-        report(common, &draft, output, seconds, outcomes, check.as_ref())?;
+        report(common, &draft, output, (written.as_ref(), seconds), check.as_ref())?;
         check.map_or(Ok(()), |check| refuse(output, &check))
     }
 
@@ -247,10 +252,10 @@ fn report(
     common: &Common,
     draft: &Draft,
     output: &Path,
-    seconds: Option<f64>,
-    outcomes: &[Outcome],
+    (written, seconds): (Option<&Written>, Option<f64>),
     check: Option<&CheckReport>,
 ) -> Result<()> {
+    let (outcomes, smoothed) = written.map_or((&[][..], &[][..]), |written| (&written.outcomes, &written.smoothed));
     let bits = 8.0 * draft.quantized_bytes() as f64 / draft.quantized_weights().max(1) as f64;
     if common.json {
         return common.result_json(&ExportReport {
@@ -275,6 +280,7 @@ fn report(
             peak_memory_bytes: lwq::os::peak_memory(),
             warnings: draft.warnings(),
             outcomes,
+            smoothed,
             check,
         });
     }
@@ -303,6 +309,9 @@ fn report(
             let _ = write!(text, "; held-out error, mean ratio to search {mean:.3}");
         }
         text.push('\n');
+    }
+    if !smoothed.is_empty() {
+        let _ = writeln!(text, "{} norms take up factors of the matrices behind them", count(smoothed.len() as u64));
     }
     let _ = writeln!(text, "not quantized: {}", printable(&draft.ignored().join(", ")));
     if let Some(seconds) = seconds {

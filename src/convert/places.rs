@@ -23,6 +23,19 @@ impl Conversion {
         let weight = self.plan.weights.iter().position(|weight| weight.name == name)?;
         self.plan.outputs.iter().find_map(|output| place_in(output, weight, matrix))
     }
+
+    /// The folder's weight that a vector of the GGUF holds, value for value.
+    pub(crate) fn vector_of(&self, tensor: &str) -> Option<&str> {
+        let output = self.plan.outputs.iter().find(|output| output.tensor.name == tensor)?;
+        let Content::Rows { parts, permuted_rows: None, turns: None, change: ValueChange::Keep, .. } = &output.content
+        else {
+            return None;
+        };
+        match (parts.as_slice(), output.tensor.shape.as_slice()) {
+            ([Part { weight, first: 0, step: 1, transposed: None, .. }], [_]) => Some(&self.plan.weights[*weight].name),
+            _ => None,
+        }
+    }
 }
 
 /// The place of a part of weight `weight`, if `output` is made of it.

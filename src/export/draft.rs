@@ -76,6 +76,8 @@ pub struct OddTensor {
 pub struct Draft {
     pub(crate) scheme: Scheme,
     pub(crate) rounding: Rounding,
+    /// Norms may take up factors of the matrices behind them.
+    pub(crate) smooths: bool,
     /// All choices but those of the rounding, in words.
     pub(crate) settings: String,
     pub(crate) source: ModelFolder,

@@ -12,7 +12,7 @@ use super::decide::Decision;
 use super::draft::{Content, Draft, Item, KeptTensor};
 use super::names;
 use super::pack::{self, dtype_bytes};
-use super::scheme::{GroupSize, Scheme, SchemeRow};
+use super::scheme::{Activations, GroupSize, Scheme, SchemeRow};
 use super::shards::{self, NewTensor};
 use super::{ExportError, files};
 use crate::convert::source::{Matrix, ModelFolder};
@@ -72,6 +72,7 @@ pub struct Request {
     pub(super) ignore: Vec<Regex>,
     pub(super) odd: Odd,
     rounding: Option<Rounding>,
+    smooth: bool,
     shard_bytes: u64,
 }
 
@@ -84,6 +85,7 @@ impl Request {
             ignore: Vec::new(),
             odd: Odd::Keep,
             rounding: None,
+            smooth: true,
             shard_bytes: SHARD_BYTES,
         }
     }
@@ -110,6 +112,13 @@ impl Request {
     /// classes that lwq cannot run.
     pub fn rounding(mut self, rounding: Rounding) -> Request {
         self.rounding = Some(rounding);
+        self
+    }
+
+    /// Whether norms may take up powers of two that large inputs of W8A8 are divided by, where feedback finds that better.
+    /// True unless this says otherwise.
+    pub fn smooth(mut self, smooth: bool) -> Request {
+        self.smooth = smooth;
         self
     }
 
@@ -193,10 +202,13 @@ impl Request {
         let extra = files::beside(&source)?;
         let starts =
             tensors.iter().scan(0, |next, tensors| Some(std::mem::replace(next, *next + tensors.len()))).collect();
+        let has_integer_inputs = row.activations == Activations::Token && matches!(row.grid, Grid::Int { .. });
+        let smooths = self.smooth && has_integer_inputs && matches!(rounding, Rounding::Feedback(_));
         Ok(Draft {
             scheme: self.scheme,
             settings: self.words(&rounding),
             rounding,
+            smooths,
             source,
             layouts,
             items,

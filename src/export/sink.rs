@@ -54,6 +54,15 @@ impl Sink<'_> {
         failed(Path::new(&self.draft.shards.files[file].name), action, source)
     }
 
+    /// What stands in the files for tensor `tensor` of an item, which should be small.
+    pub(crate) fn read(&self, item: usize, tensor: usize) -> Result<Vec<u8>, ExportError> {
+        let place = self.place(item, tensor);
+        let mut bytes = vec![0; self.draft.tensors[item][tensor].bytes as usize];
+        os::read_exact_at(&self.files[place.file], &mut bytes, place.offset)
+            .map_err(|source| self.failed(place.file, "cannot read it back", source))?;
+        Ok(bytes)
+    }
+
     /// SHA-256, in hexadecimal, of what stands in the files for an item.
     pub(crate) fn digest(&self, item: usize) -> Result<String, ExportError> {
         let mut hash = Sha256::new();

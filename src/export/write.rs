@@ -13,13 +13,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use safetensors::tensor::Dtype;
 
 use super::ExportError;
-use super::calibrated::{Calibrated, Job, Method};
-use super::draft::{Draft, Item};
+use super::calibrated::{self, Calibrated, Job, Method};
+use super::draft::{Content, Draft, Item};
 use super::files::{self, failed};
 use super::folder::{self, NewFolder, Origin};
 use super::pieces::{Piece, global_key};
 use super::request::Rounding;
-use super::sink::Sink;
+use super::sink::{COPY_BYTES, Sink};
 use crate::atomic_file::{Replace, folder_of};
 use crate::convert::source::ReadBuffers;
 use crate::display::decimal_size;
@@ -27,6 +27,7 @@ use crate::moments::CalibrationOptions;
 use crate::os;
 use crate::progress::{Interrupted, Stop, Unit, Watch};
 use crate::quantize::feedback::Outcome;
+use crate::rounding::grid::Rounded;
 use crate::unfinished::{GOES_ON, going_on};
 use crate::workers;
 
@@ -39,6 +40,8 @@ pub struct Written {
     pub taken_over: usize,
     /// What became of each matrix that a pass of the model has shown the inputs of.
     pub outcomes: Vec<Outcome>,
+    /// Norms that have taken up factors of the matrices behind them.
+    pub smoothed: Vec<String>,
 }
 
 /// What an earlier run had finished, and what became of matrices so far.
@@ -82,7 +85,8 @@ impl Draft {
     fn settings(&self) -> String {
         let words = self.calibration().map(|(method, options)| {
             let (jobs, done) = (&[][..], &HashSet::new());
-            Calibrated { folder: &self.source, jobs, done, method, options, work: Path::new("") }.words()
+            let (smooths, work) = (self.smooths, Path::new(""));
+            Calibrated { folder: &self.source, jobs, done, method, smooths, options, work }.words()
         });
         format!("{} {}", self.settings, words.unwrap_or_default())
     }
@@ -152,7 +156,25 @@ impl Draft {
             self.calibrate(folder, sink, &globals, &mut state, (method, options), watch)?;
         }
         stoppable(watch, |stop| self.pieces(folder, sink, &state.todo, &globals, watch, stop))?;
-        Ok(Written { bytes: self.file_bytes(), taken_over, outcomes: state.outcomes })
+        let smoothed = if self.smooths { self.changed_norms(sink)? } else { Vec::new() };
+        Ok(Written { bytes: self.file_bytes(), taken_over, outcomes: state.outcomes, smoothed })
+    }
+
+    /// Names of copied vectors that are not what they are in the source.
+    fn changed_norms(&self, sink: &Sink<'_>) -> Result<Vec<String>, ExportError> {
+        let mut changed = Vec::new();
+        for (at, item) in self.items.iter().enumerate() {
+            let Content::Stored { weight, bytes, ref shape, .. } = item.content else { continue };
+            if shape.len() != 1 || bytes > COPY_BYTES {
+                continue;
+            }
+            let mut original = vec![0; bytes as usize];
+            self.source.read_stored(weight, 0, &mut original)?;
+            if sink.read(at, 0)? != original {
+                changed.push(item.name.clone());
+            }
+        }
+        Ok(changed)
     }
 
     /// What the journal says that is true.
@@ -193,15 +215,11 @@ impl Draft {
         let mut left: HashSet<usize> = state.todo.iter().copied().collect();
         let done: HashSet<usize> = jobs.iter().map(|job| job.key).filter(|key| !left.contains(key)).collect();
         let work = folder.make_work()?;
-        let calibrated = Calibrated { folder: &self.source, jobs: &jobs, done: &done, method, options, work: &work };
-        let unseen = calibrated.round(watch, &mut |key, rounded, outcome| {
-            let rows = self.length(key);
-            sink.put(key, 0, rows, &rounded)?;
-            folder.note(key, &sink.digest(key)?, Some(&outcome))?;
-            left.remove(&key);
-            state.outcomes.push(outcome);
-            Ok(())
-        })?;
+        let smooths = self.smooths;
+        let calibrated =
+            Calibrated { folder: &self.source, jobs: &jobs, done: &done, method, smooths, options, work: &work };
+        let mut taker = Taker { draft: self, folder, sink, left: &mut left, outcomes: &mut state.outcomes };
+        let unseen = calibrated.round(watch, &mut taker)?;
         if !unseen.is_empty() {
             let names: Vec<&str> = unseen.iter().take(3).map(|key| self.items[*key].name.as_str()).collect();
             let more = if unseen.len() > names.len() { " and others" } else { "" };
@@ -241,6 +259,34 @@ impl Draft {
             }
             Ok::<_, ExportError>(())
         })?;
+        Ok(())
+    }
+}
+
+/// Writes what the pass over the model makes, and notes it.
+struct Taker<'a> {
+    draft: &'a Draft,
+    folder: &'a NewFolder,
+    sink: &'a Sink<'a>,
+    left: &'a mut HashSet<usize>,
+    outcomes: &'a mut Vec<Outcome>,
+}
+
+impl calibrated::Sink for Taker<'_> {
+    fn matrix(&mut self, key: usize, rounded: Rounded, outcome: Outcome) -> Result<(), ExportError> {
+        self.sink.put(key, 0, self.draft.length(key), &rounded)?;
+        self.folder.note(key, &self.sink.digest(key)?, Some(&outcome))?;
+        self.left.remove(&key);
+        self.outcomes.push(outcome);
+        Ok(())
+    }
+
+    fn vector(&mut self, weight: usize, bytes: &[u8]) -> Result<(), ExportError> {
+        let is_it = |item: &Item| matches!(item.content, Content::Stored { weight: found, .. } if found == weight);
+        let Some(item) = self.draft.items.iter().position(is_it) else { return Ok(()) };
+        self.sink.write(item, 0, 0, bytes)?;
+        self.folder.note(item, &self.sink.digest(item)?, None)?;
+        self.left.remove(&item);
         Ok(())
     }
 }

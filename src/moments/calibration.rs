@@ -41,6 +41,8 @@ pub struct CalibrationOptions {
     pub raw: bool,
     /// Factors have their inputs by descending mean square: for grids whose scales are fixed beforehand.
     pub descending: bool,
+    /// So many inputs at most are shown as they are, beside their moments; see [`InputMatrix`](super::InputMatrix).
+    pub sampled: usize,
 }
 
 impl Default for CalibrationOptions {
@@ -56,6 +58,7 @@ impl Default for CalibrationOptions {
             moment_memory: DEFAULT_MOMENT_MEMORY,
             raw: false,
             descending: false,
+            sampled: 0,
         }
     }
 }
@@ -103,6 +106,7 @@ impl<'g> Calibration<'g> {
             all_experts: options.all_experts,
             raw: options.raw,
             descending: options.descending,
+            sampled: options.sampled,
         };
         Ok(Calibration { model, text, gate, settings })
     }

@@ -1,6 +1,6 @@
 //! Second moments of the inputs of one layer.
 
-use super::{Damping, MomentsError};
+use super::{Damping, MomentsError, StreamSettings};
 use crate::compute::Precision;
 use crate::model::{ModelError, TapInput, Taps};
 use crate::rounding::gptq::{Factor, FeedbackError, InputRows, JudgedInputs, SecondMoment, choose_damping};
@@ -265,6 +265,8 @@ pub struct InputMatrix {
     pub gate: JudgedInputs,
     /// The moment itself, if the pass shows raw ones.
     pub raw: Option<SecondMoment>,
+    /// Some of the inputs themselves, evenly from the calibration text's end of each batch, if the pass shows them.
+    pub sample: Option<InputRows>,
 }
 
 /// An input of one or several weights.
@@ -290,29 +292,32 @@ pub(super) struct Calibrated {
     pub importance: Vec<f32>,
     pub tokens: u64,
     pub raw: Option<SecondMoment>,
+    pub sample: Option<InputRows>,
 }
 
 impl Calibrated {
     /// A moment as it is.
     pub(super) fn raw(found: Finished) -> Calibrated {
         let Finished { moment, own_tokens, .. } = found;
-        Calibrated { factor: Err(Unusable::Raw), importance: moment.diagonal(), tokens: own_tokens, raw: Some(moment) }
+        let importance = moment.diagonal();
+        Calibrated { factor: Err(Unusable::Raw), importance, tokens: own_tokens, raw: Some(moment), sample: None }
     }
 
-    /// Factors a moment, which is gone afterwards, with all tokens in. `sample` are rows `[.., n]` of a matrix that has
-    /// the input, to choose the damping with; `descending` is the order of the factor's inputs.
-    pub(super) fn new(found: Finished, damping: Damping, sample: &[f32], descending: bool) -> Calibrated {
+    /// Factors a moment, which is gone afterwards, with all tokens in. `weights` are rows `[.., n]` of a matrix that has
+    /// the input, to choose the damping with.
+    pub(super) fn new(found: Finished, settings: &StreamSettings, weights: &[f32]) -> Calibrated {
         let Finished { mut moment, mut held_out, own_tokens, tokens } = found;
-        let damping = match damping {
+        let sample = (settings.sampled > 0).then(|| sample_of(&held_out, moment.n(), settings.sampled));
+        let damping = match settings.damping {
             Damping::Given(damping) => Ok(damping),
-            Damping::Chosen => choose_damping(&moment, &mut held_out, sample),
+            Damping::Chosen => choose_damping(&moment, &mut held_out, weights),
         };
         if !held_out.is_empty() {
             moment.accumulate(&held_out, None);
         }
         drop(held_out);
         let importance = moment.diagonal();
-        let factored = |damping: Result<f64, FeedbackError>| match descending {
+        let factored = |damping: Result<f64, FeedbackError>| match settings.descending {
             true => Factor::descending(moment, damping?),
             false => Factor::new(&moment, damping?),
         };
@@ -321,8 +326,17 @@ impl Calibrated {
             tokens if tokens < LEAST_TOKENS => Err(Unusable::TooFewTokens(tokens)),
             _ => factored(damping).map_err(|error| Unusable::Factorization(error.to_string())),
         };
-        Calibrated { factor, importance, tokens: own_tokens, raw: None }
+        Calibrated { factor, importance, tokens: own_tokens, raw: None, sample }
     }
+}
+
+/// At most `count` of the rows `[.., n]`, evenly spread.
+fn sample_of(rows: &[f32], n: usize, count: usize) -> InputRows {
+    let mut sample = InputRows::new(n);
+    let step = (rows.len() / n).div_ceil(count).max(1);
+    let spread: Vec<f32> = rows.chunks_exact(n).step_by(step).flatten().copied().collect();
+    sample.accumulate(&spread);
+    sample
 }
 
 /// Puts both sides of an input together.
@@ -336,6 +350,7 @@ pub(super) fn join(shape: Shape, calibrated: Vec<Calibrated>, gate: Vec<JudgedIn
         tokens: calibrated.tokens,
         gate,
         raw: calibrated.raw,
+        sample: calibrated.sample,
     });
     Ok(Input { n: shape.n, matrices: matrices.collect(), tensors: shape.tensors })
 }

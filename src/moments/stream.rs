@@ -53,6 +53,8 @@ pub struct StreamSettings {
     pub raw: bool,
     /// Factors have their inputs by descending mean square, see [`Factor::descending`](crate::rounding::gptq::Factor).
     pub descending: bool,
+    /// So many of the inputs that are held out are shown beside their moments.
+    pub sampled: usize,
 }
 
 /// Takes what a pass shows.
@@ -222,7 +224,7 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
                 let sample = self.sample(&shape, matrix)?;
                 of_shape.push(match self.settings.raw {
                     true => Calibrated::raw(found),
-                    false => Calibrated::new(found, self.settings.damping, &sample, self.settings.descending),
+                    false => Calibrated::new(found, &self.settings, &sample),
                 });
                 self.stop.check().map_err(MomentsError::from)?;
                 work.add(self.factor_work(shape.n));
@@ -274,8 +276,8 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
         work: &Work<'_>,
     ) -> Result<MomentCollector, MomentsError> {
         let (pass, purpose) = if std::ptr::eq(text, self.calibration) {
-            let raw = self.settings.raw;
-            (&self.pass, Purpose::Rounding { holds_out: self.settings.damping == Damping::Chosen && !raw, raw })
+            let StreamSettings { raw, damping, sampled, .. } = self.settings;
+            (&self.pass, Purpose::Rounding { holds_out: (damping == Damping::Chosen || sampled > 0) && !raw, raw })
         } else {
             (&self.gate_pass, Purpose::Judging { tokens: text.len() })
         };

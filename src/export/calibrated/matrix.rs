@@ -1,5 +1,9 @@
 //! One matrix: rounded in every way that the method has, judged on the text of the gate.
 
+use std::borrow::Cow;
+
+use rayon::prelude::*;
+
 use super::{Calibrated, Job, Method};
 use crate::convert::source::ReadBuffers;
 use crate::display::six_digits;
@@ -20,6 +24,8 @@ const SLICE_WEIGHTS: u64 = 1 << 22;
 pub(super) struct MatrixJob<'a> {
     pub(super) request: &'a Calibrated<'a>,
     pub(super) job: &'a Job,
+    /// By which the columns are multiplied before they are rounded, and inputs divided.
+    pub(super) factors: Option<&'a [f32]>,
     pub(super) stop: &'a Stop,
 }
 
@@ -95,17 +101,32 @@ impl MatrixJob<'_> {
         let Job { layout, .. } = *self.job;
         let columns = self.job.matrix.columns as usize;
         let global = self.global()?;
-        let importance = input.importance.iter().any(|value| *value > 0.0).then_some(input.importance.as_slice());
-        let factor = match &input.factor {
-            Ok(factor) => Ok(factor),
+        let mut importance = Cow::Borrowed(input.importance.as_slice());
+        let mut factor = match &input.factor {
+            Ok(factor) => Ok(Cow::Borrowed(factor)),
             Err(Unusable::TooFewTokens(_)) => Err(Kept::TooFewTokens),
             Err(Unusable::Factorization(_) | Unusable::Raw) => Err(Kept::Factorization),
         };
+        if let Some(factors) = self.factors {
+            let of_inputs: Vec<f32> = factors.iter().map(|factor| 1.0 / factor).collect();
+            importance = importance.iter().zip(&of_inputs).map(|(square, by)| square * by * by).collect();
+            factor = factor.map(|factor| Cow::Owned(factor.scaled(&of_inputs)));
+        }
+        let importance = importance.iter().any(|value| *value > 0.0).then_some(&*importance);
         let (mut fed, mut searched, mut rtn) = (Candidate::default(), Candidate::default(), Candidate::default());
-        self.slices(|weights, rows| {
-            let error = |rounded: &Rounded| input.gate.loss(weights, &layout.dequantize(rounded, rows, columns));
+        self.slices(|original, rows| {
+            let error = |rounded: &Rounded| {
+                let mut decoded = layout.dequantize(rounded, rows, columns);
+                self.scale(&mut decoded, |value, factor| *value /= factor);
+                input.gate.loss(original, &decoded)
+            };
+            let mut weights = Cow::Borrowed(original);
+            if self.factors.is_some() {
+                self.scale(weights.to_mut(), |value, factor| *value *= factor);
+            }
+            let weights = &*weights;
             let by_search = search(layout, weights, rows, columns, importance, global);
-            if let Ok(factor) = factor {
+            if let Ok(factor) = &factor {
                 let with_feedback = feedback(layout, weights, rows, columns, factor, &by_search);
                 let with_feedback = with_feedback.map_err(|error| self.unroundable(error))?;
                 let of_feedback = error(&with_feedback);
@@ -122,8 +143,8 @@ impl MatrixJob<'_> {
             Ok(())
         })?;
         let is_judged = input.gate.tokens() > 0;
-        let kept = match factor {
-            Err(kept) => Some(kept),
+        let kept = match &factor {
+            Err(kept) => Some(*kept),
             // Whoever saw no text of the gate cannot judge; equal errors keep what is certain.
             Ok(_) if fed.error.is_nan() || fed.error > searched.error || !is_judged => Some(Kept::HeldOutError),
             Ok(_) => None,
@@ -139,6 +160,13 @@ impl MatrixJob<'_> {
         };
         let damping = factor.ok().map(|factor| factor.damping_used());
         Ok((best.rounded, self.outcome(method, kept, ratio, damping, input)))
+    }
+
+    /// Changes rows by the factors of their columns.
+    fn scale(&self, rows: &mut [f32], by: impl Fn(&mut f32, f32) + Sync) {
+        let Some(factors) = self.factors else { return };
+        rows.par_chunks_exact_mut(factors.len().max(1))
+            .for_each(|row| row.iter_mut().zip(factors).for_each(|(value, factor)| by(value, *factor)));
     }
 
     fn as_others(&self, input: &InputMatrix, resaved: bool) -> Result<(Rounded, Outcome), ExportError> {

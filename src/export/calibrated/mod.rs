@@ -8,6 +8,7 @@
 
 mod matrix;
 mod model;
+mod norms;
 mod pass;
 
 use std::collections::HashSet;
@@ -53,24 +54,31 @@ pub(crate) struct Calibrated<'a> {
     /// Keys of those that an earlier run has finished.
     pub(crate) done: &'a HashSet<usize>,
     pub(crate) method: Method,
+    /// Columns get factors that norms take up, where that is better for inputs rounded to 8 bits.
+    pub(crate) smooths: bool,
     pub(crate) options: &'a CalibrationOptions,
     /// Folder for the 16-bit model and hidden states, which must be there. What lies in it must be of the same folder, texts
     /// and settings.
     pub(crate) work: &'a Path,
 }
 
+/// Takes what is done.
+pub(crate) trait Sink {
+    /// Takes a matrix with what became of it.
+    fn matrix(&mut self, key: usize, rounded: Rounded, outcome: Outcome) -> Result<(), ExportError>;
+
+    /// Takes a vector of the folder that is not what it was: its weight, and its bytes, in the same type. Comes before the
+    /// matrices that it goes with, and again if one of them was not taken.
+    fn vector(&mut self, weight: usize, bytes: &[u8]) -> Result<(), ExportError>;
+}
+
 impl Calibrated<'_> {
-    /// Rounds all matrices that are not done and whose inputs the model shows, layer by layer, and hands each to `sink` with
-    /// what became of it. Gives the keys of the others: no text tells anything about them.
+    /// Rounds all matrices that are not done and whose inputs the model shows, layer by layer, and hands each to `sink`. Gives the keys of the others: no text tells anything about them.
     ///
     /// # Errors
     /// When the model cannot be run, a matrix cannot be read, `sink` refuses one, or `watch` stops the run; the same call
     /// then goes on.
-    pub(crate) fn round(
-        &self,
-        watch: &dyn Watch,
-        sink: &mut dyn FnMut(usize, Rounded, Outcome) -> Result<(), ExportError>,
-    ) -> Result<Vec<usize>, ExportError> {
+    pub(crate) fn round(&self, watch: &dyn Watch, sink: &mut dyn Sink) -> Result<Vec<usize>, ExportError> {
         let converted = model::Converted::open(self.folder, self.work, watch)?;
         pass::run(self, &converted, watch, sink)
     }
@@ -81,7 +89,8 @@ impl Calibrated<'_> {
             self.options;
         let texts = format!("{} {}", digest(&text.joined()), digest(&gate.joined()));
         let method = self.method;
-        format!("{method:?} {texts} {tokens} {ctx:?} {damping:?} {fast} {all_experts} {moment_memory}")
+        let smooths = if self.smooths { " smooth" } else { "" };
+        format!("{method:?}{smooths} {texts} {tokens} {ctx:?} {damping:?} {fast} {all_experts} {moment_memory}")
     }
 }
 

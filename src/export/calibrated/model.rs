@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use super::norms;
 use crate::atomic_file::AtomicFile;
 use crate::convert::places::Place;
-use crate::convert::source::{Matrix, ModelFolder};
+use crate::convert::source::{Matrix, ModelFolder, ReadBuffers};
 use crate::convert::{Conversion, Options};
 use crate::export::ExportError;
 use crate::gguf::Gguf;
@@ -40,5 +41,30 @@ impl<'a> Converted<'a> {
     /// Where a matrix of the folder stands in the GGUF.
     pub(super) fn place_of(&self, matrix: &Matrix) -> Option<Place> {
         self.conversion.place_of(self.folder.name_of(matrix), matrix)
+    }
+
+    /// The folder's weight that a vector of the GGUF holds as it is.
+    pub(super) fn vector(&self, tensor: &str) -> Option<usize> {
+        let name = self.conversion.vector_of(tensor)?;
+        (0..self.folder.len()).find(|weight| self.folder.name(*weight) == name)
+    }
+
+    /// Appends rows of a matrix of the folder to `values`.
+    pub(super) fn read_rows(
+        &self,
+        matrix: &Matrix,
+        first: u64,
+        count: u64,
+        values: &mut Vec<f32>,
+    ) -> Result<(), ExportError> {
+        Ok(self.folder.read_rows(matrix, first, count, &mut ReadBuffers::default(), values)?)
+    }
+
+    /// A vector of the folder after division by powers of two, see [`norms::divided`].
+    pub(super) fn divided(&self, weight: usize, exponents: &[i8]) -> Result<(Vec<u8>, Vec<f32>), ExportError> {
+        let Some(dtype) = self.folder.stored_type(weight) else { return Ok((Vec::new(), vec![1.0; exponents.len()])) };
+        let mut bytes = vec![0; self.folder.stored_bytes(weight) as usize];
+        self.folder.read_stored(weight, 0, &mut bytes)?;
+        Ok(norms::divided(&bytes, dtype, exponents))
     }
 }

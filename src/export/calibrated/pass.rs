@@ -4,29 +4,28 @@ use std::collections::{HashMap, HashSet};
 
 use super::matrix::MatrixJob;
 use super::model::Converted;
-use super::{Calibrated, Job, Method};
+use super::norms::{self, Norm};
+use super::{Calibrated, Job, Method, Sink};
 use crate::convert::places::Place;
 use crate::export::ExportError;
 use crate::moments::{Calibration, CalibrationOptions, Input, Visitor, has_input, states_path};
 use crate::progress::{Interrupted, Stop, Unit, Watch};
-use crate::quantize::feedback::Outcome;
 use crate::recipe::roles;
-use crate::rounding::grid::{Grid, Rounded};
+use crate::rounding::grid::Grid;
 use crate::unfinished::going_on;
-
-type Sink<'s> = &'s mut dyn FnMut(usize, Rounded, Outcome) -> Result<(), ExportError>;
 
 /// See [`Calibrated::round`].
 pub(super) fn run(
     request: &Calibrated<'_>,
     converted: &Converted<'_>,
     watch: &dyn Watch,
-    sink: Sink<'_>,
+    sink: &mut dyn Sink,
 ) -> Result<Vec<usize>, ExportError> {
     let raw = matches!(request.method, Method::Gptq { .. });
     // NVFP4 has so many scales that choosing them on the way is worth more than the order of columns.
     let descending = request.jobs.iter().all(|job| job.layout.grid != Grid::Nvfp4);
-    let options = CalibrationOptions { raw, descending, ..request.options.clone() };
+    let sampled = if request.smooths { norms::SAMPLED_INPUTS } else { 0 };
+    let options = CalibrationOptions { raw, descending, sampled, ..request.options.clone() };
     let calibration = Calibration::new(&converted.gguf, &options, watch)?;
     let output = calibration.model().output_tensor();
     let mut by_tensor: HashMap<String, Vec<(&Job, Place)>> = HashMap::new();
@@ -47,7 +46,8 @@ pub(super) fn run(
     if first > 0 {
         watch.note(&going_on(first, steps, "steps"));
     }
-    let mut rounder = Rounder { request, by_tensor, left, sink, stop: stop.clone() };
+    let norms = if request.smooths { norms::find(converted, &by_tensor) } else { HashMap::new() };
+    let mut rounder = Rounder { request, converted, norms, by_tensor, left, sink, stop: stop.clone() };
     watch.begin("rounding", stream.total_work(first, &rounder), Unit::Megaflop);
     let result = stream.run(first, &mut rounder, watch);
     watch.end();
@@ -85,10 +85,13 @@ fn first_step(
 /// Rounds what the pass shows.
 struct Rounder<'a, 's> {
     request: &'a Calibrated<'a>,
+    converted: &'a Converted<'a>,
+    /// Norms that may take up factors, by the first matrix behind each.
+    norms: HashMap<String, Norm>,
     by_tensor: HashMap<String, Vec<(&'a Job, Place)>>,
     /// Keys of matrices that are not done.
     left: HashSet<usize>,
-    sink: Sink<'s>,
+    sink: &'s mut dyn Sink,
     stop: Stop,
 }
 
@@ -96,8 +99,8 @@ impl Visitor for Rounder<'_, '_> {
     type Error = ExportError;
 
     fn roundings(&self, tensor: &str, _step: usize) -> usize {
-        let jobs = self.by_tensor.get(tensor).map(Vec::as_slice).unwrap_or_default();
-        usize::from(jobs.iter().any(|(job, _)| self.left.contains(&job.key)))
+        // Also of a step of which a run before had done a part: what is chosen for an input depends on all that share it.
+        usize::from(self.by_tensor.contains_key(tensor))
     }
 
     fn column_order(&self, tensor: &str) -> Option<Vec<usize>> {
@@ -105,15 +108,22 @@ impl Visitor for Rounder<'_, '_> {
     }
 
     fn input(&mut self, input: Input) -> Result<(), ExportError> {
+        let norm = input.tensors.iter().find_map(|tensor| self.norms.get(tensor));
+        let smoothing = norm.map(|norm| norm.smoothing(self.converted, &self.by_tensor, &input, &self.stop));
+        let smoothing = smoothing.transpose()?.flatten();
+        if let Some(smoothing) = &smoothing {
+            self.sink.vector(smoothing.norm, &smoothing.bytes)?;
+        }
+        let factors = smoothing.as_ref().map(|smoothing| smoothing.factors.as_slice());
         for tensor in &input.tensors {
             let Some(jobs) = self.by_tensor.get(tensor) else { continue };
             for (job, place) in jobs {
                 if !self.left.remove(&job.key) {
                     continue;
                 }
-                let work = MatrixJob { request: self.request, job, stop: &self.stop };
+                let work = MatrixJob { request: self.request, job, factors, stop: &self.stop };
                 let (rounded, outcome) = work.round(&input, place.index)?;
-                (self.sink)(job.key, rounded, outcome)?;
+                self.sink.matrix(job.key, rounded, outcome)?;
             }
         }
         Ok(())

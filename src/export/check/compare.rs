@@ -6,7 +6,7 @@ use super::modules::Module;
 use super::tensors::Tensors;
 use crate::convert::source::{Matrix, ModelFolder, ReadBuffers};
 use crate::export::ExportError;
-use crate::export::names;
+use crate::export::{names, pack};
 use crate::workers;
 
 /// Bytes that are compared at a time.
@@ -19,6 +19,15 @@ pub(super) struct Source<'a> {
     matrices: BTreeMap<String, Matrix>,
     /// Weights that are stored as values in both.
     stored: Vec<(usize, String)>,
+    /// Norms that are the source's divided by powers of two.
+    divided: Vec<Divided>,
+}
+
+/// A norm that has taken up factors of matrices behind it.
+struct Divided {
+    name: String,
+    layer: Option<u64>,
+    factors: Vec<f32>,
 }
 
 impl<'a> Source<'a> {
@@ -33,7 +42,8 @@ impl<'a> Source<'a> {
         faults: &mut Vec<String>,
     ) -> Result<Source<'a>, ExportError> {
         let quantized: BTreeMap<&str, &Module> = modules.iter().map(|module| (module.name.as_str(), module)).collect();
-        let mut source = Source { folder, matrices: BTreeMap::new(), stored: Vec::new() };
+        let (matrices, stored, divided) = (BTreeMap::new(), Vec::new(), Vec::new());
+        let mut source = Source { folder, matrices, stored, divided };
         let mut seen: BTreeSet<String> = BTreeSet::new();
         for weight in 0..folder.len() {
             let name = folder.name(weight);
@@ -91,7 +101,59 @@ impl<'a> Source<'a> {
         for name in tensors.by_name.keys().filter(|name| !belongs(name)) {
             faults.push(format!("{name}: is not in the source"));
         }
+        source.divided = source.find_divided(tensors)?;
         Ok(source)
+    }
+
+    /// Vectors that differ from the source's by powers of two.
+    fn find_divided(&self, tensors: &Tensors) -> Result<Vec<Divided>, ExportError> {
+        let mut divided = Vec::new();
+        for (weight, name) in &self.stored {
+            let Some(found) = tensors.get(name) else { continue };
+            let is_vector = found.info.shape.len() == 1 && found.info.bytes <= BYTES;
+            if !is_vector || self.folder.stored_type(*weight) != Some(found.info.dtype) {
+                continue;
+            }
+            let mut original = vec![0; found.info.bytes as usize];
+            self.folder.read_stored(*weight, 0, &mut original)?;
+            let here = tensors.read(found, 0, found.info.bytes)?;
+            if here == original {
+                continue;
+            }
+            let [original, here] = [&original, &here].map(|raw| pack::floats(found.info.dtype, raw));
+            if let Some(factors) = original.zip(here).and_then(|(original, here)| factors(&original, &here)) {
+                divided.push(Divided { name: name.clone(), layer: names::layer_of(name), factors });
+            }
+        }
+        Ok(divided)
+    }
+
+    /// What the columns of a module may have been multiplied with: a number and the factors.
+    pub(super) fn factors_of(&self, module: &str, columns: u64) -> impl Iterator<Item = (usize, &[f32])> {
+        let layer = names::layer_of(module);
+        let fits = move |(_, norm): &(usize, &Divided)| norm.layer == layer && norm.factors.len() as u64 == columns;
+        self.divided.iter().enumerate().filter(fits).map(|(at, norm)| (at, norm.factors.as_slice()))
+    }
+
+    /// A norm that was divided needs matrices that were multiplied, and those that loaders put into one alike. `taken` is what
+    /// [`Self::factors_of`] each module was nearest to its source with.
+    pub(super) fn compare_factors(&self, taken: &BTreeMap<String, Option<usize>>, faults: &mut Vec<String>) {
+        for (at, norm) in self.divided.iter().enumerate() {
+            let mut with =
+                taken.iter().filter(|(_, factors)| **factors == Some(at)).map(|(module, _)| module).peekable();
+            if with.peek().is_none() {
+                faults.push(format!("{}: is not quantized, but differs from the source", norm.name));
+            }
+            for module in with {
+                let Some((key, ..)) = names::fused_of(module) else { continue };
+                let other = taken.iter().find(|(other, factors)| {
+                    **factors != Some(at) && names::fused_of(other).is_some_and(|(found, ..)| found == key)
+                });
+                if let Some((other, _)) = other {
+                    faults.push(format!("{other}: lacks the factors of {}, which {module} has", norm.name));
+                }
+            }
+        }
     }
 
     /// The matrix that a module was made from.
@@ -113,6 +175,9 @@ impl<'a> Source<'a> {
     pub(super) fn compare_stored(&self, tensors: &Tensors, faults: &mut Vec<String>) -> Result<(), ExportError> {
         for (weight, name) in &self.stored {
             let Some(found) = tensors.get(name) else { continue };
+            if self.divided.iter().any(|norm| norm.name == *name) {
+                continue;
+            }
             let ours = self.folder.stored_type(*weight);
             if ours != Some(found.info.dtype) {
                 faults.push(format!("{name}: has dtype {:?}, in the source {ours:?}", found.info.dtype));
@@ -128,5 +193,28 @@ impl<'a> Source<'a> {
             }
         }
         Ok(())
+    }
+}
+
+/// By which powers of two `here` is smaller than `original`, if nothing else tells them apart.
+fn factors(original: &[f32], here: &[f32]) -> Option<Vec<f32>> {
+    let factor = |(original, here): (&f32, &f32)| {
+        let factor = if original == here { 1.0 } else { original / here };
+        let is_power = factor.is_normal() && factor > 0.0 && factor.to_bits() & 0x007f_ffff == 0;
+        is_power.then_some(factor)
+    };
+    original.iter().zip(here).map(factor).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn factors_are_powers_of_two() {
+        assert_eq!(factors(&[3.0, 0.0, 1.0], &[1.5, 0.0, 4.0]), Some(vec![2.0, 1.0, 0.25]));
+        for (original, here) in [(3.0, 1.0), (1.0, -0.5), (0.0, 1.0), (1.0, 0.0), (f32::NAN, 1.0)] {
+            assert_eq!(factors(&[original], &[here]), None, "{original} {here}");
+        }
     }
 }

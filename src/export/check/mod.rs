@@ -10,6 +10,7 @@ mod groups;
 mod modules;
 mod tensors;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
@@ -118,13 +119,18 @@ fn read_all(
         return Err(Interrupted.into());
     }
     found.sort_by_key(|(index, _)| *index);
+    let mut factors = BTreeMap::new();
     for (_, result) in found {
         match result {
-            Ok(checked) => report.tensors.push(checked),
+            Ok((checked, taken)) => {
+                factors.insert(checked.name.clone(), taken);
+                report.tensors.push(checked);
+            }
             Err(fault) => report.faults.push(fault),
         }
     }
     if let Some(source) = source {
+        source.compare_factors(&factors, &mut report.faults);
         source.compare_stored(tensors, &mut report.faults)?;
     }
     Ok(())

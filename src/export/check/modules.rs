@@ -240,18 +240,22 @@ impl Module {
         Ok(global)
     }
 
-    /// Decodes all weights. The inner error is a fault.
+    /// Decodes all weights; with it the number of the factors of columns that it is nearest to its source with. The inner
+    /// error is a fault.
     pub(super) fn read(
         &self,
         tensors: &Tensors,
         source: Option<&Source<'_>>,
-    ) -> Result<Result<CheckedTensor, String>, ExportError> {
+    ) -> Result<Result<(CheckedTensor, Option<usize>), String>, ExportError> {
         let Some(stored) = &self.stored else { return Ok(Err(format!("{}: is not whole", self.name))) };
         let most = (PIECE_WEIGHTS / self.columns / ROWS_TOGETHER).max(1) * ROWS_TOGETHER;
         let mut hash = Sha256::new();
-        let (mut difference, mut norm) = (0f64, 0f64);
         let mut original = Vec::new();
         let compared = source.and_then(|source| source.matrix(&self.name).map(|matrix| (source, matrix)));
+        let mut distances = vec![Distance::default()];
+        if let Some((source, _)) = &compared {
+            distances.extend(source.factors_of(&self.name, self.columns).map(Distance::with));
+        }
         for range in crate::workers::cut(self.rows, most) {
             let (first, count) = (range.start, range.end - range.start);
             let values = stored.decode(self, tensors, first, count)?;
@@ -263,13 +267,12 @@ impl Module {
             if let Some((source, matrix)) = &compared {
                 original.clear();
                 source.read(matrix, first, count, &mut original)?;
-                for (value, original) in values.iter().zip(&original) {
-                    difference += f64::from(value - original).powi(2);
-                    norm += f64::from(*original).powi(2);
-                }
+                distances.iter_mut().for_each(|distance| distance.add(&values, &original, self.columns as usize));
             }
         }
-        let relative_error = compared.map(|_| if difference == 0.0 { 0.0 } else { (difference / norm).sqrt() });
+        let nearest = distances.iter().min_by(|a, b| a.relative().total_cmp(&b.relative()));
+        let relative_error = compared.and(nearest).map(Distance::relative);
+        let factors = nearest.and_then(|nearest| nearest.factors).map(|(number, _)| number);
         if let Some(error) = relative_error.filter(|error| error.is_nan() || *error > Source::LARGEST_ERROR) {
             return Ok(Err(format!(
                 "{}: is {:.0}% away from the source: these are other weights",
@@ -277,13 +280,43 @@ impl Module {
                 100.0 * error
             )));
         }
-        Ok(Ok(CheckedTensor {
+        let checked = CheckedTensor {
             name: self.name.clone(),
             format: stored.format.name(),
             shape: [self.rows, self.columns],
             values_sha256: format!("{:x}", hash.finalize()),
             relative_error,
-        }))
+        };
+        Ok(Ok((checked, factors)))
+    }
+}
+
+/// How far decoded weights are from the source's, whose columns are multiplied with factors.
+#[derive(Default)]
+struct Distance<'a> {
+    /// Their number and themselves; `None` stands for 1.
+    factors: Option<(usize, &'a [f32])>,
+    difference: f64,
+    norm: f64,
+}
+
+impl<'a> Distance<'a> {
+    fn with(factors: (usize, &'a [f32])) -> Distance<'a> {
+        Distance { factors: Some(factors), ..Distance::default() }
+    }
+
+    fn add(&mut self, values: &[f32], original: &[f32], columns: usize) {
+        for (values, original) in values.chunks_exact(columns).zip(original.chunks_exact(columns)) {
+            for (at, (value, original)) in values.iter().zip(original).enumerate() {
+                let original = original * self.factors.map_or(1.0, |(_, factors)| factors[at]);
+                self.difference += f64::from(value - original).powi(2);
+                self.norm += f64::from(original).powi(2);
+            }
+        }
+    }
+
+    fn relative(&self) -> f64 {
+        if self.difference == 0.0 { 0.0 } else { (self.difference / self.norm).sqrt() }
     }
 }
 

@@ -138,6 +138,38 @@ impl Factor {
         Ok(Factor { order: Some(order), ..factor })
     }
 
+    /// The factor of the same inputs, each multiplied with its entry of `by`, none of which is zero. For powers of two this is
+    /// exact: with C their diagonal, `C H C = (I + C A C^-1) (C D C) (I + C A C^-1)^T`.
+    ///
+    /// # Panics
+    /// When `by` has another length than there are inputs.
+    pub fn scaled(&self, by: &[f32]) -> Factor {
+        assert_eq!(by.len(), self.n, "inputs");
+        let by: Vec<f32> = match &self.order {
+            Some(order) => order.iter().map(|&at| by[at]).collect(),
+            None => by.to_vec(),
+        };
+        let squared = |values: &[f32]| values.iter().zip(&by).map(|(value, by)| value * by * by).collect::<Vec<_>>();
+        let mut feedback = self.feedback.clone();
+        feedback.par_chunks_exact_mut(self.n.max(1)).zip(&by).for_each(|(row, of_row)| {
+            row.iter_mut().zip(&by).for_each(|(a, by)| *a *= of_row / by);
+        });
+        let tiles = self.tiles.iter().zip(by.chunks(TILE)).map(|(tile, by)| {
+            let rows = tile.chunks_exact(by.len()).zip(by);
+            rows.flat_map(|(row, of_row)| row.iter().zip(by).map(move |(h, by)| h * of_row * by)).collect()
+        });
+        Factor {
+            n: self.n,
+            feedback,
+            weights: squared(&self.weights),
+            plain: squared(&self.plain),
+            excess: squared(&self.excess),
+            damping: self.damping,
+            tiles: tiles.collect(),
+            order: self.order.clone(),
+        }
+    }
+
     /// The input that stands at each place of all else, where they stand in another order than their own.
     pub(in crate::rounding) fn order(&self) -> Option<&[usize]> {
         self.order.as_deref()
@@ -356,6 +388,32 @@ mod tests {
                 assert!((product - expected).abs() < 1e-5 * largest, "{n}: {product} for {expected} at {at}");
             }
         }
+    }
+
+    #[test]
+    fn scaled_inputs_have_the_scaled_factor() {
+        let n = 150;
+        let by: Vec<f32> = (0..n).map(|j| 2f32.powi(j as i32 % 5 - 2)).collect();
+        let rows = inputs(900, n, 3);
+        let mut moment = SecondMoment::new(n).unwrap();
+        moment.accumulate(&rows, None);
+        let factor = Factor::descending(moment, 0.02).unwrap();
+        let scaled = factor.scaled(&by);
+        assert_eq!(scaled.order(), factor.order());
+        let order = factor.order().unwrap();
+        // The loss of errors on scaled inputs is that of scaled errors.
+        let errors = super::super::tests::noise(n, 7);
+        let of = |factor: &Factor, errors: &[f32]| {
+            let a = factor.feedback().unwrap();
+            let u: Vec<f32> =
+                (0..n).map(|j| errors[j] + (0..j).map(|k| errors[k] * a[k * n + j]).sum::<f32>()).collect();
+            factor.loss(errors, &u)
+        };
+        let moved: Vec<f32> = errors.iter().zip(order).map(|(error, &at)| error * by[at]).collect();
+        let (found, expected) = (of(&scaled, &errors), of(&factor, &moved));
+        assert!((found / expected - 1.0).abs() < 1e-4, "{found} for {expected}");
+        assert_eq!(scaled.tiles()[0][1], factor.tiles()[0][1] * by[order[0]] * by[order[1]]);
+        assert_eq!(Factor::diagonal(&[1.0, 3.0]).scaled(&[2.0, 0.5]).weights(), [4.0, 0.75]);
     }
 
     #[test]

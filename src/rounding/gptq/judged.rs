@@ -88,6 +88,11 @@ impl InputRows {
         self.rows.len() / self.n
     }
 
+    /// The inputs, row-major `[tokens, n]`.
+    pub fn rows(&self) -> &[f32] {
+        &self.rows
+    }
+
     fn diagonal(&self) -> Vec<f32> {
         let mut squares = vec![0.0f64; self.n];
         for row in self.rows.chunks_exact(self.n) {

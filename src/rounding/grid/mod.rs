@@ -8,6 +8,7 @@
 //! - [`search`] takes the scales that leave the least squared error, weighed by the importance of columns.
 //! - [`feedback`] lets columns answer for the errors of those before them, given the second moment of the inputs, and then
 //!   improves scales and codes by coordinate descent.
+//! - [`smooth`] finds powers of two that large inputs are better divided by, where inputs are rounded too.
 //! - [`gptq_default`] is what llm-compressor does by default, for comparison.
 //!
 //! Matrices are row-major `[rows, columns]`: outputs, inputs.
@@ -22,6 +23,7 @@ mod refit;
 #[cfg(test)]
 mod rounding_tests;
 mod search;
+mod smooth;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +32,7 @@ pub use gptq_default::{gptq_default, resaved_in_bf16};
 pub use numbers::{e4m3_bits, e4m3_value, e8m0_bits, e8m0_value, fp4_value};
 pub use plain::{common_global_scale, plain};
 pub use search::search;
+pub use smooth::smooth;
 
 use numbers::Levels;
 
