@@ -1,7 +1,10 @@
 //! Where the matrices of a folder stand in the GGUF: what the model computes under GGUF's names serves the folder's.
 
+use std::collections::HashMap;
+
 use super::Conversion;
 use super::plan::{Content, Output, Part, Turns, ValueChange};
+use super::rows::permuted;
 use super::source::Matrix;
 
 /// The matrix of the GGUF that rows of the folder's go to.
@@ -22,6 +25,36 @@ impl Conversion {
     pub(crate) fn place_of(&self, name: &str, matrix: &Matrix) -> Option<Place> {
         let weight = self.plan.weights.iter().position(|weight| weight.name == name)?;
         self.plan.outputs.iter().find_map(|output| place_in(output, weight, matrix))
+    }
+
+    /// The rows of a matrix of the GGUF, made of those of the folder's matrices, which `values` has by the names of their
+    /// weights; `None` where it lacks one, or the GGUF holds other values.
+    pub(crate) fn matrix_of(&self, tensor: &str, values: &HashMap<&str, (&Matrix, &[f32])>) -> Option<Vec<f32>> {
+        let output = self.plan.outputs.iter().find(|output| output.tensor.name == tensor)?;
+        let Content::Rows { parts, row_len, permuted_rows, turns, change: ValueChange::Keep | ValueChange::Blocks } =
+            &output.content
+        else {
+            return None;
+        };
+        let columns = *row_len as usize;
+        let mut rows = Vec::new();
+        for part in parts {
+            let (matrix, values) = values.get(self.plan.weights[part.weight].name.as_str())?;
+            let is_plain = part.transposed.is_none() && matrix.part.transposed.is_none() && matrix.part.step == 1;
+            if !is_plain || matrix.columns != *row_len {
+                return None;
+            }
+            for row in 0..part.count {
+                let row = permuted_rows.map_or(row, |head_rows| permuted(row, head_rows));
+                let at = (part.first + row * part.step).checked_sub(matrix.part.first)? as usize;
+                rows.extend_from_slice(values.get(at * columns..(at + 1) * columns)?);
+            }
+        }
+        if let Some(turns) = turns {
+            let copy = rows.clone();
+            copy.chunks(columns).zip(rows.chunks_mut(columns)).for_each(|(row, moved)| turns.arrange(row, moved));
+        }
+        Some(rows)
     }
 
     /// The folder's weight that a vector of the GGUF holds, value for value.

@@ -176,7 +176,7 @@ impl Rows<'_> {
 }
 
 /// The order of rows that GGUF's llama wants: inside a head of `n` rows, row `2i + s` is source row `s * n / 2 + i`.
-fn permuted(row: u64, head_rows: u64) -> u64 {
+pub(super) fn permuted(row: u64, head_rows: u64) -> u64 {
     let inside = row % head_rows;
     row - inside + (inside % 2) * (head_rows / 2) + inside / 2
 }

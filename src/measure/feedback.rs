@@ -207,7 +207,7 @@ impl Sample<'_> {
         }
         let mut decoded = vec![0.0; self.weights.len()];
         quant::dequantize(ty, &encoded, &mut decoded).ok()?;
-        Some(self.matrix.gate.loss(&self.weights, &decoded)).filter(|error| error.is_finite())
+        Some(self.matrix.gate.loss(0, &self.weights, &decoded)).filter(|error| error.is_finite())
     }
 
     /// As the probes round; by the importance of the text where the type cannot do without any.

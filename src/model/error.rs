@@ -123,6 +123,9 @@ pub enum ModelError {
         /// Row of the group.
         token: usize,
     },
+    /// A tap has seen what it wanted, and wants no more of the run.
+    #[error("a tap has ended the run")]
+    Seen,
     /// The run was cancelled.
     #[error("interrupted")]
     Interrupted,

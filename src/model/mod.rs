@@ -38,6 +38,7 @@ pub(crate) mod math;
 mod mixer;
 mod nearest;
 mod pass;
+mod residual;
 mod rope;
 mod routes;
 mod routing;

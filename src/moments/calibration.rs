@@ -43,6 +43,9 @@ pub struct CalibrationOptions {
     pub descending: bool,
     /// So many inputs at most are shown as they are, beside their moments; see [`InputMatrix`](super::InputMatrix).
     pub sampled: usize,
+    /// Inputs are those of the model with all rounded that comes before, and shown with a correction of the weights for
+    /// that: see [`CorrectedMoment`](crate::rounding::gptq::CorrectedMoment). One rounding a pass.
+    pub corrected: bool,
 }
 
 impl Default for CalibrationOptions {
@@ -59,6 +62,7 @@ impl Default for CalibrationOptions {
             raw: false,
             descending: false,
             sampled: 0,
+            corrected: false,
         }
     }
 }
@@ -107,6 +111,7 @@ impl<'g> Calibration<'g> {
             raw: options.raw,
             descending: options.descending,
             sampled: options.sampled,
+            corrected: options.corrected,
         };
         Ok(Calibration { model, text, gate, settings })
     }
@@ -172,6 +177,9 @@ impl<'g> Calibration<'g> {
         }
         if self.settings.descending {
             words.push_str(", descending");
+        }
+        if self.settings.corrected {
+            words.push_str(", corrected");
         }
         if self.settings.precision == Precision::Fast {
             words.push_str(&format!(", fast on {}", crate::cpu::level().name()));

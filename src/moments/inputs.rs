@@ -3,7 +3,7 @@
 use super::{Damping, MomentsError, StreamSettings};
 use crate::compute::Precision;
 use crate::model::{ModelError, TapInput, Taps};
-use crate::rounding::gptq::{Factor, FeedbackError, InputRows, JudgedInputs, SecondMoment, choose_damping};
+use crate::rounding::gptq::{Correction, Factor, FeedbackError, InputRows, JudgedInputs, SecondMoment, choose_damping};
 
 /// Fewer tokens than this say nothing about an input.
 const LEAST_TOKENS: u64 = 32;
@@ -101,11 +101,11 @@ const HELD_OUT: usize = 16;
 pub(super) struct Finished {
     pub moment: SecondMoment,
     /// `[tokens, n]`.
-    held_out: Vec<f32>,
+    pub held_out: Vec<f32>,
     /// Tokens that the matrix itself saw.
     pub own_tokens: u64,
     /// Tokens behind the moment: for experts those of all of them.
-    tokens: u64,
+    pub tokens: u64,
 }
 
 /// What the inputs of a pass are for.
@@ -238,7 +238,7 @@ impl Taps for MomentCollector {
 }
 
 /// Rows with their columns in another order.
-fn in_order(rows: &[f32], order: &[usize]) -> Vec<f32> {
+pub(super) fn in_order(rows: &[f32], order: &[usize]) -> Vec<f32> {
     rows.chunks_exact(order.len().max(1)).flat_map(|row| order.iter().map(|&at| row[at])).collect()
 }
 
@@ -267,6 +267,8 @@ pub struct InputMatrix {
     pub raw: Option<SecondMoment>,
     /// Some of the inputs themselves, evenly from the calibration text's end of each batch, if the pass shows them.
     pub sample: Option<InputRows>,
+    /// What the weights to be rounded differ by from the model's own, where the inputs are those of a rounded model.
+    pub correction: Option<Correction>,
 }
 
 /// An input of one or several weights.
@@ -351,6 +353,7 @@ pub(super) fn join(shape: Shape, calibrated: Vec<Calibrated>, gate: Vec<JudgedIn
         gate,
         raw: calibrated.raw,
         sample: calibrated.sample,
+        correction: None,
     });
     Ok(Input { n: shape.n, matrices: matrices.collect(), tensors: shape.tensors })
 }
@@ -359,6 +362,19 @@ pub(super) fn join(shape: Shape, calibrated: Vec<Calibrated>, gate: Vec<JudgedIn
 mod tests {
     use super::*;
     use crate::model::{Expert, Rows};
+
+    fn settings(damping: Damping) -> StreamSettings {
+        StreamSettings {
+            damping,
+            moment_memory: 0,
+            precision: Precision::Accurate,
+            all_experts: false,
+            raw: false,
+            descending: false,
+            sampled: 0,
+            corrected: false,
+        }
+    }
 
     fn shape(name: &str, n: usize, matrices: usize) -> Shape {
         Shape { tensors: vec![name.to_owned()], n, matrices, pooled: false, order: None }
@@ -409,7 +425,7 @@ mod tests {
         for (a, b) in moments[0].moment.diagonal().iter().zip(moments[1].moment.diagonal()) {
             assert!((a - b).abs() < 1e-5 * b.abs(), "{a} {b}");
         }
-        let calibrated = Calibrated::new(moments.into_iter().next().unwrap(), Damping::Chosen, &[], false);
+        let calibrated = Calibrated::new(moments.into_iter().next().unwrap(), &settings(Damping::Chosen), &[]);
         assert!(calibrated.factor.is_ok() && calibrated.tokens == 0);
     }
 
@@ -449,7 +465,7 @@ mod tests {
         // In the end all are in.
         let mut whole = SecondMoment::new(4).unwrap();
         whole.accumulate(&rows, None);
-        for (a, b) in Calibrated::new(found, Damping::Chosen, &[], false).importance.iter().zip(whole.diagonal()) {
+        for (a, b) in Calibrated::new(found, &settings(Damping::Chosen), &[]).importance.iter().zip(whole.diagonal()) {
             assert!((a - b).abs() < 1e-5 * b, "{a} {b}");
         }
     }
@@ -477,7 +493,7 @@ mod tests {
     #[test]
     fn an_input_without_tokens_has_no_factor() {
         let found = Finished { moment: SecondMoment::new(8).unwrap(), held_out: Vec::new(), own_tokens: 0, tokens: 0 };
-        let calibrated = Calibrated::new(found, Damping::Given(0.02), &[], false);
+        let calibrated = Calibrated::new(found, &settings(Damping::Given(0.02)), &[]);
         assert_eq!(calibrated.factor.err(), Some(Unusable::TooFewTokens(0)));
     }
 }

@@ -15,6 +15,7 @@
 //! some 0.3 GB for the forward pass and the rows that are being rounded.
 
 mod calibration;
+mod corrected;
 mod damping;
 mod error;
 mod inputs;
@@ -28,7 +29,7 @@ pub use calibration::{Calibration, CalibrationOptions, DEFAULT_TOKENS};
 pub use damping::Damping;
 pub use error::MomentsError;
 pub use inputs::{Input, InputMatrix, Unusable};
-pub(crate) use states::path_of as states_path;
+pub(crate) use states::are_there as has_states;
 pub use stream::{DEFAULT_MOMENT_MEMORY, Stream, StreamSettings, Visitor};
 
 /// True if the forward pass of a model shows the input of this tensor, as far as its name tells: those of the layers,

@@ -20,6 +20,16 @@ pub(crate) fn path_of(folder: &Path, layer: usize) -> PathBuf {
     folder.join(format!("states-{layer:04}"))
 }
 
+/// Where the states of a model that is rounded on the way lie.
+pub(super) fn rounded_folder(folder: &Path) -> PathBuf {
+    folder.join("rounded")
+}
+
+/// True if the states that enter `layer` lie in `folder`; with them those of the rounded model, if `corrected`.
+pub(crate) fn are_there(folder: &Path, layer: usize, corrected: bool) -> bool {
+    path_of(folder, layer).exists() && (!corrected || path_of(&rounded_folder(folder), layer).exists())
+}
+
 /// Removes the states that enter `layer`, if they are there.
 pub(super) fn remove(folder: &Path, layer: usize) {
     // A file that stays costs space and nothing else; the whole folder goes at the end.

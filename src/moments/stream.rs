@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::corrected::PASSES;
 use super::inputs::{Calibrated, Discovery, Input, MomentCollector, Purpose, Shape, join, plan_passes};
 use super::states::{self, StatesReader, StatesWriter};
 use super::{Damping, MomentsError};
@@ -55,6 +56,8 @@ pub struct StreamSettings {
     pub descending: bool,
     /// So many of the inputs that are held out are shown beside their moments.
     pub sampled: usize,
+    /// Inputs come from the model with all rounded that was shown before.
+    pub corrected: bool,
 }
 
 /// Takes what a pass shows.
@@ -78,6 +81,13 @@ pub trait Visitor {
     /// An error stops the pass.
     fn input(&mut self, input: Input) -> Result<(), Self::Error>;
 
+    /// What became of a matrix of the last input, `[rows, columns]` as the model has it, in a pass whose inputs depend on
+    /// that; `None` where it stays.
+    fn rounded(&mut self, tensor: &str) -> Option<Vec<f32>> {
+        let _ = tensor;
+        None
+    }
+
     /// The step is done: layer `step`, or the output matrix when it equals the number of layers. A later pass may begin
     /// behind it.
     ///
@@ -88,14 +98,14 @@ pub trait Visitor {
 
 /// A pass.
 pub struct Stream<'a, 'm, 'g> {
-    pass: Pass<'m, 'g, 'static>,
-    gate_pass: Pass<'m, 'g, 'static>,
-    calibration: &'a Sequences,
-    gate: &'a Sequences,
+    pub(super) pass: Pass<'m, 'g, 'static>,
+    pub(super) gate_pass: Pass<'m, 'g, 'static>,
+    pub(super) calibration: &'a Sequences,
+    pub(super) gate: &'a Sequences,
     /// Folder for hidden states.
-    folder: &'a Path,
-    settings: StreamSettings,
-    stop: Stop,
+    pub(super) folder: &'a Path,
+    pub(super) settings: StreamSettings,
+    pub(super) stop: Stop,
 }
 
 impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
@@ -136,6 +146,9 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
         let layers = self.pass.model().n_layer();
         if first == 0 {
             self.embed()?;
+            if self.settings.corrected {
+                self.begin_rounded()?;
+            }
         }
         for step in first..=layers {
             let wants = |tensor: &str| visitor.roundings(tensor, step) > 0;
@@ -148,6 +161,14 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
                 step if step < layers => format!("layer {} of {layers}", step + 1),
                 _ => "output".to_owned(),
             };
+            let work = Work { watch, what: &what };
+            if self.settings.corrected && step < layers {
+                self.run_corrected(step, &shapes, visitor, &work)?;
+                visitor.done(step)?;
+                states::remove(self.folder, step);
+                states::remove(&self.rounded_folder(), step);
+                continue;
+            }
             let mut passes = plan_passes(shapes, self.settings.moment_memory);
             if passes.is_empty() && step < layers {
                 passes.push(Vec::new());
@@ -155,7 +176,6 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
             let last = passes.len().saturating_sub(1);
             for (index, shapes) in passes.iter().enumerate() {
                 let keeps = (index == last && step < layers).then(|| StatesWriter::create(self.folder, step + 1));
-                let work = Work { watch, what: &what };
                 self.run_shapes(step, shapes, keeps.transpose()?, visitor, &work)?;
             }
             visitor.done(step)?;
@@ -173,9 +193,13 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
     }
 
     fn reader(&self, step: usize) -> Result<StatesReader, MomentsError> {
+        self.reader_in(self.folder, step)
+    }
+
+    pub(super) fn reader_in(&self, folder: &Path, step: usize) -> Result<StatesReader, MomentsError> {
         let tokens = self.calibration.len() + self.gate.len();
         let model = self.pass.model();
-        StatesReader::open(self.folder, step, tokens, model.hparams().n_embd, model.kept_widths(step))
+        StatesReader::open(folder, step, tokens, model.hparams().n_embd, model.kept_widths(step))
     }
 
     /// The inputs of a step that are wanted.
@@ -206,7 +230,7 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
 
     /// Runs all tokens of both texts through a step, collects the moments of `shapes` and shows them. The calibration
     /// moments are factored and gone before those of the gate exist.
-    fn run_shapes<V: Visitor>(
+    pub(super) fn run_shapes<V: Visitor>(
         &self,
         step: usize,
         shapes: &[Shape],
@@ -221,7 +245,7 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
         for (shape, moments) in collector.finish() {
             let mut of_shape = Vec::with_capacity(moments.len());
             for (matrix, found) in moments.into_iter().enumerate() {
-                let sample = self.sample(&shape, matrix)?;
+                let (_, sample) = self.sample(&shape, matrix)?;
                 of_shape.push(match self.settings.raw {
                     true => Calibrated::raw(found),
                     false => Calibrated::new(found, &self.settings, &sample),
@@ -244,18 +268,21 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
         Ok(())
     }
 
-    /// Some rows of a matrix that has an input, where they are needed to choose a damping.
-    fn sample(&self, shape: &Shape, matrix: usize) -> Result<Vec<f32>, MomentsError> {
+    /// Some rows of a matrix that has an input, with their numbers, where they are needed to choose a damping or the strength
+    /// of a correction.
+    pub(super) fn sample(&self, shape: &Shape, matrix: usize) -> Result<(Vec<usize>, Vec<f32>), MomentsError> {
         let gguf = self.pass.model().gguf();
-        let chosen = if self.settings.raw { None } else { Some(self.settings.damping) };
-        let (Some(tensor), Some(Damping::Chosen)) = (gguf.tensor(&shape.tensors[0]), chosen) else {
-            return Ok(Vec::new());
+        let StreamSettings { raw, damping, corrected, .. } = self.settings;
+        let is_needed = !raw && (damping == Damping::Chosen || corrected);
+        let Some(tensor) = gguf.tensor(&shape.tensors[0]).filter(|_| is_needed) else {
+            return Ok((Vec::new(), Vec::new()));
         };
         let rows = tensor.rows_per_matrix();
         let count = SAMPLED_ROWS.min(rows);
+        let numbers: Vec<usize> = (0..count).map(|at| (at * rows / count) as usize).collect();
         let mut sample = Vec::with_capacity((count * tensor.row_len()) as usize);
-        for at in 0..count {
-            let row = read_rows(gguf, tensor, matrix as u64 * rows + at * rows / count, 1)?;
+        for &number in &numbers {
+            let row = read_rows(gguf, tensor, matrix as u64 * rows + number as u64, 1)?;
             match &shape.order {
                 None => sample.extend(row),
                 Some(order) => sample.extend(order.iter().map(|&at| row[at])),
@@ -263,7 +290,7 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
         }
         // The system may have mapped many pages around each row.
         gguf.release(tensor);
-        Ok(sample)
+        Ok((numbers, sample))
     }
 
     fn collect(
@@ -308,7 +335,7 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
     }
 
     /// Flop of the forward pass of a step, per token.
-    fn forward_work(&self, step: usize) -> f64 {
+    pub(super) fn forward_work(&self, step: usize) -> f64 {
         if step == self.pass.model().n_layer() {
             return 0.0;
         }
@@ -316,12 +343,12 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
     }
 
     /// Flop of adding a token to a moment of rows of `n`: one triangle.
-    fn moment_work(&self, n: usize) -> f64 {
+    pub(super) fn moment_work(&self, n: usize) -> f64 {
         self.pace() * (n * n) as f64
     }
 
     /// Flop of factoring a moment, as often as choosing a damping takes.
-    fn factor_work(&self, n: usize) -> f64 {
+    pub(super) fn factor_work(&self, n: usize) -> f64 {
         let times = if self.settings.damping == Damping::Chosen { 4.0 } else { 1.0 };
         times * (n as f64).powi(3) / 3.0
     }
@@ -334,7 +361,7 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
     }
 
     /// Flop of rounding a tensor and of judging the result.
-    fn rounding_work(&self, name: &str) -> f64 {
+    pub(super) fn rounding_work(&self, name: &str) -> f64 {
         let tensor = self.pass.model().gguf().tensor(name);
         let per_weight = |tensor: &TensorInfo| PRODUCTS * FLOP * tensor.row_len() as f64 + SEARCH_WORK;
         tensor.map_or(0.0, |tensor| tensor.elements() as f64 * per_weight(tensor))
@@ -344,6 +371,7 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
     /// Layers that are run twice are counted once.
     pub fn total_work<V: Visitor>(&self, first: usize, visitor: &V) -> u64 {
         let tokens = (self.calibration.len() + self.gate.len()) as f64;
+        let (passes, sums) = if self.settings.corrected { (PASSES, 3.0) } else { (1.0, 1.0) };
         let of_step = |step: usize| {
             let of_tensor = |tensor: &TensorInfo| {
                 let roundings = visitor.roundings(&tensor.name, step);
@@ -352,10 +380,10 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
                 }
                 let n = tensor.row_len() as usize;
                 let shared = matches!(Role::of(&tensor.name), Role::AttnK | Role::AttnV | Role::FfnUp);
-                let moment = if shared { 0.0 } else { self.moment_work(n) * tokens + self.factor_work(n) };
+                let moment = if shared { 0.0 } else { sums * self.moment_work(n) * tokens + self.factor_work(n) };
                 moment + self.rounding_work(&tensor.name) * roundings as f64
             };
-            self.forward_work(step) * tokens + self.tensors_of(step).map(of_tensor).sum::<f64>()
+            passes * self.forward_work(step) * tokens + self.tensors_of(step).map(of_tensor).sum::<f64>()
         };
         ((first..self.steps()).map(of_step).sum::<f64>() / FLOP_PER_UNIT) as u64
     }
@@ -371,13 +399,13 @@ fn is_permutation(order: &[usize], n: usize) -> bool {
 const FLOP_PER_UNIT: f64 = 1e6;
 
 /// Work of one step.
-struct Work<'w> {
+pub(super) struct Work<'w> {
     watch: &'w dyn Watch,
     what: &'w str,
 }
 
 impl Work<'_> {
-    fn add(&self, flop: f64) {
+    pub(super) fn add(&self, flop: f64) {
         self.watch.advance((flop / FLOP_PER_UNIT) as u64, self.what);
     }
 }

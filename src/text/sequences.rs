@@ -81,7 +81,12 @@ impl Sequences {
     /// The sequences in groups that go through a layer together. They depend on nothing but the text, so that sums over
     /// them come out the same on every machine.
     pub(crate) fn batches(&self) -> Vec<Arc<TokenGroup>> {
-        let per_batch = (BATCH_TOKENS / self.n_ctx).max(1) * self.n_ctx;
+        self.groups_of(BATCH_TOKENS)
+    }
+
+    /// The sequences in groups of at most so many tokens, of one sequence where that is longer.
+    pub(crate) fn groups_of(&self, tokens: usize) -> Vec<Arc<TokenGroup>> {
+        let per_batch = (tokens / self.n_ctx).max(1) * self.n_ctx;
         let group = |tokens: &[u32]| {
             Arc::new(TokenGroup::from_sequences(tokens.chunks_exact(self.n_ctx)).with_context(self.n_ctx))
         };

@@ -64,8 +64,8 @@ impl MatrixJob<'_> {
         }
     }
 
-    /// Calls `take` with one slice after the other: its weights and their number of rows.
-    fn slices(&self, mut take: impl FnMut(&[f32], usize) -> Result<(), ExportError>) -> Result<(), ExportError> {
+    /// Calls `take` with one slice after the other: its first row, its weights and their number of rows.
+    fn slices(&self, mut take: impl FnMut(usize, &[f32], usize) -> Result<(), ExportError>) -> Result<(), ExportError> {
         let Job { matrix, layout, .. } = self.job;
         let together = match layout.groups {
             Groups::Blocks { rows, .. } => rows as u64,
@@ -79,7 +79,7 @@ impl MatrixJob<'_> {
             let count = rows.min(matrix.rows - first);
             weights.clear();
             self.request.folder.read_rows(matrix, first, count, &mut buffers, &mut weights)?;
-            take(&weights, count as usize)?;
+            take(first as usize, &weights, count as usize)?;
         }
         Ok(())
     }
@@ -90,7 +90,7 @@ impl MatrixJob<'_> {
             return Ok(self.job.global);
         }
         let mut peak = 0.0f32;
-        self.slices(|weights, _| {
+        self.slices(|_, weights, _| {
             peak = weights.iter().fold(peak, |peak, w| peak.max(w.abs()));
             Ok(())
         })?;
@@ -114,13 +114,16 @@ impl MatrixJob<'_> {
         }
         let importance = importance.iter().any(|value| *value > 0.0).then_some(&*importance);
         let (mut fed, mut searched, mut rtn) = (Candidate::default(), Candidate::default(), Candidate::default());
-        self.slices(|original, rows| {
+        self.slices(|first, original, rows| {
             let error = |rounded: &Rounded| {
                 let mut decoded = layout.dequantize(rounded, rows, columns);
                 self.scale(&mut decoded, |value, factor| *value /= factor);
-                input.gate.loss(original, &decoded)
+                input.gate.loss(first, original, &decoded)
             };
-            let mut weights = Cow::Borrowed(original);
+            let mut weights = match &input.correction {
+                Some(correction) => Cow::Owned(correction.targets(first, original)),
+                None => Cow::Borrowed(original),
+            };
             if self.factors.is_some() {
                 self.scale(weights.to_mut(), |value, factor| *value *= factor);
             }
@@ -162,6 +165,14 @@ impl MatrixJob<'_> {
         Ok((best.rounded, self.outcome(method, kept, ratio, damping, input)))
     }
 
+    /// The weights as they are decoded, in the place of the source's: factors are taken back.
+    pub(super) fn decoded(&self, rounded: &Rounded) -> Vec<f32> {
+        let Job { matrix, layout, .. } = self.job;
+        let mut decoded = layout.dequantize(rounded, matrix.rows as usize, matrix.columns as usize);
+        self.scale(&mut decoded, |value, factor| *value /= factor);
+        decoded
+    }
+
     /// Changes rows by the factors of their columns.
     fn scale(&self, rows: &mut [f32], by: impl Fn(&mut f32, f32) + Sync) {
         let Some(factors) = self.factors else { return };
@@ -175,7 +186,7 @@ impl MatrixJob<'_> {
         let columns = self.job.matrix.columns as usize;
         let global = self.global()?;
         let mut all = Candidate::default();
-        self.slices(|weights, rows| {
+        self.slices(|_, weights, rows| {
             let rounded = gptq_default(layout, weights, rows, columns, moment, global);
             let rounded = rounded.map_err(|error| self.unroundable(error))?;
             let rounded = if resaved { resaved_in_bf16(layout, &rounded, rows, columns) } else { rounded };

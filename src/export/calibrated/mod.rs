@@ -85,12 +85,16 @@ impl Calibrated<'_> {
 
     /// Everything beside folder and texts that the result depends on, in words.
     pub(crate) fn words(&self) -> String {
-        let CalibrationOptions { text, gate, tokens, ctx, damping, fast, all_experts, moment_memory, .. } =
-            self.options;
+        let CalibrationOptions {
+            text, gate, tokens, ctx, damping, fast, all_experts, moment_memory, corrected, ..
+        } = self.options;
         let texts = format!("{} {}", digest(&text.joined()), digest(&gate.joined()));
         let method = self.method;
         let smooths = if self.smooths { " smooth" } else { "" };
-        format!("{method:?}{smooths} {texts} {tokens} {ctx:?} {damping:?} {fast} {all_experts} {moment_memory}")
+        let corrected = if *corrected { " corrected" } else { "" };
+        format!(
+            "{method:?}{smooths}{corrected} {texts} {tokens} {ctx:?} {damping:?} {fast} {all_experts} {moment_memory}"
+        )
     }
 }
 

@@ -43,6 +43,12 @@ impl<'a> Converted<'a> {
         self.conversion.place_of(self.folder.name_of(matrix), matrix)
     }
 
+    /// The rows of a matrix of the GGUF that those of the folder become.
+    pub(super) fn matrix_of(&self, tensor: &str, matrices: &[(&Matrix, &[f32])]) -> Option<Vec<f32>> {
+        let named = matrices.iter().map(|(matrix, values)| (self.folder.name_of(matrix), (*matrix, *values)));
+        self.conversion.matrix_of(tensor, &named.collect())
+    }
+
     /// The folder's weight that a vector of the GGUF holds as it is.
     pub(super) fn vector(&self, tensor: &str) -> Option<usize> {
         let name = self.conversion.vector_of(tensor)?;

@@ -8,7 +8,7 @@ use super::norms::{self, Norm};
 use super::{Calibrated, Job, Method, Sink};
 use crate::convert::places::Place;
 use crate::export::ExportError;
-use crate::moments::{Calibration, CalibrationOptions, Input, Visitor, has_input, states_path};
+use crate::moments::{Calibration, CalibrationOptions, Input, Visitor, has_input, has_states};
 use crate::progress::{Interrupted, Stop, Unit, Watch};
 use crate::recipe::roles;
 use crate::rounding::grid::Grid;
@@ -47,7 +47,8 @@ pub(super) fn run(
         watch.note(&going_on(first, steps, "steps"));
     }
     let norms = if request.smooths { norms::find(converted, &by_tensor) } else { HashMap::new() };
-    let mut rounder = Rounder { request, converted, norms, by_tensor, left, sink, stop: stop.clone() };
+    let mut rounder =
+        Rounder { request, converted, norms, by_tensor, left, decoded: Vec::new(), sink, stop: stop.clone() };
     watch.begin("rounding", stream.total_work(first, &rounder), Unit::Megaflop);
     let result = stream.run(first, &mut rounder, watch);
     watch.end();
@@ -79,7 +80,8 @@ fn first_step(
 ) -> usize {
     let unfinished = by_tensor.iter().filter(|(_, jobs)| jobs.iter().any(|(job, _)| !request.done.contains(&job.key)));
     let least = unfinished.map(|(tensor, _)| step_of(tensor, steps, output)).min().unwrap_or(0);
-    (1..=least.min(steps - 1)).rev().find(|step| states_path(request.work, *step).exists()).unwrap_or(0)
+    let corrected = request.options.corrected;
+    (1..=least.min(steps - 1)).rev().find(|step| has_states(request.work, *step, corrected)).unwrap_or(0)
 }
 
 /// Rounds what the pass shows.
@@ -91,6 +93,8 @@ struct Rounder<'a, 's> {
     by_tensor: HashMap<String, Vec<(&'a Job, Place)>>,
     /// Keys of matrices that are not done.
     left: HashSet<usize>,
+    /// Matrices of the last input, as they are decoded, where what follows is rounded from that.
+    decoded: Vec<(&'a Job, Vec<f32>)>,
     sink: &'s mut dyn Sink,
     stop: Stop,
 }
@@ -108,6 +112,9 @@ impl Visitor for Rounder<'_, '_> {
     }
 
     fn input(&mut self, input: Input) -> Result<(), ExportError> {
+        self.decoded.clear();
+        // What follows depends on it.
+        let keeps = self.request.options.corrected && input.matrices.len() == 1;
         let norm = input.tensors.iter().find_map(|tensor| self.norms.get(tensor));
         let smoothing = norm.map(|norm| norm.smoothing(self.converted, &self.by_tensor, &input, &self.stop));
         let smoothing = smoothing.transpose()?.flatten();
@@ -118,15 +125,27 @@ impl Visitor for Rounder<'_, '_> {
         for tensor in &input.tensors {
             let Some(jobs) = self.by_tensor.get(tensor) else { continue };
             for (job, place) in jobs {
-                if !self.left.remove(&job.key) {
+                if !self.left.contains(&job.key) && !keeps {
                     continue;
                 }
                 let work = MatrixJob { request: self.request, job, factors, stop: &self.stop };
                 let (rounded, outcome) = work.round(&input, place.index)?;
-                self.sink.matrix(job.key, rounded, outcome)?;
+                if keeps {
+                    self.decoded.push((job, work.decoded(&rounded)));
+                }
+                if self.left.remove(&job.key) {
+                    self.sink.matrix(job.key, rounded, outcome)?;
+                }
             }
         }
         Ok(())
+    }
+
+    fn rounded(&mut self, tensor: &str) -> Option<Vec<f32>> {
+        let jobs = self.by_tensor.get(tensor)?;
+        let is_of = |decoded: &&(&Job, Vec<f32>)| jobs.iter().any(|(job, _)| job.key == decoded.0.key);
+        let matrices = self.decoded.iter().filter(is_of).map(|(job, values)| (&job.matrix, values.as_slice()));
+        self.converted.matrix_of(tensor, &matrices.collect::<Vec<_>>())
     }
 
     fn done(&mut self, _step: usize) -> Result<(), ExportError> {

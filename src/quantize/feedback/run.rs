@@ -8,7 +8,7 @@ use super::checkpoint::PartialFolder;
 use super::outcome::Outcome;
 use super::tensor::TensorJob;
 use crate::gguf::{Gguf, NewTensor, TensorInfo, TensorType};
-use crate::moments::{Calibration, Input, Stream, Visitor, states_path};
+use crate::moments::{Calibration, Input, Stream, Visitor, has_states};
 use crate::progress::{Stop, Watch};
 
 /// One file that a run makes.
@@ -69,7 +69,7 @@ impl<'a, 'g> Run<'a, 'g> {
         if done == self.steps() {
             return Ok(None);
         }
-        let holds_states = |output: &&RunOutput<'a>| states_path(output.folder.path(), done).exists();
+        let holds_states = |output: &&RunOutput<'a>| has_states(output.folder.path(), done, false);
         let (folder, first) = match self.outputs.iter().find(holds_states) {
             Some(output) if done > 0 => (output.folder, done),
             _ => (start.folder, 0),

@@ -84,7 +84,7 @@ impl TensorJob<'_> {
             let slice = &mut with_feedback[range.clone()];
             let mut error_of = |bytes: &[u8]| {
                 quant::dequantize(self.ty, bytes, &mut decoded).map_err(|e| self.refused(e.to_string()))?;
-                Ok::<f64, RoundingError>(input.gate.loss(&weights, &decoded))
+                Ok::<f64, RoundingError>(input.gate.loss(first as usize, &weights, &decoded))
             };
             search_error += error_of(&out[range.clone()])?;
             slice.copy_from_slice(&out[range]);
@@ -186,6 +186,8 @@ mod tests {
             tokens: 512,
             gate: gate.into(),
             raw: None,
+            sample: None,
+            correction: None,
         };
         Input { tensors: vec!["w.weight".to_owned()], n: N, matrices: vec![matrix] }
     }

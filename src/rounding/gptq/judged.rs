@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::corrected::CorrectedRows;
 use super::moment::{Cap, SecondMoment, lengths};
 use crate::compute::{GemmOperand, gemm_f32};
 
@@ -12,6 +13,8 @@ pub enum JudgedInputs {
     Moment(SecondMoment),
     /// The inputs themselves: less than their second moment where they are fewer than the width.
     Rows(InputRows),
+    /// The inputs in the model and in what is rounded of it so far.
+    Corrected(CorrectedRows),
 }
 
 impl JudgedInputs {
@@ -20,6 +23,7 @@ impl JudgedInputs {
         match self {
             JudgedInputs::Moment(moment) => moment.tokens(),
             JudgedInputs::Rows(rows) => rows.tokens() as u64,
+            JudgedInputs::Corrected(rows) => rows.tokens() as u64,
         }
     }
 
@@ -28,18 +32,20 @@ impl JudgedInputs {
         match self {
             JudgedInputs::Moment(moment) => moment.diagonal(),
             JudgedInputs::Rows(rows) => rows.diagonal(),
+            JudgedInputs::Corrected(rows) => rows.diagonal(),
         }
     }
 
     /// Mean square change of the outputs by rounding weights `original` to `rounded`, both row-major `[rows, n]`, see
-    /// [`SecondMoment::loss`].
+    /// [`SecondMoment::loss`]. `first` is the number of the first row in its matrix.
     ///
     /// # Panics
     /// When the two have different lengths or are not whole rows.
-    pub fn loss(&self, original: &[f32], rounded: &[f32]) -> f64 {
+    pub fn loss(&self, first: usize, original: &[f32], rounded: &[f32]) -> f64 {
         match self {
             JudgedInputs::Moment(moment) => moment.loss(original, rounded),
             JudgedInputs::Rows(rows) => rows.loss(original, rounded),
+            JudgedInputs::Corrected(rows) => rows.loss(first, original, rounded),
         }
     }
 }
@@ -189,13 +195,13 @@ mod tests {
             assert!((a / b - 1.0).abs() < 1e-5, "{a} {b}");
         }
         let (w, q) = (noise(300 * n, 2), noise(300 * n, 3));
-        let (a, b) = (moment.loss(&w, &q), rows.loss(&w, &q));
+        let (a, b) = (moment.loss(0, &w, &q), rows.loss(0, &w, &q));
         assert!((a / b - 1.0).abs() < 1e-5, "{a} {b}");
     }
 
     #[test]
     fn no_inputs_judge_nothing() {
         let rows = JudgedInputs::Rows(InputRows::new(8));
-        assert_eq!((rows.tokens(), rows.loss(&[1.0; 8], &[0.0; 8]), rows.diagonal()), (0, 0.0, vec![0.0; 8]));
+        assert_eq!((rows.tokens(), rows.loss(0, &[1.0; 8], &[0.0; 8]), rows.diagonal()), (0, 0.0, vec![0.0; 8]));
     }
 }

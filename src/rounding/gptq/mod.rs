@@ -13,6 +13,7 @@
 //! - [`SecondMoment`] sums up inputs; [`Factor`] factors the sum, damped and repaired so that it never fails.
 //!   [`choose_damping`] finds out how much of it holds on other text.
 //! - [`JudgedInputs`] are of other text and tell what a rounding is worth there.
+//! - [`CorrectedMoment`] shifts the weights to be rounded so that they make up for what was rounded before.
 //! - [`search_rows`] knows importance only and searches the scales of each block on the grid that readers decode.
 //! - [`improve_rows`] rounds with feedback, IQ2 and IQ3 eight columns at a time, and then improves levels and scales by
 //!   coordinate descent. No row ends worse on the calibration moment than it was; [`round_rows`] does both.
@@ -21,6 +22,7 @@
 //! depend neither on the number of threads nor on the instruction set.
 
 mod columns;
+mod corrected;
 mod damping;
 mod error;
 mod factor;
@@ -42,6 +44,7 @@ pub(in crate::rounding) use moment::zeros;
 pub(in crate::rounding) use round::{losses, task_rows};
 pub(in crate::rounding) use sweep::{Directions, Rounded, TileState, sweep_tiles};
 
+pub use corrected::{CorrectedMoment, CorrectedRows, Correction, InputPair};
 pub use damping::choose_damping;
 pub use error::FeedbackError;
 pub use factor::{DEFAULT_DAMPING, Factor};

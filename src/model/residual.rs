@@ -1,0 +1,40 @@
+//! What reaches the residual stream as it comes, and how many rows a layer handles at once.
+
+use super::Model;
+use super::feed_forward::tile_rows;
+use super::hparams::{AttentionShape, Mixer};
+use super::mixer::MIXER_TILE;
+use super::weights::{FeedForwardWeights, MixerWeights};
+
+impl Model<'_> {
+    /// True if the product with this matrix of layer `il` is added to the residual stream without a norm or a scale between.
+    pub(crate) fn adds_to_stream(&self, il: usize, tensor: &str) -> bool {
+        let Some((layer, params)) = self.weights.layers.get(il).zip(self.hparams.layers.get(il)) else { return false };
+        if self.hparams.residual_scale.is_some() {
+            return false;
+        }
+        let output = match &layer.mixer {
+            MixerWeights::Attention(attention) => &attention.output,
+            MixerWeights::DeltaNet(delta) => &delta.output,
+        };
+        let is_scaled = matches!(params.mixer, Mixer::Attention(AttentionShape { value_scale: Some(_), .. }));
+        let plain = |linear: &super::weights::Linear<'_>| linear.weight.name == tensor && linear.scale.is_none();
+        if plain(output) {
+            return layer.post_mixer_norm.is_none() && !is_scaled;
+        }
+        match &layer.feed_forward {
+            FeedForwardWeights::Dense(network) => plain(&network.down) && layer.post_ffn_norm.is_none(),
+            FeedForwardWeights::Experts(_) | FeedForwardWeights::Both { .. } => false,
+        }
+    }
+
+    /// Rows that layer `il` runs from its start to its end before it begins with others.
+    pub(crate) fn rows_at_once(&self, il: usize) -> usize {
+        match self.weights.layers.get(il).map(|layer| &layer.feed_forward) {
+            Some(FeedForwardWeights::Dense(network) | FeedForwardWeights::Both { dense: network, .. }) => {
+                MIXER_TILE.min(tile_rows(network.n_ff))
+            }
+            _ => MIXER_TILE,
+        }
+    }
+}
