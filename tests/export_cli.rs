@@ -22,6 +22,38 @@ fn hex_digest(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// A column of the hidden states that is much larger than the others behind the first norm of [`wide_range`].
+const LARGE: usize = 5;
+
+/// Values of a tensor in 16 or 32 bits.
+fn floats(raw: &convert_support::Raw) -> Vec<f32> {
+    let half = |bytes: &[u8]| half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
+    let single = |bytes: &[u8]| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    match raw.dtype {
+        Dtype::F32 => raw.data.chunks_exact(4).map(single).collect(),
+        _ => raw.data.chunks_exact(2).map(half).collect(),
+    }
+}
+
+/// The bundled model's first layers, where one input of the first matrices is large and their weights small.
+fn wide_range() -> convert_support::Source {
+    let mut source = two_layers();
+    let scale = |raw: &mut convert_support::Raw, first: usize, step: usize, by: f32| {
+        let mut values = floats(raw);
+        values.iter_mut().skip(first).step_by(step).for_each(|value| *value *= by);
+        raw.data = match raw.dtype {
+            Dtype::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+            _ => values.iter().flat_map(|value| half::f16::from_f32(*value).to_le_bytes()).collect(),
+        };
+    };
+    scale(source.tensors.get_mut("model.layers.0.input_layernorm.weight").unwrap(), LARGE, usize::MAX, 64.0);
+    for part in ["q", "k", "v"] {
+        let matrix = source.tensors.get_mut(&format!("model.layers.0.self_attn.{part}_proj.weight")).unwrap();
+        scale(matrix, LARGE, 256, 1.0 / 64.0);
+    }
+    source
+}
+
 fn stderr_of(output: &std::process::Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
@@ -349,24 +381,37 @@ fn rounding_by_the_models_own_inputs_is_nearer_on_other_text() {
 #[cfg(unix)]
 #[test]
 fn feedback_goes_on_behind_the_last_finished_matrix() {
+    for options in [
+        &["--scheme", "W4A16_ASYM", "--rounding", "feedback", "--json"][..],
+        &["--scheme", "W8A8", "--rounding", "feedback", "--targets", "corrected", "--json"],
+    ] {
+        goes_on_behind_the_last_finished_matrix(options);
+    }
+}
+
+#[cfg(unix)]
+fn goes_on_behind_the_last_finished_matrix(options: &[&str]) {
     use common::{interrupt, lwq, wait_for_work};
     let dir = tempfile::tempdir().unwrap();
-    let folder = two_layers().write(&dir.path().join("model"));
-    let options = [&["--scheme", "W4A16_ASYM", "--rounding", "feedback", "--json"], &TEXT[..]].concat();
+    let folder = wide_range().write(&dir.path().join("model"));
+    let options = [options, &TEXT[..]].concat();
     let whole = json_of(export(&folder, &dir.path().join("whole"), &options));
     let output = dir.path().join("out");
     let journal = dir.path().join("out.partial/journal");
     let lines = || std::fs::read_to_string(&journal).unwrap_or_default().lines().count();
-    let mut child = lwq()
-        .args(args!["export", &folder, &output])
-        .args(&options)
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    wait_for_work(&mut child, || lines() > 3);
-    interrupt(child, libc::SIGKILL);
-    assert!(lines() < 15 && !output.exists());
+    // In the first layer, and in the second.
+    for least in [3, 11] {
+        let mut child = lwq()
+            .args(args!["export", &folder, &output])
+            .args(&options)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        wait_for_work(&mut child, || lines() > least);
+        interrupt(child, libc::SIGKILL);
+        assert!(lines() < 17 && !output.exists());
+    }
     let again = json_of(export(&folder, &output, &options));
     let sorted = |report: &Json| {
         let mut outcomes: Vec<String> =
@@ -375,12 +420,81 @@ fn feedback_goes_on_behind_the_last_finished_matrix() {
         outcomes
     };
     assert_eq!(sorted(&again), sorted(&whole));
+    assert_eq!(again["smoothed"], whole["smoothed"]);
     for name in files_in(&output) {
         assert!(
             std::fs::read(dir.path().join("whole").join(&name)).unwrap() == std::fs::read(output.join(&name)).unwrap()
         );
     }
     assert_eq!(files_in(dir.path()), ["model", "out", "whole"]);
+}
+
+#[test]
+fn corrected_targets_leave_less_divergence() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = two_layers().write(&dir.path().join("model"));
+    let in_gguf = |folder: &Path, name: &str| {
+        let file = dir.path().join(format!("{name}.gguf"));
+        stdout_of(run(args!["convert", folder, "-o", &file, "--type", "f32"]));
+        file
+    };
+    let mut files = vec![in_gguf(&folder, "base")];
+    for targets in ["model", "corrected"] {
+        let output = dir.path().join(format!("by-{targets}"));
+        let options = ["--rounding", "feedback", "--scheme", "W4A16", "--targets", targets];
+        let text = ["--calibration-tokens", "8192", "--calibration-ctx", "128"];
+        stdout_of(export(&folder, &output, &[&options[..], &text].concat()));
+        files.push(in_gguf(&output, targets));
+    }
+    let arguments = args!["eval", "kld", "--base", &files[0], &files[1], &files[2], "--chunks", "8", "--json"];
+    let found = json_of(run(arguments));
+    let means: Vec<f64> =
+        found["files"].as_array().unwrap().iter().map(|file| file["mean_kld"].as_f64().unwrap()).collect();
+    assert!(means[1] < 0.95 * means[0], "{means:?}");
+    let wrong = run(args![
+        "export",
+        &folder,
+        dir.path().join("x"),
+        "--scheme",
+        "W4A16",
+        "--rounding",
+        "rtn",
+        "--targets",
+        "corrected"
+    ]);
+    assert_eq!(wrong.status.code(), Some(2));
+}
+
+#[test]
+fn norms_take_up_factors_of_large_inputs() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = wide_range().write(&dir.path().join("model"));
+    let export = |name: &str, flags: &[&str]| {
+        let output = dir.path().join(name);
+        let options = [&["--scheme", "W8A8", "--rounding", "feedback", "--check", "--json"], &TEXT[..], flags].concat();
+        (json_of(export(&folder, &output, &options)), output)
+    };
+    let (report, smooth) = export("smooth", &[]);
+    let (plain, flat) = export("flat", &["--no-smooth"]);
+    const NORM: &str = "model.layers.0.input_layernorm.weight";
+    assert!(report["smoothed"].as_array().unwrap().contains(&json!(NORM)), "{}", report["smoothed"]);
+    assert_eq!(plain["smoothed"], json!([]));
+    let source = tensors_of(&folder);
+    assert_eq!(tensors_of(&flat)[NORM].data, source[NORM].data);
+    let (before, mut tensors) = (floats(&source[NORM]), tensors_of(&smooth));
+    let factors: Vec<f32> = before.iter().zip(floats(&tensors[NORM])).map(|(before, after)| before / after).collect();
+    assert!(factors.iter().all(|factor| factor.log2().fract() == 0.0), "{factors:?}");
+    assert!(factors[LARGE] >= 4.0, "{}", factors[LARGE]);
+
+    // One of the matrices behind the norm without the factors is another model.
+    for part in ["weight", "weight_scale"] {
+        let name = format!("model.layers.0.self_attn.k_proj.{part}");
+        let of_flat = tensors_of(&flat).remove(&name).unwrap();
+        tensors.insert(name, of_flat);
+    }
+    convert_support::save(&tensors, &smooth.join("model.safetensors"));
+    let line = error_line(&run(args!["export", &folder, &smooth, "--check", "--quiet"]));
+    assert!(line.contains("k_proj: lacks the factors of model.layers.0.input_layernorm.weight, which"), "{line}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use regex::Regex;
 use serde::Serialize;
 
-use super::args::CalibrationFlags;
+use super::args::{CalibrationFlags, TargetsFlag};
 use super::{Common, Usage, count, decimal_size, printable};
 use lwq::export::{self, CheckReport, CheckedTensor, Draft, GroupSize, Odd, Request, Rounding, Scheme, Written};
 use lwq::quantize::feedback::Outcome;
@@ -46,9 +46,8 @@ pub struct ExportArgs {
     /// How codes and scales are chosen [default: feedback, or search for classes that lwq cannot run]
     #[arg(long, value_enum, requires = "scheme")]
     rounding: Option<RoundingArg>,
-    /// What feedback rounds to [default: model]
-    #[arg(long, value_enum, requires = "scheme")]
-    targets: Option<TargetsArg>,
+    #[command(flatten)]
+    targets: TargetsFlag,
     /// W8A8: never move large inputs into the weights by powers of two that norms take up
     #[arg(long, requires = "scheme")]
     no_smooth: bool,
@@ -88,15 +87,6 @@ enum RoundingArg {
     Gptq,
     /// Lets each column make up for the errors of those before it; runs the model over a calibration text
     Feedback,
-}
-
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-enum TargetsArg {
-    /// The model's own weights, by its own inputs
-    Model,
-    /// Weights that make up for the errors of all matrices before, by the inputs that these give: better, and about twice
-    /// the time
-    Corrected,
 }
 
 impl From<OddArg> for Odd {
@@ -205,12 +195,10 @@ impl ExportArgs {
     fn rounding(&self, common: &Common) -> Result<Option<Rounding>> {
         let options = || Ok::<_, anyhow::Error>(Box::new(self.calibration.options(&self.file, &common.watch())?));
         let given = self.calibration.given(!self.file.is_empty());
-        if self.targets.is_some() && !matches!(self.rounding, None | Some(RoundingArg::Feedback)) {
-            return Err(Usage("--targets is used by --rounding feedback alone".to_owned()).into());
-        }
+        self.targets.check(matches!(self.rounding, None | Some(RoundingArg::Feedback)))?;
         let feedback = || {
             let mut options = options()?;
-            options.corrected = self.targets == Some(TargetsArg::Corrected);
+            options.corrected = self.targets.corrected();
             Ok::<_, anyhow::Error>(Some(Rounding::Feedback(options)))
         };
         Ok(match (self.rounding, given) {
@@ -221,7 +209,7 @@ impl ExportArgs {
             (Some(RoundingArg::Search), None) => Some(Rounding::Search),
             (Some(RoundingArg::Gptq), _) => Some(Rounding::Gptq { options: options()?, resaved: true }),
             (Some(RoundingArg::Feedback), _) | (None, Some(_)) => feedback()?,
-            (None, None) if self.targets.is_some() => feedback()?,
+            (None, None) if self.targets.is_given() => feedback()?,
             (None, None) => None,
         })
     }

@@ -115,7 +115,7 @@ impl MakeArgs {
         }
         let watch = common.watch();
         let method = self.rounding.method(!self.calibration.is_empty(), None)?;
-        let calibration = self.rounding.calibration(method, &self.calibration, &gguf, &watch)?;
+        let calibration = self.rounding.calibration(method, &self.calibration, false, &gguf, &watch)?;
         let importance = self.importance.open(model, true, common)?;
         let mut request =
             Request::new(budget).probes(self.probes.options(&watch)?).rounding(rounding(method, calibration.as_ref()));

@@ -8,8 +8,8 @@ use clap::{ArgGroup, Args};
 use serde::Serialize;
 
 use super::args::{
-    BudgetArgs, ChoiceArgs, ImportanceArgs, RoundingFlags, TypeArgs, parse_missing, parse_override, parse_target,
-    rounding,
+    BudgetArgs, ChoiceArgs, ImportanceArgs, RoundingFlags, TargetsFlag, TypeArgs, parse_missing, parse_override,
+    parse_target, rounding,
 };
 use super::inspect::type_table;
 use super::output_name::{wrong_extension, wrong_type};
@@ -61,6 +61,8 @@ pub struct QuantizeArgs {
     importance: ImportanceArgs,
     #[command(flatten)]
     rounding: RoundingFlags,
+    #[command(flatten)]
+    targets: TargetsFlag,
     /// Calibration text for --rounding feedback; repeatable [default: a built-in mix]
     #[arg(long, short, value_name = "TEXT")]
     file: Vec<PathBuf>,
@@ -215,7 +217,8 @@ impl QuantizeArgs {
             let advice = "remove the layers first with --target COPY, then quantize that file";
             return Err(Usage(format!("--prune-layers: --rounding feedback runs the whole model; {advice}")).into());
         }
-        let calibration = self.rounding.calibration(method, &self.file, &gguf, &watch)?;
+        self.targets.check(method == RoundingMethod::Feedback)?;
+        let calibration = self.rounding.calibration(method, &self.file, self.targets.corrected(), &gguf, &watch)?;
         let rounding = rounding(method, calibration.as_ref());
         let weighted = targets.iter().any(|target| target.base().is_quantized()) || self.budget.budget().is_some();
         let wanted = weighted || (!plans.is_empty() && plans.iter().all(|read| read.plan.imatrix.is_some()));

@@ -270,6 +270,8 @@ mod tests {
             tokens: 512,
             gate: moment(n, 2).into(),
             raw: None,
+            sample: None,
+            correction: None,
         };
         let input = Input { tensors: vec!["w.weight".into()], n, matrices: vec![matrix] };
         let types = [TensorType::Q4_K, TensorType::Q8_0, TensorType::IQ2_XXS, TensorType::F16];

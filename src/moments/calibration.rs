@@ -126,6 +126,11 @@ impl<'g> Calibration<'g> {
         &self.text
     }
 
+    /// True if inputs come from the model with all rounded that comes before.
+    pub fn is_corrected(&self) -> bool {
+        self.settings.corrected
+    }
+
     /// The text that judges it.
     pub fn gate(&self) -> &Sequences {
         &self.gate

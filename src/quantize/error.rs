@@ -99,6 +99,9 @@ pub enum QuantizeError {
     /// Outputs of one run round with different calibrations.
     #[error("outputs of one run share one calibration; write the others by themselves")]
     Calibrations,
+    /// Inputs that depend on what was rounded before are those of one output.
+    #[error("with corrected targets files are rounded one at a time; write each by itself")]
+    CorrectedTogether,
     /// The disk is too full.
     #[error(
         "{}: {} are needed and {} are free; free some space or choose another folder",

@@ -103,6 +103,9 @@ fn round_with_feedback(
         let folder = PartialFolder::open(&paths[0], conditions, replace.is_allowed());
         folders.push((types, folder.map_err(QuantizeError::Unfinished)?));
     }
+    if calibration.is_corrected() && folders.len() > 1 {
+        return Err(QuantizeError::CorrectedTogether);
+    }
     let outputs: Vec<RunOutput<'_>> = folders.iter().map(|(types, folder)| RunOutput { types, folder }).collect();
     let stop = watch.stop();
     let run = Run { calibration, outputs: &outputs, stop: stop.clone() };

@@ -73,6 +73,47 @@ pub struct CalibrationFlags {
     moment_memory: Option<u64>,
 }
 
+/// What feedback rounds to.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum TargetsArg {
+    /// The model's own weights, by its own inputs
+    Model,
+    /// Weights that make up for the errors of the matrices before, by the inputs that these give: better, and two to three
+    /// times the time
+    Corrected,
+}
+
+/// The flag that chooses the targets of feedback.
+#[derive(Args, Debug, Clone, Default)]
+pub struct TargetsFlag {
+    /// What feedback rounds to [default: model]
+    #[arg(long, value_enum)]
+    targets: Option<TargetsArg>,
+}
+
+impl TargetsFlag {
+    /// True if it is on the command line.
+    pub fn is_given(&self) -> bool {
+        self.targets.is_some()
+    }
+
+    /// True if targets make up for errors.
+    pub fn corrected(&self) -> bool {
+        self.targets == Some(TargetsArg::Corrected)
+    }
+
+    /// Refuses the flag unless weights are rounded with feedback.
+    ///
+    /// # Errors
+    /// When it is given in vain.
+    pub fn check(&self, has_feedback: bool) -> Result<()> {
+        match self.targets {
+            Some(_) if !has_feedback => Err(Usage("--targets is used by --rounding feedback alone".to_owned()).into()),
+            _ => Ok(()),
+        }
+    }
+}
+
 fn parse_damping(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(damping) if (0.0..=1.0).contains(&damping) => Ok(damping),
@@ -102,7 +143,7 @@ impl RoundingFlags {
     }
 
     /// The texts and settings of feedback, if that is the method; `files` are the calibration text, the built-in one if there
-    /// are none.
+    /// are none, `corrected` says what is rounded to.
     ///
     /// # Errors
     /// When the model cannot be run, or a text cannot be read or is too short.
@@ -110,13 +151,14 @@ impl RoundingFlags {
         &self,
         method: RoundingMethod,
         files: &[PathBuf],
+        corrected: bool,
         gguf: &'g Gguf,
         watch: &dyn Watch,
     ) -> Result<Option<Calibration<'g>>> {
         if method != RoundingMethod::Feedback {
             return Ok(None);
         }
-        let options = self.calibration.options(files, watch)?;
+        let options = CalibrationOptions { corrected, ..self.calibration.options(files, watch)? };
         Ok(Some(Calibration::new(gguf, &options, watch)?))
     }
 }

@@ -10,6 +10,7 @@ use super::tensor::TensorJob;
 use crate::gguf::{Gguf, NewTensor, TensorInfo, TensorType};
 use crate::moments::{Calibration, Input, Stream, Visitor, has_states};
 use crate::progress::{Stop, Watch};
+use crate::quant;
 
 /// One file that a run makes.
 #[derive(Clone, Copy)]
@@ -69,7 +70,8 @@ impl<'a, 'g> Run<'a, 'g> {
         if done == self.steps() {
             return Ok(None);
         }
-        let holds_states = |output: &&RunOutput<'a>| has_states(output.folder.path(), done, false);
+        let holds_states =
+            |output: &&RunOutput<'a>| has_states(output.folder.path(), done, self.calibration.is_corrected());
         let (folder, first) = match self.outputs.iter().find(holds_states) {
             Some(output) if done > 0 => (output.folder, done),
             _ => (start.folder, 0),
@@ -138,6 +140,15 @@ impl Visitor for Rounder<'_> {
             }
         }
         Ok(())
+    }
+
+    fn rounded(&mut self, tensor: &str) -> Option<Vec<f32>> {
+        // There is but one output where this is asked for.
+        let tensors = &self.outputs.first()?.tensors;
+        let (tensor, data) = tensors.iter().find(|(found, _)| found.name == tensor)?;
+        let mut weights = vec![0.0; usize::try_from(tensor.shape.iter().product::<u64>()).ok()?];
+        quant::dequantize(tensor.ty, data, &mut weights).ok()?;
+        Some(weights)
     }
 
     fn done(&mut self, step: usize) -> Result<(), RoundingError> {

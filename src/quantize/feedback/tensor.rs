@@ -77,9 +77,11 @@ impl TensorJob<'_> {
             self.stop.check()?;
             let count = slice_rows.min(rows - first);
             let weights = read_rows(self.gguf, self.source, index as u64 * rows + first, count)?;
+            let targets = input.correction.as_ref().map(|correction| correction.targets(first as usize, &weights));
+            let targets = targets.as_deref().unwrap_or(&weights);
             decoded.resize(weights.len(), 0.0);
             let range = first as usize * row_bytes..(first + count) as usize * row_bytes;
-            self.search(index as u64 * rows + first, &weights, &importance, &mut out[range.clone()])?;
+            self.search(index as u64 * rows + first, targets, &importance, &mut out[range.clone()])?;
             let (Ok(factor), true) = (&factor, sound) else { continue };
             let slice = &mut with_feedback[range.clone()];
             let mut error_of = |bytes: &[u8]| {
@@ -89,7 +91,7 @@ impl TensorJob<'_> {
             search_error += error_of(&out[range.clone()])?;
             slice.copy_from_slice(&out[range]);
             // A rounding that fails or gives useless blocks is no reason to stop: search has done it already.
-            sound = improve_rows(self.ty, &weights, n as usize, factor, slice).is_ok()
+            sound = improve_rows(self.ty, targets, n as usize, factor, slice).is_ok()
                 && quant::validate(self.ty, slice).is_ok();
             if sound {
                 feedback_error += error_of(slice)?;
