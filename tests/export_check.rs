@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use common::{args, error_line, run, stdout_of};
 use convert_support::{Raw, Tensors, save};
-use export_support::{config_of, exported, tensors_of, two_layers};
+use export_support::{config_of, exported, mixture, tensors_of, two_layers};
 use safetensors::Dtype;
 use serde_json::{Value as Json, json};
 
@@ -54,13 +54,18 @@ fn faults_of(folder: &Path, source: Option<&Path>) -> Vec<String> {
     stderr.lines().map(|line| line.strip_prefix(&prefix).unwrap_or_else(|| panic!("{line}")).to_owned()).collect()
 }
 
-/// Damages an export in a scheme and compares the only fault that is found.
-fn one_fault(good: &Path, expected: &str, damage: impl FnOnce(&mut Broken)) {
+/// The faults of an export that was damaged.
+fn damaged(good: &Path, damage: impl FnOnce(&mut Broken)) -> Vec<String> {
     let folder = good.with_file_name("broken");
     std::fs::create_dir_all(&folder).unwrap();
     let mut broken = Broken { folder, config: config_of(good), tensors: tensors_of(good) };
     damage(&mut broken);
-    let faults = broken.faults();
+    broken.faults()
+}
+
+/// Damages an export in a scheme and compares the only fault that is found.
+fn one_fault(good: &Path, expected: &str, damage: impl FnOnce(&mut Broken)) {
+    let faults = damaged(good, damage);
     assert!(faults.len() == 1 && faults[0].contains(expected), "{expected:?} expected, found {faults:#?}");
 }
 
@@ -92,6 +97,132 @@ fn faults_of_the_configuration() {
         b.quantization()["ignore"] = json!(["lm_head", UP, UP.replace("up", "gate")]);
         let gate = UP.replace("up", "gate");
         b.tensors.retain(|name, _| !name.starts_with(&gate));
+        b.tensors.insert(format!("{gate}.weight"), raw(Dtype::F16, &[512, 256], 512 * 512));
+    });
+}
+
+/// What a row of the table does to a good folder.
+type Damage = fn(&mut Broken);
+
+/// Tensors of a module by the end of its name.
+fn remove(b: &mut Broken, module: &str, suffix: &str) {
+    assert!(b.tensors.remove(&format!("{module}.{suffix}")).is_some());
+}
+
+#[test]
+fn every_fault_that_loaders_meet_is_named_with_its_module() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = two_layers().write(&dir.path().join("model"));
+    // Scheme, what loaders do with the fault, the fault, and the words that name it.
+    let table: [(&str, &str, Damage, &[&str]); 14] = [
+        ("W4A16", "refused", |b| b.group()["bits"] = json!(4), &["group_0", "key \"bits\"", "refuses"]),
+        ("W4A16", "refused", |b| b.group()["weights"]["scale"] = json!(1), &["group_0.weights", "key \"scale\""]),
+        ("W4A16", "refused", |b| b.group()["weights"]["actorder"] = json!("group"), &["actorder \"group\"", "refuse"]),
+        (
+            "W4A16",
+            "refused",
+            |b| *b.tensor(&format!("{DOWN}.weight_packed")) = raw(Dtype::I32, &[256, 32], 32768),
+            &[DOWN, "weight_shape: says [256, 512]", "256 rows of 256"],
+        ),
+        (
+            "W4A16",
+            "refused",
+            |b| *b.tensor(&format!("{DOWN}.weight_scale")) = raw(Dtype::F16, &[256, 2], 1024),
+            &[DOWN, "weight_scale: has shape [256, 2], expected [256, 4]"],
+        ),
+        (
+            "W8A8",
+            "refused",
+            |b| b.tensor(&format!("{DOWN}.weight_scale")).shape = vec![256],
+            &[DOWN, "shape [256], exp"],
+        ),
+        (
+            "W8A8",
+            "refused",
+            |b| b.tensor(&format!("{DOWN}.weight")).shape = vec![512, 256],
+            &[DOWN, "expected [512, 1]"],
+        ),
+        ("W4A16", "garbage", |b| remove(b, DOWN, "weight_packed"), &[DOWN, "weight_packed: is missing", "garbage"]),
+        ("W4A16", "garbage", |b| remove(b, DOWN, "weight_scale"), &[DOWN, "weight_scale: is missing", "garbage"]),
+        ("W8A8", "garbage", |b| remove(b, DOWN, "weight_scale"), &[DOWN, "weight_scale: is missing", "garbage"]),
+        (
+            "W4A16",
+            "first pass fails",
+            |b| remove(b, DOWN, "weight_shape"),
+            &[DOWN, "weight_shape: is missing", "fails"],
+        ),
+        (
+            "NVFP4A16",
+            "NaN",
+            |b| remove(b, DOWN, "weight_global_scale"),
+            &[DOWN, "weight_global_scale: is missing", "NaN"],
+        ),
+        (
+            "W4A16",
+            "ignored",
+            |b| drop(b.tensors.insert(format!("{DOWN}.weight_g_idx"), raw(Dtype::I32, &[512], 2048))),
+            &[DOWN, "weight_g_idx", "transformers ignores"],
+        ),
+        (
+            "W4A16",
+            "ignored",
+            |b| drop(b.tensors.insert(format!("{DOWN}.weight_zero_point"), raw(Dtype::I32, &[32, 4], 512))),
+            &[DOWN, "weight_zero_point", "transformers ignores"],
+        ),
+    ];
+    for (scheme, does, damage, words) in table {
+        let good = folder.with_file_name(format!("out-{scheme}"));
+        let good = if good.exists() { good } else { exported(&folder, scheme) };
+        let faults = damaged(&good, damage);
+        let is_named = |fault: &String| words.iter().all(|word| fault.contains(word));
+        assert!(faults.iter().any(is_named), "{scheme}, {does}: {words:?} expected, found {faults:#?}");
+        assert!(faults.iter().all(|fault| fault.contains(words[0])), "{scheme}: {faults:#?}");
+    }
+    // What loads is no fault: no format in the group, keys of old writers.
+    let mut fine = Broken {
+        folder: dir.path().join("out-W4A16"),
+        config: config_of(&dir.path().join("out-W4A16")),
+        tensors: Tensors::new(),
+    };
+    fine.group().as_object_mut().unwrap().shift_remove("format");
+    for (key, value) in [("observer", json!("minmax")), ("observer_kwargs", json!({})), ("actorder", Json::Null)] {
+        fine.group()["weights"][key] = value;
+    }
+    std::fs::write(fine.folder.join("config.json"), fine.config.to_string()).unwrap();
+    stdout_of(run(args!["export", &fine.folder, "--check"]));
+}
+
+#[test]
+fn modules_that_are_not_there_at_all_are_missed() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = exported(&two_layers().write(&dir.path().join("model")), "W4A16");
+    let hole = "is missing, though other layers like this one have it";
+    for module in ["self_attn.q_proj", "mlp.down_proj"] {
+        let name = format!("model.layers.1.{module}");
+        one_fault(&good, &format!("{name}: {hole}"), |b| b.tensors.retain(|tensor, _| !tensor.starts_with(&name)));
+    }
+    let norm = "model.layers.0.input_layernorm";
+    one_fault(&good, &format!("{norm}: {hole}"), |b| remove(b, norm, "weight"));
+    one_fault(&good, "model.layers.1: is missing; config.json says 2 layers", |b| {
+        b.tensors.retain(|tensor, _| !tensor.starts_with("model.layers.1."));
+    });
+    one_fault(&good, "model.layers.1: is there, but config.json says 1 layers", |b| {
+        b.config["num_hidden_layers"] = json!(1);
+    });
+    one_fault(&good, "model.norm: the norm behind the last layer is missing", |b| remove(b, "model.norm", "weight"));
+    one_fault(&good, "model.embed_tokens: the embedding is missing", |b| remove(b, "model.embed_tokens", "weight"));
+    one_fault(&good, "lm_head.weight: is missing, and config.json says that it is not the embedding", |b| {
+        b.config["tie_word_embeddings"] = json!(false);
+    });
+
+    let good = exported(&mixture(false).write(&dir.path().join("mixture/model")), "W4A16");
+    let down = "model.layers.0.mlp.experts.2.down_proj";
+    one_fault(&good, &format!("{down}: is missing, though other experts have it"), |b| {
+        b.tensors.retain(|tensor, _| !tensor.starts_with(down));
+    });
+    one_fault(&good, "model.layers.0.mlp.experts.3: is missing", |b| {
+        b.config["num_experts"] = json!(4);
+        b.tensors.retain(|tensor, _| !tensor.contains("experts.3."));
     });
 }
 
@@ -210,6 +341,13 @@ fn faults_of_files() {
     listed["weight_map"].as_object_mut().unwrap().shift_remove("model.norm.weight");
     std::fs::write(&index, listed.to_string()).unwrap();
     one("model.norm.weight: is in model-0000");
+
+    fresh();
+    let mut listed = read_index();
+    let total = listed["metadata"]["total_size"].as_u64().unwrap();
+    listed["metadata"]["total_size"] = json!(total + 2);
+    std::fs::write(&index, listed.to_string()).unwrap();
+    one(&format!("metadata.total_size is {}, but the tensors have {total} bytes", total + 2));
 
     let contains = |expected: &str| {
         let faults = faults_of(&broken, None);

@@ -9,11 +9,15 @@ use anyhow::{Result, anyhow};
 use clap::{Args, ValueEnum};
 use regex::Regex;
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use super::args::{CalibrationFlags, TargetsFlag};
 use super::{Common, Usage, count, decimal_size, printable};
-use lwq::export::{self, CheckReport, CheckedTensor, Draft, GroupSize, Odd, Request, Rounding, Scheme, Written};
+use lwq::export::{
+    self, AlsoGguf, CheckReport, CheckedTensor, Draft, GroupSize, Odd, Request, Rounding, Scheme, Written,
+};
 use lwq::quantize::feedback::Outcome;
+use lwq::recipe::Target;
 use lwq::rounding::RoundingMethod;
 
 /// Quantize a Hugging Face model folder to compressed-tensors, which vLLM and transformers load
@@ -22,7 +26,7 @@ use lwq::rounding::RoundingMethod;
 /// --scheme nothing is written.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  lwq export path/to/model model-w4a16 --scheme W4A16\n  lwq export path/to/model model-fp8 --scheme FP8_DYNAMIC --check\n  lwq export model-w4a16 --check"
+    after_help = "Examples:\n  lwq export path/to/model model-w4a16 --scheme W4A16\n  lwq export path/to/model model-fp8 --scheme FP8_DYNAMIC --check\n  lwq export path/to/model model-mixed --scheme W4A16 --like-bpw 4.6\n  lwq export path/to/model model-w4a16 --scheme W4A16 --also-gguf Q4_K_M\n  lwq export model-w4a16 --check"
 )]
 pub struct ExportArgs {
     /// Folder with config.json, *.safetensors and the tokenizer; with --check alone the folder to check
@@ -37,6 +41,20 @@ pub struct ExportArgs {
     /// Weights that share a scale, where the scheme leaves the choice: 32, 64, 128 or channel [default: 128]
     #[arg(long, value_name = "SIZE", requires = "scheme")]
     group_size: Option<GroupSize>,
+    /// Mix 4 and 8 bits: at most so many bits per weight of the quantized matrices, scales included. Goes with W4A16 and
+    /// W4A16_ASYM
+    ///
+    /// The model is run over a text to measure what 4 bits do to each matrix, and those that gain most get 8. What vLLM puts
+    /// into one (q, k and v; gate and up; the experts of a layer) is kept equal. A dry run does not measure.
+    #[arg(long, value_name = "BITS", requires = "scheme", value_parser = parse_bits)]
+    like_bpw: Option<f64>,
+    /// Make a GGUF of this type (Q4_K_M) as well, in the same pass over the model; may be given several times [default FILE:
+    /// OUT-TYPE.gguf]
+    ///
+    /// It is the file that `lwq convert` and `lwq quantize --rounding feedback` make with the same texts, which run the model
+    /// once more. Goes with --rounding feedback.
+    #[arg(long, value_name = "TYPE[=FILE]", requires = "scheme", value_parser = parse_also)]
+    also_gguf: Vec<AlsoGguf>,
     /// Leave modules in 16 bits whose name this regular expression finds; may be given several times
     #[arg(long, value_name = "REGEX", requires = "scheme")]
     ignore: Vec<Regex>,
@@ -99,6 +117,20 @@ impl From<OddArg> for Odd {
     }
 }
 
+fn parse_also(text: &str) -> Result<AlsoGguf, String> {
+    let (target, path) = text.split_once('=').map_or((text, None), |(target, path)| (target, Some(path)));
+    if path.is_some_and(str::is_empty) {
+        return Err("names no file behind =; give TYPE=FILE, or TYPE alone".to_owned());
+    }
+    let target = Target::parse(target).map_err(|error| error.to_string())?;
+    Ok(AlsoGguf { target, path: path.map(PathBuf::from) })
+}
+
+fn parse_bits(text: &str) -> Result<f64, String> {
+    let bits = text.parse().ok().filter(|bits: &f64| bits.is_finite() && *bits > 0.0);
+    bits.ok_or_else(|| "not a number of bits per weight; give one such as 4.6".to_owned())
+}
+
 /// Sizes as transformers writes them (5GB) and as `--split-max-size` takes them (5G).
 fn parse_shard_size(text: &str) -> Result<u64, String> {
     let plain = text.strip_suffix(['b', 'B']).unwrap_or(text);
@@ -119,8 +151,16 @@ struct ExportReport<'a> {
     rounding: String,
     quantized: usize,
     bits_per_weight: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    like_bpw: Option<f64>,
+    /// Bits of each quantized module in a mix.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bits: Option<Map<String, Value>>,
     size_bytes: u64,
     files: Vec<&'a str>,
+    /// GGUF files that were made as well.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    also_gguf: Vec<AlsoRow>,
     ignore: &'a [String],
     kept: Vec<KeptRow<'a>>,
     odd: Vec<OddRow<'a>>,
@@ -135,6 +175,15 @@ struct ExportReport<'a> {
     smoothed: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
     check: Option<&'a CheckReport>,
+}
+
+#[derive(Serialize)]
+struct AlsoRow {
+    target: String,
+    file: String,
+    /// Of a file that is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    size_bytes: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -178,13 +227,17 @@ impl ExportArgs {
         if let Some(rounding) = self.rounding(common)? {
             request = request.rounding(rounding);
         }
-        let draft = request.decide(&self.folder)?;
+        request = request.also_gguf(self.also_gguf.clone());
+        if let Some(bits) = self.like_bpw {
+            request = request.like_bits_per_weight(bits);
+        }
+        let mut draft = request.decide(&self.folder)?;
         draft.warnings().iter().for_each(|warning| common.warn(warning));
         for odd in draft.odd() {
             common.warn(format!("{}: {}; it {}", odd.module, odd.problem, odd.becomes));
         }
-        let write = || draft.write(output, common.replace(), &common.watch());
-        let written = (!self.dry_run).then(write).transpose()?;
+        let mut write = || draft.write(output, common.replace(), &common.watch());
+        let written = (!self.dry_run).then(&mut write).transpose()?;
         let seconds = written.is_some().then(|| started.elapsed().as_secs_f64());
         let check = self.check.then(|| export::check(output, Some(&self.folder), &common.watch())).transpose()?;
         report(common, &draft, output, (written.as_ref(), seconds), check.as_ref())?;
@@ -195,12 +248,21 @@ impl ExportArgs {
     fn rounding(&self, common: &Common) -> Result<Option<Rounding>> {
         let options = || Ok::<_, anyhow::Error>(Box::new(self.calibration.options(&self.file, &common.watch())?));
         let given = self.calibration.given(!self.file.is_empty());
+        if let (Some(other), false) = (self.rounding.filter(|r| *r != RoundingArg::Feedback), self.also_gguf.is_empty())
+        {
+            let name = other.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+            return Err(Usage(format!("--also-gguf goes with --rounding feedback, not with {name}")).into());
+        }
         self.targets.check(matches!(self.rounding, None | Some(RoundingArg::Feedback)))?;
         let feedback = || {
             let mut options = options()?;
             options.corrected = self.targets.corrected();
             Ok::<_, anyhow::Error>(Some(Rounding::Feedback(options)))
         };
+        if self.targets.corrected() && !self.also_gguf.is_empty() {
+            let problem = "--also-gguf goes with --targets model: corrected targets are those of one output";
+            return Err(Usage(problem.to_owned()).into());
+        }
         Ok(match (self.rounding, given) {
             (Some(RoundingArg::Rtn | RoundingArg::Search), Some(flag)) => {
                 return Err(Usage(format!("{flag} is used by --rounding feedback and gptq alone")).into());
@@ -257,6 +319,44 @@ fn check_text(folder: &Path, found: &CheckReport) -> String {
     text
 }
 
+/// The GGUF files of an export.
+fn also_rows(draft: &Draft, output: &Path, written: bool) -> Vec<AlsoRow> {
+    let row = |file: &AlsoGguf| {
+        let path = file.path(output);
+        let size_bytes = std::fs::metadata(&path).ok().filter(|_| written).map(|found| found.len());
+        AlsoRow { target: file.target.to_string(), file: path.display().to_string(), size_bytes }
+    };
+    draft.also_gguf().iter().map(row).collect()
+}
+
+/// Which matrices got 8 bits in a mix, by the role that their names end with.
+fn mixture_text(draft: &Draft) -> String {
+    let Some(wanted) = draft.wanted_bits() else { return String::new() };
+    let Some(bits) = draft.mixed_bits() else {
+        return format!(
+            "a mix of 4 and 8 bits of at most {wanted} bits per weight; sizes are those of 4 bits, since a dry run does not \
+             measure\n"
+        );
+    };
+    let mut roles: Vec<(&str, [usize; 2])> = Vec::new();
+    for (module, bits) in &bits {
+        let role = module.rsplit('.').next().unwrap_or(module);
+        let at = roles.iter().position(|(known, _)| *known == role).unwrap_or(roles.len());
+        if at == roles.len() {
+            roles.push((role, [0; 2]));
+        }
+        roles[at].1[usize::from(*bits == 8)] += 1;
+    }
+    let of_8: Vec<String> = roles
+        .iter()
+        .filter(|(_, count)| count[1] > 0)
+        .map(|(role, [four, eight])| format!("{role} {eight} of {}", four + eight))
+        .collect();
+    let in_8 = bits.iter().filter(|(_, bits)| *bits == 8).count();
+    let list = if of_8.is_empty() { String::new() } else { format!(": {}", printable(&of_8.join(", "))) };
+    format!("{} of {} matrices in 8 bits{list}\n", count(in_8 as u64), count(bits.len() as u64))
+}
+
 fn report(
     common: &Common,
     draft: &Draft,
@@ -276,8 +376,13 @@ fn report(
             rounding: draft.rounding().to_string(),
             quantized: draft.quantized(),
             bits_per_weight: bits,
+            like_bpw: draft.wanted_bits(),
+            bits: draft
+                .mixed_bits()
+                .map(|all| all.into_iter().map(|(name, bits)| (name.to_owned(), bits.into())).collect()),
             size_bytes: draft.file_bytes(),
             files: draft.file_names().collect(),
+            also_gguf: also_rows(draft, output, seconds.is_some()),
             ignore: draft.ignored(),
             kept: draft.kept().iter().map(|kept| KeptRow { module: &kept.module, reason: kept.reason }).collect(),
             odd: draft
@@ -308,6 +413,11 @@ fn report(
         count(draft.quantized() as u64),
         draft.rounding(),
     );
+    text.push_str(&mixture_text(draft));
+    for AlsoRow { target, file, size_bytes } in also_rows(draft, output, seconds.is_some()) {
+        let size = size_bytes.map(|bytes| format!(", {}", decimal_size(bytes))).unwrap_or_default();
+        let _ = writeln!(text, "{verb} {}: {target}{size}", printable(&file));
+    }
     if !outcomes.is_empty() && matches!(draft.rounding(), Rounding::Feedback(_)) {
         let with_feedback = outcomes.iter().filter(|outcome| outcome.method == RoundingMethod::Feedback).count();
         let ratios: Vec<f64> = outcomes.iter().filter_map(|outcome| outcome.held_out_ratio).collect();

@@ -69,10 +69,24 @@ impl Conversion {
             _ => None,
         }
     }
+
+    /// All matrices of the GGUF that hold rows of `matrix` of the folder's weight `name`.
+    pub(crate) fn places_of(&self, name: &str, matrix: &Matrix) -> Vec<Place> {
+        let Some(weight) = self.plan.weights.iter().position(|weight| weight.name == name) else { return Vec::new() };
+        self.plan.outputs.iter().flat_map(|output| places_in(output, weight, matrix)).collect()
+    }
 }
 
-/// The place of a part of weight `weight`, if `output` is made of it.
-fn place_in(output: &Output, weight: usize, matrix: &Matrix) -> Option<Place> {
+/// A tensor that rows of a matrix may be in.
+struct Rows<'o> {
+    parts: &'o [Part],
+    /// Of each of its matrices.
+    rows: u64,
+    /// Of its columns.
+    order: Option<Vec<usize>>,
+}
+
+fn rows_of<'o>(output: &'o Output, matrix: &Matrix) -> Option<Rows<'o>> {
     let Output { tensor, content } = output;
     let Content::Rows { parts, row_len, turns, change, .. } = content else { return None };
     let columns = tensor.shape.first().copied()?;
@@ -80,17 +94,48 @@ fn place_in(output: &Output, weight: usize, matrix: &Matrix) -> Option<Place> {
     if !is_matrix || !matches!(change, ValueChange::Keep | ValueChange::Blocks) {
         return None;
     }
+    let order = turns.map(|turns| column_order(turns, columns as usize));
+    Some(Rows { parts, rows: tensor.shape[1].max(1), order })
+}
+
+/// The place of a part of weight `weight`, if `output` is made of it.
+fn place_in(output: &Output, weight: usize, matrix: &Matrix) -> Option<Place> {
+    let Rows { parts, rows, order } = rows_of(output, matrix)?;
     let mut at = 0;
     for part in parts {
         if let Some(row) = row_in(part, weight, &matrix.part) {
-            let rows = tensor.shape[1].max(1);
             let index = usize::try_from((at + row) / rows).ok()?;
-            let order = turns.map(|turns| column_order(turns, columns as usize));
-            return Some(Place { tensor: tensor.name.clone(), index, order });
+            return Some(Place { tensor: output.tensor.name.clone(), index, order });
         }
         at += part.count;
     }
     None
+}
+
+/// All places of rows of weight `weight` in `output`.
+fn places_in(output: &Output, weight: usize, matrix: &Matrix) -> Vec<Place> {
+    let Some(Rows { parts, rows, order }) = rows_of(output, matrix) else { return Vec::new() };
+    let mut indices: Vec<usize> = Vec::new();
+    let mut at = 0;
+    for part in parts.iter() {
+        if let Some((first, last)) = shared_rows(part, weight, &matrix.part) {
+            indices.extend(((at + first) / rows..=(at + last) / rows).filter_map(|index| usize::try_from(index).ok()));
+        }
+        at += part.count;
+    }
+    indices.dedup();
+    let place = |index| Place { tensor: output.tensor.name.clone(), index, order: order.clone() };
+    indices.into_iter().map(place).collect()
+}
+
+/// First and last row of `part` that `wanted`, whose rows follow each other, has too.
+fn shared_rows(part: &Part, weight: usize, wanted: &Part) -> Option<(u64, u64)> {
+    if part.weight != weight || part.transposed != wanted.transposed {
+        return None;
+    }
+    let first = wanted.first.saturating_sub(part.first).div_ceil(part.step);
+    let end = (wanted.first + wanted.count).saturating_sub(part.first).div_ceil(part.step).min(part.count);
+    (first < end).then(|| (first, end - 1))
 }
 
 /// The row of `part` that is the first of `wanted`.
@@ -150,6 +195,17 @@ mod tests {
         assert_eq!(find(part(9, 0, 4, Some(1))), at("moved", 1));
         assert_eq!(find(part(8, 0, 4, None)).unwrap().2.unwrap(), [0, 1, 4, 5, 2, 3, 6, 7]);
         assert_eq!(find(part(4, 0, 4, None)), None);
+
+        let all = |wanted: Part| {
+            let found = outputs.iter().flat_map(|output| places_in(output, wanted.weight, &matrix(wanted.clone())));
+            found.map(|place| (place.tensor, place.index)).collect::<Vec<_>>()
+        };
+        // Gate and up of both experts are one weight of the folder.
+        let names = [("gate", 0), ("gate", 1), ("up", 0), ("up", 1)].map(|(name, at)| (name.to_owned(), at));
+        assert_eq!(all(part(5, 0, 16, None)), names);
+        assert_eq!(all(part(5, 8, 4, None)), names[1..2]);
+        assert_eq!(all(part(9, 0, 4, Some(1))), [("moved".to_owned(), 1)]);
+        assert!(all(part(4, 0, 4, None)).is_empty());
     }
 
     #[test]
@@ -174,5 +230,11 @@ mod tests {
         assert_eq!(row_in(&part(9, 8, 1, None), 3, &wanted), None);
         assert_eq!(row_in(&part(4, 8, 1, None), 2, &wanted), None);
         assert_eq!(row_in(&part(4, 8, 1, Some(1)), 3, &wanted), None);
+        assert_eq!(shared_rows(&part(4, 8, 1, None), 3, &wanted), Some((4, 7)));
+        assert_eq!(shared_rows(&part(10, 8, 1, None), 3, &wanted), Some((0, 1)));
+        assert_eq!(shared_rows(&part(1, 8, 2, None), 3, &wanted), Some((4, 5)));
+        assert_eq!(shared_rows(&part(12, 8, 1, None), 3, &wanted), None);
+        assert_eq!(shared_rows(&part(0, 8, 1, None), 3, &wanted), None);
+        assert_eq!(shared_rows(&part(8, 4, 1, None), 2, &wanted), None);
     }
 }

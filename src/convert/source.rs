@@ -292,6 +292,11 @@ impl std::fmt::Debug for ModelFolder {
     }
 }
 
+/// True if the forward pass knows a class that `config.json` names.
+pub(crate) fn is_known_class(class: &str) -> bool {
+    Row::by_class(class).is_some()
+}
+
 /// A tensor of a safetensors file, for verbs that check what they find there.
 #[derive(Debug, Clone)]
 pub(crate) struct FileTensor {

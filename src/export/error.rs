@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use crate::atomic_file::OutputError;
 use crate::convert::ConvertError;
 use crate::gguf::GgufError;
+use crate::measure::MeasureError;
 use crate::moments::MomentsError;
+use crate::quantize::QuantizeError;
 use crate::workers;
 
 /// Why an export failed. Every message is one line: the file or tensor, what was found, what to do.
@@ -42,6 +44,12 @@ pub enum ExportError {
     /// The model cannot be run over the calibration text.
     #[error(transparent)]
     Moments(MomentsError),
+    /// A GGUF that was to be made as well cannot be.
+    #[error(transparent)]
+    Quantize(Box<QuantizeError>),
+    /// What bits are worth could not be measured.
+    #[error(transparent)]
+    Measure(Box<MeasureError>),
     /// The 16-bit model beside the output is damaged.
     #[error(transparent)]
     Gguf(#[from] GgufError),
@@ -64,6 +72,27 @@ pub enum ExportError {
 impl From<workers::Panicked> for ExportError {
     fn from(_: workers::Panicked) -> ExportError {
         ExportError::Panicked
+    }
+}
+
+impl From<QuantizeError> for ExportError {
+    fn from(error: QuantizeError) -> ExportError {
+        match error {
+            QuantizeError::Interrupted(interrupted) => ExportError::Interrupted(interrupted),
+            other => ExportError::Quantize(Box::new(other)),
+        }
+    }
+}
+
+impl From<MeasureError> for ExportError {
+    fn from(error: MeasureError) -> ExportError {
+        match error {
+            MeasureError::Interrupted(interrupted) => ExportError::Interrupted(interrupted),
+            MeasureError::NoPredictions { source, .. } => {
+                ExportError::Choice(format!("{source}; nothing tells which matrices need 8 bits: leave --like-bpw out"))
+            }
+            other => ExportError::Measure(Box::new(other)),
+        }
     }
 }
 

@@ -14,6 +14,7 @@ mod draft;
 mod error;
 mod files;
 mod folder;
+mod mixed;
 mod names;
 mod pack;
 mod pieces;
@@ -23,6 +24,7 @@ mod shards;
 mod sink;
 mod write;
 
+pub use calibrated::guests::AlsoGguf;
 pub use check::{CheckReport, CheckedTensor, check};
 pub use draft::{Draft, KeptTensor, OddTensor};
 pub use error::ExportError;

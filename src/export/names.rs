@@ -66,21 +66,21 @@ pub(crate) fn role_of(module: &str, layers: Option<u64>) -> Role {
     Role::Linear
 }
 
-/// Modules that loaders put into one: they must have one scheme.
-const FUSED: [&[&str]; 6] = [
-    &["q_proj", "k_proj", "v_proj"],
-    &["gate_proj", "up_proj"],
-    &["w1", "w3"],
-    &["in_proj_qkv", "in_proj_z"],
-    &["in_proj_b", "in_proj_a"],
-    &["q_a_proj", "kv_a_proj_with_mqa"],
+/// Modules that loaders put into one, which must have one scheme, and the name that vLLM has for it.
+const FUSED: [(&[&str], &str); 6] = [
+    (&["q_proj", "k_proj", "v_proj"], "qkv_proj"),
+    (&["gate_proj", "up_proj"], "gate_up_proj"),
+    (&["w1", "w3"], "gate_up_proj"),
+    (&["in_proj_qkv", "in_proj_z"], "in_proj_qkvz"),
+    (&["in_proj_b", "in_proj_a"], "in_proj_ba"),
+    (&["q_a_proj", "kv_a_proj_with_mqa"], "fused_qkv_a_proj"),
 ];
 
 /// A key that is equal for modules that loaders put into one; `None` for those that stay alone. With it the place of the
 /// module among them, and true if it is the last.
 pub(crate) fn fused_of(module: &str) -> Option<(String, usize, bool)> {
     let (parent, last) = module.rsplit_once('.')?;
-    FUSED.iter().find_map(|names| {
+    FUSED.iter().find_map(|(names, _)| {
         let at = names.iter().position(|name| *name == last)?;
         Some((format!("{parent}.{}", names[0]), at, at + 1 == names.len()))
     })
@@ -90,6 +90,83 @@ pub(crate) fn fused_of(module: &str) -> Option<(String, usize, bool)> {
 pub(crate) fn experts_of(module: &str) -> Option<&str> {
     let at = module.find(".experts.")?;
     module[at + ".experts.".len()..].starts_with(|c: char| c.is_ascii_digit()).then(|| &module[..at + ".experts".len()])
+}
+
+/// A key that is equal for modules which must become the same: those that loaders put into one, and the experts of a layer.
+pub(crate) fn unit_of(module: &str) -> String {
+    let fused = || fused_of(module).map_or_else(|| module.to_owned(), |(key, ..)| key);
+    experts_of(module).map_or_else(fused, str::to_owned)
+}
+
+/// What the name of a module of a unit looks like behind its layer: the module's own, or that which vLLM has for several in
+/// one.
+fn tail_pattern(module: &str) -> String {
+    if let Some(stack) = experts_of(module) {
+        // vLLM asks for the experts of all classes under the same three names.
+        return format!(r"{}\.\d+\..*", regex::escape(stack));
+    }
+    let (parent, last) = module.rsplit_once('.').unwrap_or(("", module));
+    // transformers takes a pattern with this word for that of all experts.
+    let escape = |text: &str| regex::escape(text).replace("experts", "expert[s]");
+    let fused = FUSED.iter().find(|(names, _)| names.contains(&last));
+    let parent = if parent.is_empty() { String::new() } else { format!(r"{}\.", escape(parent)) };
+    match fused {
+        Some((names, whole)) => format!("{parent}(?:{}|{whole})$", names.join("|")),
+        None => format!("{parent}{}$", escape(last)),
+    }
+}
+
+/// A target for all experts of a model.
+pub(crate) const ALL_EXPERTS: &str = r"re:.*\.experts\.\d+\..*";
+
+/// Modules of several layers whose names are alike behind the number.
+struct Alike<'a> {
+    /// What holds the layers, such as `layers`.
+    holder: &'a str,
+    /// Of the name behind the number.
+    tail: String,
+    numbers: Vec<String>,
+    modules: Vec<&'a str>,
+}
+
+impl Alike<'_> {
+    fn pattern(&self) -> String {
+        let numbers = self.numbers.join("|");
+        let numbers = if self.numbers.len() == 1 { numbers } else { format!("(?:{numbers})") };
+        format!(r".*{}\.{numbers}\.{}", regex::escape(self.holder), self.tail)
+    }
+}
+
+/// Entries of `targets` that name all of `modules` and none of `others`: patterns for whole units, one for those of all layers
+/// with the same name; full names where a pattern would go too far. What stands before the layers differs between programs, and
+/// vLLM looks for the name that it has for several in one before it looks for theirs; in between for the class.
+pub(crate) fn targets(modules: &[&str], others: &[&str]) -> Vec<String> {
+    let mut entries = Vec::new();
+    let mut alike: Vec<Alike<'_>> = Vec::new();
+    for module in modules {
+        let number = layer_of(module).map(|layer| layer.to_string());
+        let Some((before, tail)) = number.as_ref().and_then(|number| module.split_once(&format!(".{number}."))) else {
+            entries.push((*module).to_owned());
+            continue;
+        };
+        let (holder, tail) = (before.rsplit('.').next().unwrap_or(before), tail_pattern(tail));
+        let at = alike.iter().position(|known| known.holder == holder && known.tail == tail).unwrap_or(alike.len());
+        if at == alike.len() {
+            alike.push(Alike { holder, tail, numbers: Vec::new(), modules: Vec::new() });
+        }
+        let known = &mut alike[at];
+        known.numbers.extend(number.filter(|number| !known.numbers.contains(number)));
+        known.modules.push(module);
+    }
+    for known in alike {
+        let pattern = known.pattern();
+        let regex = Regex::new(&format!("^(?:{pattern})"));
+        match regex.is_ok_and(|regex| !others.iter().any(|module| regex.is_match(module))) {
+            true => entries.push(format!("re:{pattern}")),
+            false => entries.extend(known.modules.into_iter().map(str::to_owned)),
+        }
+    }
+    entries
 }
 
 /// A pattern, `re:` in front, for a module and those of other layers with its name: what stands before the layers' numbers
@@ -187,6 +264,39 @@ mod tests {
         assert_eq!(fused_of("a.up_proj"), Some(("a.gate_proj".into(), 1, true)));
         assert_eq!(experts_of("m.3.mlp.experts.12.up_proj"), Some("m.3.mlp.experts"));
         assert_eq!(experts_of("m.3.mlp.shared_expert.up_proj"), None);
+    }
+
+    #[test]
+    fn targets_name_whole_units_under_all_names_that_loaders_have_for_them() {
+        let q = |layer: u64, name: &str| format!("m.layers.{layer}.attn.{name}_proj");
+        let modules = [q(0, "q"), q(0, "k"), q(0, "v"), q(12, "q"), q(12, "k"), q(12, "v"), q(1, "o"), "m.down".into()];
+        let experts = ["m.layers.1.mlp.experts.0.down_proj", "m.layers.1.mlp.experts.1.up_proj"];
+        let modules: Vec<&str> = modules.iter().map(String::as_str).chain(experts).collect();
+        let others = [q(1, "q"), q(2, "q"), q(0, "o"), "m.layers.1.mlp.shared_expert.up_proj".into()];
+        let others: Vec<&str> = others.iter().map(String::as_str).collect();
+        let found = targets(&modules, &others);
+        assert_eq!(
+            found,
+            [
+                "m.down",
+                r"re:.*layers\.(?:0|12)\.attn\.(?:q_proj|k_proj|v_proj|qkv_proj)$",
+                r"re:.*layers\.1\.attn\.o_proj$",
+                r"re:.*layers\.1\.mlp\.experts\.\d+\..*",
+            ]
+        );
+        let is_named = |module: &str| found.iter().any(|entry| matches(entry, module));
+        assert!(modules.iter().all(|module| is_named(module)) && !others.iter().any(|module| is_named(module)));
+        assert!(is_named("model.layers.12.attn.qkv_proj") && !is_named("m.layers.2.attn.qkv_proj"));
+        assert!(is_named("language_model.layers.1.mlp.experts.0.gate_proj"));
+        assert!(matches(ALL_EXPERTS, experts[0]) && !matches(ALL_EXPERTS, others[3]));
+        let shared = targets(&["m.layers.1.mlp.shared_experts.up_proj"], &experts);
+        assert_eq!(shared, [r"re:.*layers\.1\.mlp\.shared_expert[s]\.(?:gate_proj|up_proj|gate_up_proj)$"]);
+        assert!(matches(&shared[0], "m.layers.1.mlp.shared_experts.gate_up_proj"));
+        // Encoder and decoder have the same names behind their layers.
+        let decoder = targets(&["decoder.layers.0.fc1"], &["encoder.layers.0.fc1"]);
+        assert_eq!(decoder, ["decoder.layers.0.fc1"]);
+        assert_eq!(unit_of("m.layers.1.mlp.experts.1.up_proj"), "m.layers.1.mlp.experts");
+        assert_eq!(unit_of("m.attn.k_proj"), unit_of("m.attn.q_proj"));
     }
 
     #[test]

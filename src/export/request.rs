@@ -6,18 +6,17 @@ use std::path::Path;
 
 use regex::Regex;
 use safetensors::tensor::Dtype;
+use serde_json::Map;
 
-use super::config::{self, ConfigGroup};
+use super::calibrated::guests::AlsoGguf;
 use super::decide::Decision;
-use super::draft::{Content, Draft, Item, KeptTensor};
-use super::names;
-use super::pack::{self, dtype_bytes};
-use super::scheme::{Activations, GroupSize, Scheme, SchemeRow};
-use super::shards::{self, NewTensor};
-use super::{ExportError, files};
-use crate::convert::source::{Matrix, ModelFolder};
+use super::draft::{Draft, Item, KeptTensor};
+use super::mixed::Mixture;
+use super::scheme::{Activations, GroupSize, Scheme};
+use super::{ExportError, files, names, shards};
+use crate::convert::source::ModelFolder;
 use crate::moments::CalibrationOptions;
-use crate::rounding::grid::{Grid, Layout};
+use crate::rounding::grid::Grid;
 
 /// Bytes of tensors in a file, unless a request says otherwise.
 const SHARD_BYTES: u64 = 5_000_000_000;
@@ -73,6 +72,8 @@ pub struct Request {
     pub(super) odd: Odd,
     rounding: Option<Rounding>,
     smooth: bool,
+    bits: Option<f64>,
+    also: Vec<AlsoGguf>,
     shard_bytes: u64,
 }
 
@@ -86,6 +87,8 @@ impl Request {
             odd: Odd::Keep,
             rounding: None,
             smooth: true,
+            bits: None,
+            also: Vec::new(),
             shard_bytes: SHARD_BYTES,
         }
     }
@@ -119,6 +122,20 @@ impl Request {
     /// True unless this says otherwise.
     pub fn smooth(mut self, smooth: bool) -> Request {
         self.smooth = smooth;
+        self
+    }
+
+    /// A mix of 4 and 8 bits of at most so many bits per weight of the quantized matrices, scales included. Which get 8 is
+    /// measured: what vLLM puts into one is rounded alone, and the divergence of the model says what its bits are worth.
+    pub fn like_bits_per_weight(mut self, bits: f64) -> Request {
+        self.bits = Some(bits);
+        self
+    }
+
+    /// Makes GGUF files of the model as well, rounded in the same pass over it: those that [`quantize`](crate::quantize) makes
+    /// with feedback of the converted folder.
+    pub fn also_gguf(mut self, files: Vec<AlsoGguf>) -> Request {
+        self.also = files;
         self
     }
 
@@ -160,6 +177,11 @@ impl Request {
             return Err(ExportError::Folder { path: folder.to_path_buf(), problem });
         }
         warnings.extend(split_siblings(&items, &kept));
+        let experts = items.iter().filter_map(Item::module).filter(|module| names::experts_of(&module.name).is_some());
+        let of_experts: HashSet<usize> = experts.map(|module| module.group).collect();
+        if of_experts.len() > 1 {
+            warnings.push("experts become different things; transformers (5.17) reads all of them as one".to_owned());
+        }
         if matches!(row.grid, Grid::Nvfp4 | Grid::Mxfp4) && source.model_type() == Dtype::F16 {
             let name = row.name;
             warnings.push(format!(
@@ -178,55 +200,50 @@ impl Request {
             warnings.push(format!("{class} is no class that lwq can run: rounded by search, without a text"));
         }
         let ignore = ignore_list(&kept, &quantized, source.count("num_hidden_layers"));
-        let config_groups: Vec<ConfigGroup> = groups
-            .iter()
-            .enumerate()
-            .filter(|(index, _)| {
-                *index == 0 || items.iter().any(|item| item.module().is_some_and(|m| m.group == *index))
-            })
-            .map(|(index, groups)| ConfigGroup {
-                targets: match index {
-                    0 => vec!["Linear".to_owned()],
-                    _ => of_group(&items, index),
-                },
-                format: row.format,
-                layout: row.layout(*groups, source.model_type()),
-                activations: row.activations,
-            })
-            .collect();
-        let mut config = source.config_json()?;
-        files::set_quantization(&mut config, config::quantization_config(&config_groups, &ignore));
-        let layouts = groups.iter().map(|groups| row.layout(*groups, source.model_type())).collect::<Vec<_>>();
-        let tensors: Vec<Vec<NewTensor>> = items.iter().map(|item| tensors_of(item, row, &layouts)).collect();
-        let shards = shards::lay_out(&tensors, self.shard_bytes);
-        let extra = files::beside(&source)?;
-        let starts =
-            tensors.iter().scan(0, |next, tensors| Some(std::mem::replace(next, *next + tensors.len()))).collect();
         let has_integer_inputs = row.activations == Activations::Token && matches!(row.grid, Grid::Int { .. });
         let smooths = self.smooth && has_integer_inputs && matches!(rounding, Rounding::Feedback(_));
-        Ok(Draft {
+        let mut layouts = groups.iter().map(|groups| row.layout(*groups, source.model_type())).collect::<Vec<_>>();
+        let mixture = self.bits.map(|wanted| Mixture::new(row, wanted, &mut layouts)).transpose()?;
+        let mut draft = Draft {
             scheme: self.scheme,
             settings: self.words(&rounding),
             rounding,
             smooths,
+            extra: files::beside(&source)?,
             source,
             layouts,
+            mixture,
+            also: self.also.clone(),
+            shard_bytes: self.shard_bytes,
             items,
-            tensors,
-            starts,
-            shards,
-            config,
-            extra,
+            tensors: Vec::new(),
+            starts: Vec::new(),
+            shards: shards::lay_out(&[], self.shard_bytes),
+            config: Map::new(),
             ignore,
             kept,
             odd,
             warnings,
-        })
+        };
+        draft.bound_bits()?;
+        draft.lay_out()?;
+        Ok(draft)
     }
 }
 
 impl Request {
     fn choose(&self, source: &ModelFolder) -> Result<Rounding, ExportError> {
+        let chosen = self.choose_rounding(source)?;
+        if !self.also.is_empty() && !matches!(chosen, Rounding::Feedback(_)) {
+            return Err(ExportError::Choice(format!(
+                "--also-gguf takes part in the pass over the model that --rounding feedback makes, and the rounding is \
+                 {chosen}; leave it out, and use lwq convert and lwq quantize"
+            )));
+        }
+        Ok(chosen)
+    }
+
+    fn choose_rounding(&self, source: &ModelFolder) -> Result<Rounding, ExportError> {
         match &self.rounding {
             Some(Rounding::Feedback(_) | Rounding::Gptq { .. }) if !source.is_known() => {
                 let class = source.class();
@@ -241,38 +258,11 @@ impl Request {
 
     /// All choices but the texts of the rounding.
     fn words(&self, rounding: &Rounding) -> String {
-        let Request { scheme, group_size, ignore, odd, shard_bytes, .. } = self;
+        let Request { scheme, group_size, ignore, odd, bits, also, shard_bytes, .. } = self;
+        let also: Vec<String> = also.iter().map(|file| format!("{} {:?}", file.target, file.path)).collect();
         let ignore: Vec<&str> = ignore.iter().map(Regex::as_str).collect();
-        format!("{scheme} {group_size:?} {ignore:?} {odd:?} {shard_bytes} {rounding}")
+        format!("{scheme} {group_size:?} {ignore:?} {odd:?} {bits:?} {also:?} {shard_bytes} {rounding}")
     }
-}
-
-/// The tensors that an item becomes.
-fn tensors_of(item: &Item, row: &SchemeRow, layouts: &[Layout]) -> Vec<NewTensor> {
-    match &item.content {
-        Content::Module(module) => {
-            let Matrix { rows, columns, .. } = module.matrix;
-            let parts = pack::parts(row.format, &layouts[module.group], rows, columns);
-            let of_part = |part: pack::PartInfo| NewTensor {
-                name: format!("{}{}", module.name, part.suffix),
-                dtype: part.dtype,
-                bytes: part.bytes(),
-                shape: part.shape,
-            };
-            parts.into_iter().map(of_part).collect()
-        }
-        Content::Stored { dtype, bytes, shape, .. } => {
-            vec![NewTensor { name: item.name.clone(), dtype: *dtype, shape: shape.clone(), bytes: *bytes }]
-        }
-        Content::Decoded { dtype, shape, matrix } => {
-            let bytes = matrix.rows * matrix.columns * dtype_bytes(*dtype);
-            vec![NewTensor { name: item.name.clone(), dtype: *dtype, shape: shape.clone(), bytes }]
-        }
-    }
-}
-
-fn of_group(items: &[Item], group: usize) -> Vec<String> {
-    items.iter().filter_map(Item::module).filter(|module| module.group == group).map(|m| m.name.clone()).collect()
 }
 
 /// The names that the configuration lists as not quantized.

@@ -7,13 +7,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use safetensors::tensor::Dtype;
 
 use super::ExportError;
-use super::calibrated::{self, Calibrated, Job, Method};
+use super::calibrated::{self, Calibrated, Job, Method, guests};
 use super::draft::{Content, Draft, Item};
 use super::files::{self, failed};
 use super::folder::{self, NewFolder, Origin};
@@ -27,8 +27,9 @@ use crate::moments::CalibrationOptions;
 use crate::os;
 use crate::progress::{Interrupted, Stop, Unit, Watch};
 use crate::quantize::feedback::Outcome;
+use crate::recipe::Target;
 use crate::rounding::grid::Rounded;
-use crate::unfinished::{GOES_ON, going_on};
+use crate::unfinished::{GOES_ON, going_on, partial_path};
 use crate::workers;
 
 /// What was written.
@@ -50,24 +51,47 @@ struct State {
     outcomes: Vec<Outcome>,
 }
 
+/// What a pass over the model writes to.
+struct Run<'a> {
+    folder: &'a NewFolder,
+    sink: &'a Sink<'a>,
+    /// GGUF files.
+    also: &'a [(Target, PathBuf)],
+    replace: Replace,
+    watch: &'a dyn Watch,
+}
+
 impl Draft {
     /// Writes the folder. A run that is stopped leaves `OUT.partial`, with which the same call goes on.
     ///
     /// # Errors
     /// If the output may not be made, the disk is too small, the source cannot be read or holds NaN or infinity, the model
     /// cannot be run where that is wanted, or `watch` stops the run.
-    pub fn write(&self, output: &Path, replace: Replace, watch: &dyn Watch) -> Result<Written, ExportError> {
+    pub fn write(&mut self, output: &Path, replace: Replace, watch: &dyn Watch) -> Result<Written, ExportError> {
         folder::check_output(output, self.folder(), replace)?;
         let origin = Origin::new(self.source.fingerprint()?, self.settings());
+        let also: Vec<PathBuf> = self.also.iter().map(|file| file.path(output)).collect();
+        // Files that an interrupted run has finished are there and are not made again.
+        let is_begun = partial_path(output).exists();
+        guests::check_paths(&also, output, is_begun || replace.is_allowed())?;
         let folder = NewFolder::open(output, replace, &origin)?;
+        let left = self.files_left(&folder, &also);
+        let paths: Vec<PathBuf> = left.iter().map(|file| also[*file].clone()).collect();
+        guests::check_paths(&paths, output, replace.is_allowed())?;
         self.check_space(output, &folder)?;
-        let files = self.open_files(&folder)?;
-        let sink = Sink { draft: self, files: &files };
-        let written = self.run(&folder, &sink, watch).inspect_err(|error| {
+        let goes_on = |error: &ExportError| {
             if matches!(error, ExportError::Interrupted(_)) {
                 watch.warn(GOES_ON);
             }
-        })?;
+        };
+        if self.has_to_measure() {
+            self.plan_bits(&folder.make_work()?, watch).inspect_err(goes_on)?;
+            self.check_space(output, &folder)?;
+        }
+        let files = self.open_files(&folder)?;
+        let sink = Sink { draft: self, files: &files };
+        let files_left: Vec<(usize, PathBuf)> = left.into_iter().zip(paths).collect();
+        let written = self.run(&folder, &sink, &files_left, replace, watch).inspect_err(goes_on)?;
         for (file, shard) in files.iter().zip(&self.shards.files) {
             file.sync_all()
                 .map_err(|source| failed(&folder.path(&shard.name), "cannot write it to the disk", source))?;
@@ -85,8 +109,9 @@ impl Draft {
     fn settings(&self) -> String {
         let words = self.calibration().map(|(method, options)| {
             let (jobs, done) = (&[][..], &HashSet::new());
-            let (smooths, work) = (self.smooths, Path::new(""));
-            Calibrated { folder: &self.source, jobs, done, method, smooths, options, work }.words()
+            let (also, replace, work) = (&[][..], Replace::No, Path::new(""));
+            let (folder, smooths) = (&self.source, self.smooths);
+            Calibrated { folder, jobs, done, method, smooths, options, work, also, replace }.words()
         });
         format!("{} {}", self.settings, words.unwrap_or_default())
     }
@@ -104,13 +129,24 @@ impl Draft {
         }
     }
 
+    /// GGUF files that are still to be made, by their places.
+    fn files_left(&self, folder: &NewFolder, paths: &[PathBuf]) -> Vec<usize> {
+        let is_done = |file: &usize| folder.done.contains_key(&(self.items.len() + file)) && paths[*file].is_file();
+        (0..paths.len()).filter(|file| !is_done(file)).collect()
+    }
+
+    /// A mix of bits is wanted and not planned yet.
+    fn has_to_measure(&self) -> bool {
+        self.mixture.as_ref().is_some_and(|mixture| !mixture.is_planned)
+    }
+
     /// Compares what is still to be written with the space on the disk.
     fn check_space(&self, output: &Path, folder: &NewFolder) -> Result<(), ExportError> {
         let there = |path: &Path| std::fs::metadata(path).map_or(0, |found| found.len());
         let of_files =
             self.shards.files.iter().map(|shard| shard.bytes.saturating_sub(there(&folder.path(&shard.name))));
         let mut wanted: u64 = of_files.sum();
-        if self.calibration().is_some() && !folder.work().join("model.gguf").exists() {
+        if (self.calibration().is_some() || self.has_to_measure()) && !folder.work().join("model.gguf").exists() {
             wanted +=
                 (0..self.source.len()).map(|weight| 2 * self.source.shape(weight).iter().product::<u64>()).sum::<u64>();
         }
@@ -143,7 +179,14 @@ impl Draft {
         self.shards.files.iter().map(open).collect()
     }
 
-    fn run(&self, folder: &NewFolder, sink: &Sink<'_>, watch: &dyn Watch) -> Result<Written, ExportError> {
+    fn run(
+        &self,
+        folder: &NewFolder,
+        sink: &Sink<'_>,
+        files: &[(usize, PathBuf)],
+        replace: Replace,
+        watch: &dyn Watch,
+    ) -> Result<Written, ExportError> {
         let mut state = stoppable(watch, |stop| self.state(folder, sink, stop))?;
         let taken_over = self.items.len() - state.todo.len();
         if taken_over > 0 {
@@ -151,9 +194,13 @@ impl Draft {
         }
         let globals = stoppable(watch, |stop| self.global_scales(&state.todo, watch, stop))?;
         if let Some((method, options)) = self.calibration()
-            && state.todo.iter().any(|item| self.items[*item].module().is_some())
+            && (!files.is_empty() || state.todo.iter().any(|item| self.items[*item].module().is_some()))
         {
-            self.calibrate(folder, sink, &globals, &mut state, (method, options), watch)?;
+            let also: Vec<(Target, PathBuf)> =
+                files.iter().map(|(file, path)| (self.also[*file].target, path.clone())).collect();
+            let run = Run { folder, sink, also: &also, replace, watch };
+            self.calibrate(&run, &globals, &mut state, (method, options))?;
+            files.iter().try_for_each(|(file, _)| folder.note(self.items.len() + file, "written", None))?;
         }
         stoppable(watch, |stop| self.pieces(folder, sink, &state.todo, &globals, watch, stop))?;
         let smoothed = if self.smooths { self.changed_norms(sink)? } else { Vec::new() };
@@ -194,13 +241,12 @@ impl Draft {
     /// Rounds what a pass of the model shows the inputs of.
     fn calibrate(
         &self,
-        folder: &NewFolder,
-        sink: &Sink<'_>,
+        run: &Run<'_>,
         globals: &HashMap<String, f32>,
         state: &mut State,
         (method, options): (Method, &CalibrationOptions),
-        watch: &dyn Watch,
     ) -> Result<(), ExportError> {
+        let Run { folder, sink, also, replace, watch } = *run;
         let job = |(key, item): (usize, &Item)| {
             let module = item.module()?;
             Some(Job {
@@ -215,9 +261,8 @@ impl Draft {
         let mut left: HashSet<usize> = state.todo.iter().copied().collect();
         let done: HashSet<usize> = jobs.iter().map(|job| job.key).filter(|key| !left.contains(key)).collect();
         let work = folder.make_work()?;
-        let smooths = self.smooths;
-        let calibrated =
-            Calibrated { folder: &self.source, jobs: &jobs, done: &done, method, smooths, options, work: &work };
+        let (source, smooths, jobs, done, work) = (&self.source, self.smooths, &jobs, &done, &work);
+        let calibrated = Calibrated { folder: source, jobs, done, method, smooths, options, work, also, replace };
         let mut taker = Taker { draft: self, folder, sink, left: &mut left, outcomes: &mut state.outcomes };
         let unseen = calibrated.round(watch, &mut taker)?;
         if !unseen.is_empty() {

@@ -267,13 +267,14 @@ mod tests {
         let matrix = InputMatrix {
             importance: calibration.diagonal(),
             factor: Ok(Factor::new(&calibration, 0.02).unwrap()),
+            stored: None,
             tokens: 512,
             gate: moment(n, 2).into(),
             raw: None,
             sample: None,
             correction: None,
         };
-        let input = Input { tensors: vec!["w.weight".into()], n, matrices: vec![matrix] };
+        let input = Input { tensors: vec!["w.weight".into()], n, matrices: vec![matrix], is_moved: false };
         let types = [TensorType::Q4_K, TensorType::Q8_0, TensorType::IQ2_XXS, TensorType::F16];
         let subjects = [("w.weight".to_owned(), FeedbackSubject { types: types.to_vec(), importance: None })].into();
         let mut errors = FeedbackErrors { steps: 2, ..FeedbackErrors::default() };

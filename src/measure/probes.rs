@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::file::type_name;
 use super::{
-    ColumnWeights, JointProbe, MeasureError, MeasuredTensor, Probe, Prober, Sampling, Sensitivity, TensorSensitivity,
-    encode_tensor, weight_errors,
+    ColumnWeights, JointProbe, MeasureError, MeasuredTensor, Probe, ProbeResult, Prober, Sampling, Sensitivity,
+    TensorSensitivity, encode_tensor, weight_errors,
 };
 use crate::display::six_digits;
 use crate::gguf::{Gguf, TensorInfo, TensorTotals, TensorType};
@@ -14,6 +14,19 @@ use crate::recipe::{Role, roles};
 
 /// What the logits of a probe cost, in forward passes.
 const COST_OF_LOGITS: f64 = 0.15;
+
+impl Probe {
+    /// What a run with one rounding came to.
+    pub(super) fn of(ty: &str, result: &ProbeResult) -> Probe {
+        Probe {
+            ty: ty.to_owned(),
+            kld: six_digits(result.mean()),
+            kld_error: six_digits(result.error()),
+            steady_kld: result.routing.is_some().then(|| six_digits(result.steady())),
+            flips: result.routing.as_ref().map(|routing| six_digits(routing.flips)),
+        }
+    }
+}
 
 /// What is measured, and on what.
 pub struct Measurement<'a, 'm, 'g> {
@@ -62,7 +75,7 @@ impl Measurement<'_, '_, '_> {
     }
 
     /// The layer whose states a probe of `tensor` starts with: 0 for the embedding too, which is looked up again.
-    fn first_use(&self, tensor: &TensorInfo) -> usize {
+    pub(super) fn first_use(&self, tensor: &TensorInfo) -> usize {
         match (Role::of(&tensor.name), roles::block_number(&tensor.name)) {
             (_, Some(block)) => block.max(0) as usize,
             (Role::Output, None) => self.n_layer(),
@@ -75,7 +88,7 @@ impl Measurement<'_, '_, '_> {
         roles::block_number(&tensor.name).is_none() || self.first_use(tensor) < self.n_layer()
     }
 
-    fn cost_of_probe(&self, entering: usize) -> f64 {
+    pub(super) fn cost_of_probe(&self, entering: usize) -> f64 {
         let layers = self.n_layer();
         (layers - entering.min(layers)) as f64 / layers.max(1) as f64 + COST_OF_LOGITS
     }
@@ -117,13 +130,7 @@ impl Measurement<'_, '_, '_> {
                 let mut overrides = Overrides::new();
                 overrides.insert(tensor.name.clone(), ty, data);
                 let result = self.score(overrides, tensor, &states)?;
-                let probe = Probe {
-                    ty: type_name(ty),
-                    kld: six_digits(result.mean()),
-                    kld_error: six_digits(result.error()),
-                    steady_kld: result.routing.is_some().then(|| six_digits(result.steady())),
-                    flips: result.routing.as_ref().map(|routing| six_digits(routing.flips)),
-                };
+                let probe = Probe::of(&type_name(ty), &result);
                 if let Some(known) = state.tensors.iter_mut().find(|known| known.name == tensor.name) {
                     known.probes.push(probe);
                 }
@@ -133,7 +140,13 @@ impl Measurement<'_, '_, '_> {
         Ok(())
     }
 
-    fn advance(&self, pass: &Pass<'_, '_, '_>, states: &mut HiddenStates, layer: usize) -> Result<(), MeasureError> {
+    /// Runs the original up to `layer`.
+    pub(super) fn advance(
+        &self,
+        pass: &Pass<'_, '_, '_>,
+        states: &mut HiddenStates,
+        layer: usize,
+    ) -> Result<(), MeasureError> {
         while states.next_layer() < layer {
             pass.run_layer(states, &mut NoTaps)?;
         }
@@ -146,7 +159,7 @@ impl Measurement<'_, '_, '_> {
         overrides: Overrides<'_>,
         tensor: &TensorInfo,
         states: &HiddenStates,
-    ) -> Result<super::ProbeResult, MeasureError> {
+    ) -> Result<ProbeResult, MeasureError> {
         let pass = self.prober.pass(overrides)?;
         let start = match Role::of(&tensor.name) {
             Role::TokenEmbd => self.prober.embed(&pass)?,

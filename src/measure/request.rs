@@ -153,10 +153,10 @@ pub(crate) struct Job<'a> {
 }
 
 /// Everything that is there once the model is loaded.
-struct Ready<'a, 'm, 'g> {
-    measurement: Measurement<'a, 'm, 'g>,
-    watch: &'a dyn Watch,
-    stop: &'a Stop,
+pub(super) struct Ready<'a, 'm, 'g> {
+    pub(super) measurement: Measurement<'a, 'm, 'g>,
+    pub(super) watch: &'a dyn Watch,
+    pub(super) stop: &'a Stop,
 }
 
 impl Job<'_> {
@@ -219,7 +219,7 @@ impl Job<'_> {
     }
 
     /// Runs `work` with the model loaded and the original's distributions computed.
-    fn with_model<T>(
+    pub(super) fn with_model<T>(
         &self,
         watch: &dyn Watch,
         work: impl FnOnce(&Ready<'_, '_, '_>, Provenance, f64) -> Result<T, MeasureError>,
@@ -370,13 +370,13 @@ fn stopped<T>(stop: &Stop, done: Result<T, MeasureError>, watch: &dyn Watch) -> 
     done
 }
 
-fn minutes(seconds: f64) -> String {
+pub(super) fn minutes(seconds: f64) -> String {
     if seconds < 90.0 { format!("{seconds:.0} seconds") } else { format!("{:.0} minutes", (seconds / 60.0).ceil()) }
 }
 
 impl Ready<'_, '_, '_> {
     /// Tokens that stand for `cost` forward passes in the progress.
-    fn tokens(&self, cost: f64) -> u64 {
+    pub(super) fn tokens(&self, cost: f64) -> u64 {
         (cost * self.measurement.prober.text().tokens().len() as f64) as u64
     }
 

@@ -16,6 +16,19 @@ pub const DEFAULT_TOKENS: usize = 65_536;
 /// Tokens that judge the result.
 const GATE_TOKENS: usize = 4096;
 
+/// The order of the inputs in a factor, in which columns answer for those before them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FactorOrder {
+    /// Their own.
+    #[default]
+    Stored,
+    /// By descending mean square, see [`Factor::descending`](crate::rounding::gptq::Factor): for grids whose scales are fixed
+    /// beforehand.
+    Descending,
+    /// Both, as two factors.
+    Both,
+}
+
 /// What feedback goes by.
 #[derive(Clone, Debug)]
 pub struct CalibrationOptions {
@@ -39,8 +52,8 @@ pub struct CalibrationOptions {
     pub moment_memory: u64,
     /// Shows second moments of all tokens as they are instead of factors: what GPTQ is given elsewhere, for comparison.
     pub raw: bool,
-    /// Factors have their inputs by descending mean square: for grids whose scales are fixed beforehand.
-    pub descending: bool,
+    /// The order of inputs in factors.
+    pub order: FactorOrder,
     /// So many inputs at most are shown as they are, beside their moments; see [`InputMatrix`](super::InputMatrix).
     pub sampled: usize,
     /// Inputs are those of the model with all rounded that comes before, and shown with a correction of the weights for
@@ -60,7 +73,7 @@ impl Default for CalibrationOptions {
             all_experts: false,
             moment_memory: DEFAULT_MOMENT_MEMORY,
             raw: false,
-            descending: false,
+            order: FactorOrder::Stored,
             sampled: 0,
             corrected: false,
         }
@@ -109,7 +122,7 @@ impl<'g> Calibration<'g> {
             precision: if options.fast { Precision::Fast } else { Precision::Accurate },
             all_experts: options.all_experts,
             raw: options.raw,
-            descending: options.descending,
+            order: options.order,
             sampled: options.sampled,
             corrected: options.corrected,
         };
@@ -180,7 +193,7 @@ impl<'g> Calibration<'g> {
         if self.settings.raw {
             words.push_str(", raw moments");
         }
-        if self.settings.descending {
+        if self.settings.order != FactorOrder::Stored {
             words.push_str(", descending");
         }
         if self.settings.corrected {

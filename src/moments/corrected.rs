@@ -167,6 +167,7 @@ impl<'g> Stream<'_, '_, 'g> {
         work.add(self.factor_work(shape.n));
         let matrix = InputMatrix {
             factor: calibrated.factor,
+            stored: calibrated.stored,
             importance: calibrated.importance,
             tokens: calibrated.tokens,
             gate: JudgedInputs::Corrected(judge),
@@ -174,7 +175,8 @@ impl<'g> Stream<'_, '_, 'g> {
             sample: calibrated.sample,
             correction,
         };
-        Ok(Input { n: shape.n, matrices: vec![matrix], tensors: shape.tensors.clone() })
+        let (tensors, is_moved) = (shape.tensors.clone(), shape.order.is_some());
+        Ok(Input { n: shape.n, matrices: vec![matrix], tensors, is_moved })
     }
 
     /// Sequences that the layer handles at once, at least as many groups of them as it takes to hold one out.

@@ -1,6 +1,6 @@
 //! Second moments of the inputs of one layer.
 
-use super::{Damping, MomentsError, StreamSettings};
+use super::{Damping, FactorOrder, MomentsError, StreamSettings};
 use crate::compute::Precision;
 use crate::model::{ModelError, TapInput, Taps};
 use crate::rounding::gptq::{Correction, Factor, FeedbackError, InputRows, JudgedInputs, SecondMoment, choose_damping};
@@ -209,8 +209,15 @@ impl Taps for MomentCollector {
     }
 
     fn input(&mut self, input: &TapInput<'_>) -> Result<(), ModelError> {
+        let holds_out = matches!(self.purpose, Purpose::Rounding { holds_out: true, .. });
         let of_this = |sums: &&mut Sums| input.tensors.contains(&sums.shape.tensors[0].as_str());
-        let Some(sums) = self.sums.iter_mut().find(of_this) else { return Ok(()) };
+        self.sums.iter_mut().filter(of_this).try_for_each(|sums| sums.add(input, holds_out))
+    }
+}
+
+impl Sums {
+    fn add(&mut self, input: &TapInput<'_>, holds_out: bool) -> Result<(), ModelError> {
+        let sums = self;
         let matrix = if sums.shape.pooled { 0 } else { input.expert.map_or(0, |expert| expert.index) };
         let same_width = sums.shape.n == input.rows.width();
         let moved = sums.shape.order.as_ref().filter(|_| same_width).map(|order| in_order(input.rows.data(), order));
@@ -219,7 +226,6 @@ impl Taps for MomentCollector {
             (Some(rows), _) if same_width => rows.accumulate(data),
             (None, Some(moment)) if same_width => {
                 // The last rows of a batch, which are a sequence of their own where there are many.
-                let holds_out = matches!(self.purpose, Purpose::Rounding { holds_out: true, .. });
                 let held_out = if holds_out { input.rows.len() / HELD_OUT } else { 0 };
                 let (rows, rest) = data.split_at((input.rows.len() - held_out) * sums.shape.n);
                 moment.accumulate(rows, None);
@@ -257,6 +263,8 @@ pub enum Unusable {
 pub struct InputMatrix {
     /// Its second moment on the calibration text, factored.
     pub factor: Result<Factor, Unusable>,
+    /// The same with the inputs in their own order, if the pass shows both and they differ.
+    pub stored: Option<Result<Factor, Unusable>>,
     /// Mean squares of the columns on that text.
     pub importance: Vec<f32>,
     /// Tokens of that text that this matrix saw.
@@ -279,6 +287,8 @@ pub struct Input {
     pub n: usize,
     /// One for each expert, or one for all matrices.
     pub matrices: Vec<InputMatrix>,
+    /// The columns are in another order than the model's.
+    pub is_moved: bool,
 }
 
 impl Input {
@@ -291,6 +301,7 @@ impl Input {
 /// The calibration side of an [`InputMatrix`].
 pub(super) struct Calibrated {
     pub factor: Result<Factor, Unusable>,
+    pub stored: Option<Result<Factor, Unusable>>,
     pub importance: Vec<f32>,
     pub tokens: u64,
     pub raw: Option<SecondMoment>,
@@ -301,8 +312,14 @@ impl Calibrated {
     /// A moment as it is.
     pub(super) fn raw(found: Finished) -> Calibrated {
         let Finished { moment, own_tokens, .. } = found;
-        let importance = moment.diagonal();
-        Calibrated { factor: Err(Unusable::Raw), importance, tokens: own_tokens, raw: Some(moment), sample: None }
+        Calibrated {
+            factor: Err(Unusable::Raw),
+            stored: None,
+            importance: moment.diagonal(),
+            tokens: own_tokens,
+            raw: Some(moment),
+            sample: None,
+        }
     }
 
     /// Factors a moment, which is gone afterwards, with all tokens in. `weights` are rows `[.., n]` of a matrix that has
@@ -319,16 +336,21 @@ impl Calibrated {
         }
         drop(held_out);
         let importance = moment.diagonal();
-        let factored = |damping: Result<f64, FeedbackError>| match settings.descending {
-            true => Factor::descending(moment, damping?),
-            false => Factor::new(&moment, damping?),
-        };
         // A rare expert has the moment of all; only what no text reaches has too few.
-        let factor = match tokens {
+        let unusable = |error: FeedbackError| Unusable::Factorization(error.to_string());
+        let damping = match tokens {
             tokens if tokens < LEAST_TOKENS => Err(Unusable::TooFewTokens(tokens)),
-            _ => factored(damping).map_err(|error| Unusable::Factorization(error.to_string())),
+            _ => damping.map_err(unusable),
         };
-        Calibrated { factor, importance, tokens: own_tokens, raw: None, sample }
+        let in_own_order = |moment: &SecondMoment| Factor::new(moment, damping.clone()?).map_err(unusable);
+        let stored = (settings.order == FactorOrder::Both).then(|| in_own_order(&moment));
+        let factor = match settings.order {
+            FactorOrder::Stored => in_own_order(&moment),
+            FactorOrder::Descending | FactorOrder::Both => {
+                damping.clone().and_then(|damping| Factor::descending(moment, damping).map_err(unusable))
+            }
+        };
+        Calibrated { factor, stored, importance, tokens: own_tokens, raw: None, sample }
     }
 }
 
@@ -348,6 +370,7 @@ pub(super) fn join(shape: Shape, calibrated: Vec<Calibrated>, gate: Vec<JudgedIn
     }
     let matrices = calibrated.into_iter().zip(gate).map(|(calibrated, gate)| InputMatrix {
         factor: calibrated.factor,
+        stored: calibrated.stored,
         importance: calibrated.importance,
         tokens: calibrated.tokens,
         gate,
@@ -355,7 +378,8 @@ pub(super) fn join(shape: Shape, calibrated: Vec<Calibrated>, gate: Vec<JudgedIn
         sample: calibrated.sample,
         correction: None,
     });
-    Ok(Input { n: shape.n, matrices: matrices.collect(), tensors: shape.tensors })
+    let is_moved = shape.order.is_some();
+    Ok(Input { n: shape.n, matrices: matrices.collect(), tensors: shape.tensors, is_moved })
 }
 
 #[cfg(test)]
@@ -370,7 +394,7 @@ mod tests {
             precision: Precision::Accurate,
             all_experts: false,
             raw: false,
-            descending: false,
+            order: FactorOrder::Stored,
             sampled: 0,
             corrected: false,
         }
@@ -493,7 +517,9 @@ mod tests {
     #[test]
     fn an_input_without_tokens_has_no_factor() {
         let found = Finished { moment: SecondMoment::new(8).unwrap(), held_out: Vec::new(), own_tokens: 0, tokens: 0 };
-        let calibrated = Calibrated::new(found, &settings(Damping::Given(0.02)), &[]);
+        let both = StreamSettings { order: FactorOrder::Both, ..settings(Damping::Given(0.02)) };
+        let calibrated = Calibrated::new(found, &both, &[]);
         assert_eq!(calibrated.factor.err(), Some(Unusable::TooFewTokens(0)));
+        assert_eq!(calibrated.stored.unwrap().err(), Some(Unusable::TooFewTokens(0)));
     }
 }

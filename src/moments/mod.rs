@@ -12,7 +12,7 @@
 //! For a layer whose distinct inputs are n₁, n₂ … wide, M = Σ 4nᵢ² bytes of moments of the calibration text turn into
 //! factors one by one, and then M bytes of moments of the gate's text join them: 2M and a batch of 8,192 tokens. That is
 //! 2.2 GB for a model 4,096 wide with feed-forward networks of 14,336, and 3.3 GB for one of 3,584 and 18,944, besides
-//! some 0.3 GB for the forward pass and the rows that are being rounded.
+//! some 0.3 GB for the forward pass and the rows that are being rounded. With factors in both orders it is 3M.
 
 mod calibration;
 mod corrected;
@@ -25,7 +25,7 @@ mod stream;
 use crate::gguf::Gguf;
 use crate::recipe::roles;
 
-pub use calibration::{Calibration, CalibrationOptions, DEFAULT_TOKENS};
+pub use calibration::{Calibration, CalibrationOptions, DEFAULT_TOKENS, FactorOrder};
 pub use damping::Damping;
 pub use error::MomentsError;
 pub use inputs::{Input, InputMatrix, Unusable};

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::corrected::PASSES;
 use super::inputs::{Calibrated, Discovery, Input, MomentCollector, Purpose, Shape, join, plan_passes};
 use super::states::{self, StatesReader, StatesWriter};
-use super::{Damping, MomentsError};
+use super::{Damping, FactorOrder, MomentsError};
 use crate::compute::Precision;
 use crate::gguf::TensorInfo;
 use crate::model::{ForwardOptions, HiddenStates, Model, Overrides, Pass, Taps, TokenGroup};
@@ -52,8 +52,8 @@ pub struct StreamSettings {
     pub all_experts: bool,
     /// Moments are shown as they are, of all tokens, and not factored.
     pub raw: bool,
-    /// Factors have their inputs by descending mean square, see [`Factor::descending`](crate::rounding::gptq::Factor).
-    pub descending: bool,
+    /// The order of inputs in factors.
+    pub order: FactorOrder,
     /// So many of the inputs that are held out are shown beside their moments.
     pub sampled: usize,
     /// Inputs come from the model with all rounded that was shown before.
@@ -68,11 +68,11 @@ pub trait Visitor {
     /// How often a tensor of a step is rounded; its inputs are wanted unless that is 0.
     fn roundings(&self, tensor: &str, step: usize) -> usize;
 
-    /// For a tensor whose input is wanted in another order than the model has it: the model's column for each column of the
-    /// input to be shown.
-    fn column_order(&self, tensor: &str) -> Option<Vec<usize>> {
+    /// Orders in which the input of a tensor is wanted: `None` is the model's, others have the model's column for each column
+    /// of the input to be shown. It is shown once for each.
+    fn column_orders(&self, tensor: &str) -> Vec<Option<Vec<usize>>> {
         let _ = tensor;
-        None
+        vec![None]
     }
 
     /// Takes an input of the current step; it is gone afterwards.
@@ -152,10 +152,14 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
         }
         for step in first..=layers {
             let wants = |tensor: &str| visitor.roundings(tensor, step) > 0;
-            let mut shapes = self.discover(step, &wants)?;
-            for shape in &mut shapes {
-                let order = visitor.column_order(&shape.tensors[0]);
-                shape.order = order.filter(|order| is_permutation(order, shape.n));
+            let mut shapes = Vec::new();
+            for shape in self.discover(step, &wants)? {
+                let mut orders = visitor.column_orders(&shape.tensors[0]);
+                orders
+                    .iter_mut()
+                    .for_each(|order| *order = order.take().filter(|order| is_permutation(order, shape.n)));
+                orders.dedup();
+                shapes.extend(orders.into_iter().map(|order| Shape { order, ..shape.clone() }));
             }
             let what = match step {
                 step if step < layers => format!("layer {} of {layers}", step + 1),
@@ -349,7 +353,8 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
 
     /// Flop of factoring a moment, as often as choosing a damping takes.
     pub(super) fn factor_work(&self, n: usize) -> f64 {
-        let times = if self.settings.damping == Damping::Chosen { 4.0 } else { 1.0 };
+        let chosen = if self.settings.damping == Damping::Chosen { 4.0 } else { 1.0 };
+        let times = if self.settings.order == FactorOrder::Both { chosen + 1.0 } else { chosen };
         times * (n as f64).powi(3) / 3.0
     }
 

@@ -22,4 +22,5 @@ pub(crate) use decide::standard_file_bytes;
 pub use error::QuantizeError;
 pub use report::{Report, RoundingReport, TensorRounding, TensorRow, Times};
 pub use request::{Choices, MissingImportance, Mtp, Request, Rounding, Split, open_source};
+pub(crate) use run::Guests;
 pub use run::write_all;

@@ -90,34 +90,25 @@ fn round_with_feedback(
     replace: Replace,
     watch: &dyn Watch,
 ) -> Result<Vec<Rounded>, QuantizeError> {
-    let rounded =
-        || outputs.iter().zip(paths).filter_map(|((draft, _), paths)| Some((*draft, draft.calibration?, paths)));
-    let Some((_, calibration, _)) = rounded().next() else { return Ok(Vec::new()) };
-    let mut folders = Vec::new();
-    for (draft, of_draft, paths) in rounded() {
-        if !std::ptr::addr_eq(of_draft, calibration) {
-            return Err(QuantizeError::Calibrations);
-        }
-        let types = draft.types_for_feedback(calibration.model().output_tensor());
-        let conditions = conditions(draft, calibration, &types);
-        let folder = PartialFolder::open(&paths[0], conditions, replace.is_allowed());
-        folders.push((types, folder.map_err(QuantizeError::Unfinished)?));
-    }
+    let Some(calibration) = outputs.iter().find_map(|(draft, _)| draft.calibration) else { return Ok(Vec::new()) };
+    let folders = open_folders(outputs, paths, calibration, replace)?;
     if calibration.is_corrected() && folders.len() > 1 {
         return Err(QuantizeError::CorrectedTogether);
     }
     let outputs: Vec<RunOutput<'_>> = folders.iter().map(|(types, folder)| RunOutput { types, folder }).collect();
     let stop = watch.stop();
     let run = Run { calibration, outputs: &outputs, stop: stop.clone() };
-    watch.note(&format!(
-        "{} tokens of {}, judged on {} tokens of {}",
-        count(calibration.text().len() as u64),
-        calibration.text().name(),
-        count(calibration.gate().len() as u64),
-        calibration.gate().name()
-    ));
     let (steps, done) = (run.steps(), run.steps_done());
-    if done > 0 {
+    if done < steps {
+        watch.note(&format!(
+            "{} tokens of {}, judged on {} tokens of {}",
+            count(calibration.text().len() as u64),
+            calibration.text().name(),
+            count(calibration.gate().len() as u64),
+            calibration.gate().name()
+        ));
+    }
+    if done > 0 && done < steps {
         watch.note(&going_on(done, steps, "steps"));
     }
     let result = run.work().and_then(|work| {
@@ -138,6 +129,59 @@ fn round_with_feedback(
     }
     watch.warn(&format!("{GOES_ON}, {} of {steps} steps", run.steps_done()));
     Err(Interrupted.into())
+}
+
+/// Types that feedback gives, and where its finished layers lie.
+type Unfinished = (HashMap<String, TensorType>, PartialFolder);
+
+/// Of each draft that is rounded so.
+fn open_folders(
+    outputs: &[(&Draft<'_>, PathBuf)],
+    paths: &[Vec<PathBuf>],
+    calibration: &Calibration<'_>,
+    replace: Replace,
+) -> Result<Vec<Unfinished>, QuantizeError> {
+    let rounded = outputs.iter().zip(paths).filter_map(|((draft, _), paths)| Some((*draft, draft.calibration?, paths)));
+    let open = |(draft, of_draft, paths): (&Draft<'_>, &Calibration<'_>, &Vec<PathBuf>)| {
+        if !std::ptr::addr_eq(of_draft, calibration) {
+            return Err(QuantizeError::Calibrations);
+        }
+        let types = draft.types_for_feedback(calibration.model().output_tensor());
+        let conditions = conditions(draft, calibration, &types);
+        let folder = PartialFolder::open(&paths[0], conditions, replace.is_allowed());
+        Ok((types, folder.map_err(QuantizeError::Unfinished)?))
+    };
+    rounded.map(open).collect()
+}
+
+/// Unfinished work of drafts whose tensors are rounded in the pass of another verb; after it, [`Draft::write`] finds
+/// everything done.
+pub(crate) struct Guests {
+    folders: Vec<Unfinished>,
+}
+
+impl Guests {
+    /// Takes over what is there, or makes it. All drafts must round with `calibration`.
+    ///
+    /// # Errors
+    /// What [`Draft::write`] refuses before it begins.
+    pub(crate) fn open(
+        outputs: &[(&Draft<'_>, PathBuf)],
+        calibration: &Calibration<'_>,
+        replace: Replace,
+    ) -> Result<Guests, QuantizeError> {
+        let paths: Vec<Vec<PathBuf>> = outputs.iter().map(|(draft, output)| draft.paths(output)).collect();
+        let needed: u64 = outputs.iter().map(|(draft, _)| draft.needed_bytes()).sum();
+        for ((draft, _), paths) in outputs.iter().zip(&paths) {
+            draft.refuse_what_cannot_be_done(paths, needed - draft.needed_bytes(), replace)?;
+        }
+        Ok(Guests { folders: open_folders(outputs, &paths, calibration, replace)? })
+    }
+
+    /// What a run of them makes.
+    pub(crate) fn outputs(&self) -> Vec<RunOutput<'_>> {
+        self.folders.iter().map(|(types, folder)| RunOutput { types, folder }).collect()
+    }
 }
 
 fn conditions(draft: &Draft<'_>, calibration: &Calibration<'_>, types: &HashMap<String, TensorType>) -> Conditions {

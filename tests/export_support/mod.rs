@@ -71,6 +71,28 @@ pub(crate) fn mixture(stacked: bool) -> Source {
     source
 }
 
+/// The same with all that it takes to run it.
+pub(crate) fn running_mixture(stacked: bool) -> Source {
+    let mut source = mixture(stacked);
+    let embedding = bells(20, &[2048, 128]);
+    source.tensors.insert("model.embed_tokens.weight".into(), embedding.clone());
+    source.tensors.insert("lm_head.weight".into(), embedding);
+    for norm in ["input_layernorm", "post_attention_layernorm"] {
+        source.tensors.insert(format!("model.layers.0.{norm}.weight"), bells(21, &[128]));
+    }
+    for norm in ["q_norm", "k_norm"] {
+        source.tensors.insert(format!("model.layers.0.self_attn.{norm}.weight"), bells(22, &[32]));
+    }
+    let more = json!({
+        "vocab_size": 2048, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "num_experts": 4,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 128, "intermediate_size": 128,
+        "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "bos_token_id": 0,
+        "eos_token_id": 0, "norm_topk_prob": true, "tie_word_embeddings": false,
+    });
+    source.config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    source
+}
+
 /// Runs an export, by plain rounding unless the options name another.
 pub(crate) fn export(folder: &Path, output: &Path, options: &[&str]) -> Output {
     let mut arguments = args!["export", folder, output];

@@ -26,7 +26,7 @@ def unpacked(words, columns, bits):
     return values.reshape(words.shape[0], -1)[:, :columns].astype(np.float32)
 
 
-def decoded(tensors, module, bits):
+def decoded(tensors, module):
     """32-bit values by the format's definition, and the type in which a reader computes them."""
     part = lambda suffix: tensors.get(f"{module}.weight{suffix}")
     scale = part("_scale")
@@ -47,6 +47,7 @@ def decoded(tensors, module, bits):
             steps = scale.float().numpy() / part("_global_scale").numpy()
         return codes * steps.repeat(codes.shape[1] // steps.shape[1], 1).astype(np.float32), torch.bfloat16
     rows, columns = part("_shape").tolist()
+    bits = 32 * packed.shape[1] // columns
     codes = unpacked(packed, columns, bits)
     zeros = np.full(scale.shape, 1 << (bits - 1), np.float32)
     if part("_zero_point") is not None:
@@ -90,7 +91,7 @@ def compare(out, base, tokens):
     weight_only = config["input_activations"] is None
     expected = {}
     for module in checked["tensors"]:
-        values, computed = decoded(tensors, module["name"], config["weights"]["num_bits"])
+        values, computed = decoded(tensors, module["name"])
         digest = hashlib.sha256(values.astype("<f4").tobytes()).hexdigest()
         assert digest == module["values_sha256"], (out.name, module["name"])
         expected[f"{module['name']}.weight"] = torch.from_numpy(values).to(computed).to(base.dtype)

@@ -23,6 +23,8 @@ SCHEMES = {
     "NVFP4A16": [], "MXFP4A16": [],
     # Scales may be negative here.
     "W4A16-search": ["--rounding", "search"],
+    # Two groups in config.json, one of them by patterns.
+    "W4A16-mixed": ["--like-bpw", "5"],
 }
 
 pytestmark = pytest.mark.skipif(not TORCH, reason="LWQ_TORCH_PYTHON names no Python with torch and compressed-tensors")
@@ -49,10 +51,11 @@ CONFIG = {
 
 
 def bundled_model(folder, dtype):
-    """The bundled model as a folder of transformers, without its tokenizer."""
+    """The bundled model as a folder of transformers."""
     folder.mkdir()
     tensors = {}
-    for tensor in GGUFReader(DATA / "doclet-4m-f16.gguf").tensors:
+    reader = GGUFReader(DATA / "doclet-4m-f16.gguf")
+    for tensor in reader.tensors:
         *block, part, _ = tensor.name.split(".")
         values = tensor.data.astype(np.float32)
         if part in ("attn_q", "attn_k"):
@@ -64,6 +67,17 @@ def bundled_model(folder, dtype):
         tensors[f"{name}.weight"] = stored
     hf_models.save(folder / "model.safetensors", tensors)
     (folder / "config.json").write_text(json.dumps({**CONFIG, "torch_dtype": dtype}))
+    tokens, merges = (reader.fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "merges"))
+    added = [{"id": at, "content": token, "special": True, "normalized": False} for at, token in enumerate(tokens[:3])]
+    split = [{"type": "Digits", "individual_digits": True},
+             {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]
+    tokenizer = {
+        "version": "1.0", "added_tokens": added, "normalizer": None, "post_processor": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": split}, "decoder": {"type": "ByteLevel"},
+        "model": {"type": "BPE", "vocab": {token: at for at, token in enumerate(tokens)}, "merges": merges},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": tokens[0], "eos_token": tokens[0]}))
     return folder
 
 
@@ -72,6 +86,8 @@ def test_every_scheme_loads_with_the_values_that_lwq_reads(tmp_path, dtype):
     source = bundled_model(tmp_path / dtype, dtype)
     folders = []
     for case, options in SCHEMES.items():
+        if case == "W4A16-mixed" and dtype == "float16":
+            continue  # measuring takes a while
         output = tmp_path / case
         scheme = case.split("-")[0]
         rounding = [] if "--rounding" in options else ["--rounding", "rtn"]

@@ -5,20 +5,25 @@
 //! feedback (or as llm-compressor does, for comparison), judged on the gate's text, and handed over before the next one is
 //! begun. Hidden states between two layers lie in a file, from where an interrupted run goes on behind the last layer whose
 //! matrices are all there.
+//!
+//! The same pass can round GGUF files, as `lwq quantize` does: it shows each input to both.
 
+pub(super) mod guests;
 mod matrix;
-mod model;
+pub(super) mod model;
 mod norms;
 mod pass;
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use crate::atomic_file::Replace;
 use crate::convert::source::{Matrix, ModelFolder};
 use crate::export::ExportError;
 use crate::moments::CalibrationOptions;
 use crate::progress::Watch;
 use crate::quantize::feedback::Outcome;
+use crate::recipe::Target;
 use crate::rounding::grid::{Layout, Rounded};
 
 /// A matrix to be rounded.
@@ -60,6 +65,10 @@ pub(crate) struct Calibrated<'a> {
     /// Folder for the 16-bit model and hidden states, which must be there. What lies in it must be of the same folder, texts
     /// and settings.
     pub(crate) work: &'a Path,
+    /// GGUF files that the same pass makes.
+    pub(crate) also: &'a [(Target, PathBuf)],
+    /// Whether these may replace others.
+    pub(crate) replace: Replace,
 }
 
 /// Takes what is done.
@@ -73,13 +82,14 @@ pub(crate) trait Sink {
 }
 
 impl Calibrated<'_> {
-    /// Rounds all matrices that are not done and whose inputs the model shows, layer by layer, and hands each to `sink`. Gives the keys of the others: no text tells anything about them.
+    /// Rounds all matrices that are not done and whose inputs the model shows, layer by layer, and hands each to `sink`; then
+    /// writes the GGUF files. Gives the keys of the others: no text tells anything about them.
     ///
     /// # Errors
     /// When the model cannot be run, a matrix cannot be read, `sink` refuses one, or `watch` stops the run; the same call
     /// then goes on.
     pub(crate) fn round(&self, watch: &dyn Watch, sink: &mut dyn Sink) -> Result<Vec<usize>, ExportError> {
-        let converted = model::Converted::open(self.folder, self.work, watch)?;
+        let converted = model::Converted::open(self.folder, self.work, self.also.is_empty(), watch)?;
         pass::run(self, &converted, watch, sink)
     }
 

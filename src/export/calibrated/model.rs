@@ -15,16 +15,22 @@ use crate::progress::Watch;
 const FILE: &str = "model.gguf";
 
 /// A folder and the GGUF that was made of it.
-pub(super) struct Converted<'a> {
+pub(crate) struct Converted<'a> {
     folder: &'a ModelFolder,
     conversion: Conversion,
-    pub(super) gguf: Gguf,
+    pub(crate) gguf: Gguf,
 }
 
 impl<'a> Converted<'a> {
-    /// Opens the GGUF in `work`, after making it if it is not there.
-    pub(super) fn open(folder: &'a ModelFolder, work: &Path, watch: &dyn Watch) -> Result<Converted<'a>, ExportError> {
-        let options = Options { drop_mtp: true, ..Options::default() };
+    /// Opens the GGUF in `work`, after making it if it is not there; with `drop_mtp` without blocks that predict further
+    /// tokens, which do not run.
+    pub(crate) fn open(
+        folder: &'a ModelFolder,
+        work: &Path,
+        drop_mtp: bool,
+        watch: &dyn Watch,
+    ) -> Result<Converted<'a>, ExportError> {
+        let options = Options { drop_mtp, ..Options::default() };
         let conversion = Conversion::open(folder.path(), &options)?;
         let path = work.join(FILE);
         if !path.exists() {
@@ -72,5 +78,10 @@ impl<'a> Converted<'a> {
         let mut bytes = vec![0; self.folder.stored_bytes(weight) as usize];
         self.folder.read_stored(weight, 0, &mut bytes)?;
         Ok(norms::divided(&bytes, dtype, exponents))
+    }
+
+    /// All places of rows of a matrix of the folder.
+    pub(crate) fn places_of(&self, matrix: &Matrix) -> Vec<Place> {
+        self.conversion.places_of(self.folder.name_of(matrix), matrix)
     }
 }

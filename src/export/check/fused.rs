@@ -11,8 +11,8 @@ use super::tensors::Tensors;
 use crate::export::ExportError;
 use crate::export::names;
 
-/// Queries, keys and values, gate and up, and the experts of a layer must have one scheme; NVFP4 wants one global scale for
-/// the former.
+/// Queries, keys and values, gate and up, and the experts of a layer must have one scheme, and for transformers those of all
+/// layers; NVFP4 wants one global scale for what is put into one.
 pub(super) fn check(
     tensors: &Tensors,
     scheme: &Scheme,
@@ -41,6 +41,16 @@ pub(super) fn check(
                 ));
             }
         }
+    }
+    let read_by = scheme.group_of_experts();
+    let other = modules.iter().find(|module| names::experts_of(&module.name).is_some() && module.group != read_by);
+    if let Some(module) = other.filter(|_| !told.iter().any(|key: &String| key.ends_with(".experts"))) {
+        report.faults.push(format!(
+            "{}: is in {}, but transformers (5.17) decodes all experts by {}: garbage, without a word",
+            module.name,
+            scheme.name_of(module.group),
+            scheme.name_of(read_by)
+        ));
     }
     let mut scales: BTreeMap<String, (String, f32)> = BTreeMap::new();
     for module in modules {

@@ -45,7 +45,8 @@ pub(super) struct Group {
 pub(super) struct Scheme {
     pub(super) groups: Vec<Group>,
     ignore: Vec<String>,
-    layers: Option<u64>,
+    /// `num_hidden_layers`.
+    pub(super) layers: Option<u64>,
 }
 
 impl Scheme {
@@ -154,6 +155,17 @@ impl Scheme {
         by(&|target| target == module)
             .or_else(|| by(&|target| target.starts_with("re:") && names::matches(target, module)))
             .or_else(|| by(&|target| target == "Linear"))
+    }
+
+    /// The group by which transformers (5.17) decodes all experts: the first whose patterns speak of them, or else the first
+    /// that names something.
+    pub(super) fn group_of_experts(&self) -> usize {
+        let first = |is_wanted: &dyn Fn(&String) -> bool| {
+            self.groups.iter().position(|group| group.targets.iter().any(is_wanted))
+        };
+        first(&|target| target.starts_with("re:") && target.contains("experts"))
+            .or_else(|| first(&|target| !target.starts_with("re:")))
+            .unwrap_or(0)
     }
 
     /// The name of a group.

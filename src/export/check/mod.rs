@@ -7,6 +7,7 @@
 mod compare;
 mod fused;
 mod groups;
+mod holes;
 mod modules;
 mod tensors;
 
@@ -71,6 +72,7 @@ pub fn check(folder: &Path, source: Option<&Path>, watch: &dyn Watch) -> Result<
     let modules = modules::collect(&tensors, &scheme, &mut report.faults)?;
     scheme.check_unquantized(&tensors, &modules, &mut report.faults);
     fused::check(&tensors, &scheme, &modules, &mut report)?;
+    holes::check(&config, &tensors, &modules, scheme.layers, &mut report.faults);
     let source = source.as_ref().map(|source| Source::new(source, &tensors, &modules, &mut report.faults));
     let source = source.transpose()?;
     read_all(&tensors, &modules, source.as_ref(), watch, &mut report)?;

@@ -19,6 +19,13 @@ pub(super) struct Found {
     place: usize,
 }
 
+/// What the index says.
+struct Index {
+    /// File by tensor.
+    places: BTreeMap<String, String>,
+    total_size: Option<Value>,
+}
+
 /// All tensors by name.
 pub(super) struct Tensors {
     files: Vec<TensorFile>,
@@ -31,7 +38,7 @@ impl Tensors {
         let mut tensors = Tensors { files: Vec::new(), by_name: BTreeMap::new() };
         let index = read_index(folder, &mut report.faults);
         let names: BTreeSet<String> = match &index {
-            Some(index) => index.values().cloned().collect(),
+            Some(index) => index.places.values().cloned().collect(),
             None => BTreeSet::from([WHOLE.to_owned()]),
         };
         if index.is_some() && folder.join(WHOLE).is_file() && !names.contains(WHOLE) {
@@ -53,7 +60,10 @@ impl Tensors {
                 }
             }
         }
-        for (tensor, file) in index.iter().flatten() {
+        if let Some(index) = &index {
+            tensors.check_total(index, &mut report.faults);
+        }
+        for (tensor, file) in index.iter().flat_map(|index| &index.places) {
             if !tensors.by_name.contains_key(tensor) {
                 report.faults.push(format!("{tensor}: {INDEX} says that it is in {file}, which lacks it"));
             }
@@ -61,17 +71,11 @@ impl Tensors {
         tensors
     }
 
-    fn add(
-        &mut self,
-        name: &str,
-        file: TensorFile,
-        index: Option<&BTreeMap<String, String>>,
-        faults: &mut Vec<String>,
-    ) {
+    fn add(&mut self, name: &str, file: TensorFile, index: Option<&Index>, faults: &mut Vec<String>) {
         let number = self.files.len();
         for (place, info) in file.tensors().enumerate() {
             let tensor = info.name.clone();
-            match index.map(|index| index.get(&tensor)) {
+            match index.map(|index| index.places.get(&tensor)) {
                 Some(None) => faults.push(format!("{tensor}: is in {name}, but {INDEX} does not list it")),
                 Some(Some(other)) if other != name => {
                     faults.push(format!("{tensor}: is in {name}, but {INDEX} says {other}"));
@@ -83,6 +87,15 @@ impl Tensors {
             }
         }
         self.files.push(file);
+    }
+
+    /// The index may say how many bytes all tensors have.
+    fn check_total(&self, index: &Index, faults: &mut Vec<String>) {
+        let bytes: u64 = self.by_name.values().map(|found| found.info.bytes).sum();
+        let is_whole = index.places.keys().all(|tensor| self.by_name.contains_key(tensor));
+        if let Some(said) = index.total_size.as_ref().filter(|said| is_whole && said.as_u64() != Some(bytes)) {
+            faults.push(format!("{INDEX}: metadata.total_size is {said}, but the tensors have {bytes} bytes"));
+        }
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&Found> {
@@ -97,7 +110,7 @@ impl Tensors {
     }
 }
 
-fn read_index(folder: &Path, faults: &mut Vec<String>) -> Option<BTreeMap<String, String>> {
+fn read_index(folder: &Path, faults: &mut Vec<String>) -> Option<Index> {
     let text = std::fs::read(folder.join(INDEX)).ok()?;
     let index: Map<String, Value> = match serde_json::from_slice(&text) {
         Ok(index) => index,
@@ -119,5 +132,6 @@ fn read_index(folder: &Path, faults: &mut Vec<String>) -> Option<BTreeMap<String
             _ => faults.push(format!("{tensor}: {INDEX} gives no file name for it")),
         }
     }
-    Some(places)
+    let total_size = index.get("metadata").and_then(|metadata| metadata.get("total_size")).cloned();
+    Some(Index { places, total_size })
 }

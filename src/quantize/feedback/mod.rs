@@ -14,4 +14,5 @@ mod tensor;
 pub use checkpoint::PartialFolder;
 pub use error::RoundingError;
 pub use outcome::{Kept, Outcome, RoleRow, by_role, reasons};
+pub(crate) use run::Rounder;
 pub use run::{Run, RunOutput};

@@ -80,7 +80,8 @@ impl<'a, 'g> Run<'a, 'g> {
         Ok(Some((stream, first)))
     }
 
-    fn rounder(&self, first: usize) -> Rounder<'_> {
+    /// What rounds, in a pass of its own or somebody else's that begins at step `first`.
+    pub(crate) fn rounder(&self, first: usize) -> Rounder<'_> {
         let outputs = self.outputs.iter().map(|output| RounderOutput {
             output: *output,
             done: output.folder.steps_done(),
@@ -97,7 +98,7 @@ impl<'a, 'g> Run<'a, 'g> {
 }
 
 /// Rounds what the pass shows.
-struct Rounder<'a> {
+pub(crate) struct Rounder<'a> {
     gguf: &'a Gguf,
     outputs: Vec<RounderOutput<'a>>,
     /// The step at work.

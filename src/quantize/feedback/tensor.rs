@@ -58,7 +58,7 @@ impl TensorJob<'_> {
     }
 
     fn round_matrix(&self, index: usize, input: &InputMatrix, out: &mut [u8]) -> Result<MatrixOutcome, RoundingError> {
-        let factor = match (&input.factor, supports_feedback(self.ty)) {
+        let factor = match (input.stored.as_ref().unwrap_or(&input.factor), supports_feedback(self.ty)) {
             (_, false) => Err(Kept::Type),
             (Err(Unusable::TooFewTokens(_)), true) => Err(Kept::TooFewTokens),
             (Err(Unusable::Factorization(_) | Unusable::Raw), true) => Err(Kept::Factorization),
@@ -185,13 +185,14 @@ mod tests {
         let matrix = InputMatrix {
             importance: calibration.diagonal(),
             factor: Factor::new(&calibration, 0.02).map_err(|e| Unusable::Factorization(e.to_string())),
+            stored: None,
             tokens: 512,
             gate: gate.into(),
             raw: None,
             sample: None,
             correction: None,
         };
-        Input { tensors: vec!["w.weight".to_owned()], n: N, matrices: vec![matrix] }
+        Input { tensors: vec!["w.weight".to_owned()], n: N, matrices: vec![matrix], is_moved: false }
     }
 
     fn round(input: &Input, ty: TensorType, values: &[f32]) -> Result<(Vec<u8>, Outcome), RoundingError> {
