@@ -376,7 +376,8 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
     /// Layers that are run twice are counted once.
     pub fn total_work<V: Visitor>(&self, first: usize, visitor: &V) -> u64 {
         let tokens = (self.calibration.len() + self.gate.len()) as f64;
-        let (passes, sums) = if self.settings.corrected { (PASSES, 3.0) } else { (1.0, 1.0) };
+        let corrected = self.settings.corrected;
+        let is_stack = |tensor: &TensorInfo| tensor.rows() > tensor.rows_per_matrix();
         let of_step = |step: usize| {
             let of_tensor = |tensor: &TensorInfo| {
                 let roundings = visitor.roundings(&tensor.name, step);
@@ -385,8 +386,16 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
                 }
                 let n = tensor.row_len() as usize;
                 let shared = matches!(Role::of(&tensor.name), Role::AttnK | Role::AttnV | Role::FfnUp);
+                let sums = if corrected && !is_stack(tensor) { 3.0 } else { 1.0 };
                 let moment = if shared { 0.0 } else { sums * self.moment_work(n) * tokens + self.factor_work(n) };
                 moment + self.rounding_work(&tensor.name) * roundings as f64
+            };
+            // Experts are shown by a pass of their own.
+            let has_stack = || self.tensors_of(step).any(|t| is_stack(t) && visitor.roundings(&t.name, step) > 0);
+            let passes = match corrected {
+                true if has_stack() => PASSES + 1.0,
+                true => PASSES,
+                false => 1.0,
             };
             passes * self.forward_work(step) * tokens + self.tensors_of(step).map(of_tensor).sum::<f64>()
         };
