@@ -450,7 +450,7 @@ fn corrected_targets_leave_less_divergence() {
     let arguments = args!["eval", "kld", "--base", &files[0], &files[1], &files[2], "--chunks", "8", "--json"];
     let found = json_of(run(arguments));
     let means: Vec<f64> =
-        found["files"].as_array().unwrap().iter().map(|file| file["mean_kld"].as_f64().unwrap()).collect();
+        found["models"].as_array().unwrap().iter().map(|file| file["mean_kld"].as_f64().unwrap()).collect();
     assert!(means[1] < 0.95 * means[0], "{means:?}");
     let wrong = run(args![
         "export",

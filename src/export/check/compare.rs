@@ -138,6 +138,7 @@ impl<'a> Source<'a> {
     /// A norm that was divided needs matrices that were multiplied, and those that loaders put into one alike. `taken` is what
     /// [`Self::factors_of`] each module was nearest to its source with.
     pub(super) fn compare_factors(&self, taken: &BTreeMap<String, Option<usize>>, faults: &mut Vec<String>) {
+        let mut told = BTreeSet::new();
         for (at, norm) in self.divided.iter().enumerate() {
             let mut with =
                 taken.iter().filter(|(_, factors)| **factors == Some(at)).map(|(module, _)| module).peekable();
@@ -149,7 +150,7 @@ impl<'a> Source<'a> {
                 let other = taken.iter().find(|(other, factors)| {
                     **factors != Some(at) && names::fused_of(other).is_some_and(|(found, ..)| found == key)
                 });
-                if let Some((other, _)) = other {
+                if let Some((other, _)) = other.filter(|(other, _)| told.insert(other.as_str())) {
                     faults.push(format!("{other}: lacks the factors of {}, which {module} has", norm.name));
                 }
             }
