@@ -40,6 +40,7 @@
 //! | plan types for a size | [`plan::Request`] |
 //! | score models | [`eval::PerplexityRequest`], [`eval::DivergenceRequest`], [`eval::TaskRequest`] |
 //! | compare quantized files with their base | [`report::ComparisonRequest`] |
+//! | make a repository with its card | [`publish::Request`] |
 //! | run a model | [`model::Model`] |
 //! | encode and decode blocks | [`quant::quantize_rows`], [`quant::dequantize`] |
 //!
@@ -64,6 +65,7 @@ pub mod moments;
 pub mod os;
 pub mod plan;
 pub mod progress;
+pub mod publish;
 pub mod quant;
 pub mod quantize;
 pub mod recipe;

@@ -8,6 +8,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// What a stage counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,12 @@ pub trait Watch: Sync {
 
     /// The stage is over.
     fn end(&self) {}
+
+    /// Of work in several steps that knows what all of them take: how much of all is done, from 0 to 1, and how long the
+    /// rest will take. It stands instead of stages; `what` names the piece in work.
+    fn overall(&self, done: f64, left: Duration, what: &str) {
+        let _ = (done, left, what);
+    }
 
     /// A line for people who watch.
     fn note(&self, line: &str) {

@@ -19,6 +19,7 @@ mod measure;
 mod output_name;
 mod plan;
 mod progress;
+mod publish;
 mod quantize;
 mod tokenize;
 
@@ -68,6 +69,7 @@ enum Command {
     Eval(eval::EvalArgs),
     Measure(measure::MeasureArgs),
     Plan(plan::PlanArgs),
+    Publish(publish::PublishArgs),
     Inspect(inspect::InspectArgs),
     Tokenize(tokenize::TokenizeArgs),
     List(list::ListArgs),
@@ -111,6 +113,7 @@ impl Cli {
             Command::Eval(args) => args.run(common),
             Command::Measure(args) => args.run(common),
             Command::Plan(args) => args.run(common),
+            Command::Publish(args) => args.run(common),
             Command::Inspect(args) => args.run(common),
             Command::Tokenize(args) => args.run(common),
             Command::List(args) => args.run(common),

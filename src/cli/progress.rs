@@ -105,12 +105,60 @@ impl Lines {
 pub struct Follow<'a> {
     common: &'a Common,
     stage: Mutex<Option<Progress>>,
+    overall: Mutex<Option<Overall>>,
+}
+
+/// How far work in several steps is.
+enum Overall {
+    Bar(ProgressBar),
+    /// When the next plain line is due.
+    Lines(Instant),
+}
+
+/// Positions of the bar of several steps.
+const PARTS: u64 = 1000;
+
+impl Overall {
+    fn new() -> Overall {
+        if !io::stderr().is_terminal() {
+            return Overall::Lines(Instant::now() + PLAIN_INTERVAL);
+        }
+        let style = ProgressStyle::with_template("{bar:28} {percent:>3}%  {wide_msg}");
+        let bar = ProgressBar::with_draw_target(Some(PARTS), ProgressDrawTarget::stderr_with_hz(8));
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Overall::Bar(bar)
+    }
+
+    fn show(&mut self, done: f64, left: Duration, what: &str) {
+        let (left, what) = (super::publish::duration(left.as_secs_f64()), super::printable(what));
+        match self {
+            Overall::Bar(bar) => {
+                bar.set_position((done * PARTS as f64) as u64);
+                bar.set_message(format!("{left} left  {what}"));
+            }
+            Overall::Lines(next) => {
+                let now = Instant::now();
+                if now >= *next {
+                    *next = now + PLAIN_INTERVAL;
+                    let _ = writeln!(io::stderr(), "publish: {:.0}%, {left} left, {what}", 100.0 * done);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Overall {
+    fn drop(&mut self) {
+        if let Overall::Bar(bar) = self {
+            bar.finish_and_clear();
+        }
+    }
 }
 
 impl Common {
     /// What the command's work reports to.
     pub fn watch(&self) -> Follow<'_> {
-        Follow { common: self, stage: Mutex::new(None) }
+        Follow { common: self, stage: Mutex::new(None), overall: Mutex::new(None) }
     }
 }
 
@@ -119,6 +167,16 @@ impl Follow<'_> {
         let mut slot = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(last) = std::mem::replace(&mut *slot, stage) {
             last.finish();
+        }
+    }
+}
+
+impl Follow<'_> {
+    /// Prints while the bar of several steps, if there is one, is out of the way.
+    fn above_the_bar(&self, print: impl FnOnce()) {
+        match &*self.overall.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(Overall::Bar(bar)) => bar.suspend(print),
+            _ => print(),
         }
     }
 }
@@ -138,12 +196,19 @@ impl Watch for Follow<'_> {
         self.set(None);
     }
 
+    fn overall(&self, done: f64, left: Duration, what: &str) {
+        if !self.common.quiet {
+            let mut overall = self.overall.lock().unwrap_or_else(PoisonError::into_inner);
+            overall.get_or_insert_with(Overall::new).show(done, left, what);
+        }
+    }
+
     fn note(&self, line: &str) {
-        self.common.note(line);
+        self.above_the_bar(|| self.common.note(line));
     }
 
     fn warn(&self, line: &str) {
-        self.common.warn(line);
+        self.above_the_bar(|| self.common.warn(line));
     }
 
     fn stop(&self) -> Stop {

@@ -154,7 +154,7 @@ fn rounded(parameters: u64) -> String {
 }
 
 /// Top-level entries of a model card's YAML header that are a word or a list of words; anything else is passed over.
-fn front_matter(text: &str) -> Vec<(String, Vec<String>)> {
+pub(crate) fn front_matter(text: &str) -> Vec<(String, Vec<String>)> {
     let mut lines = text.lines();
     let mut entries: Vec<(String, Vec<String>)> = Vec::new();
     if lines.next() != Some("---") {

@@ -35,6 +35,7 @@ use hparams::Source;
 use plan::{Inputs, Plan};
 use sizes::Sizes;
 
+pub(crate) use description::front_matter;
 pub use error::ConvertError;
 
 use crate::gguf::{GgufLayout, Metadata, NewTensor, TensorType, shown};

@@ -1,6 +1,6 @@
 //! KL divergence of a model from its reference, and the figures that llama-perplexity prints beside it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::model::math::{divergence_sum, log_sum_exp, max};
 
@@ -67,7 +67,7 @@ pub(crate) struct Divergence {
 }
 
 /// Extremes and percentiles of a series, interpolated linearly.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Percentiles {
     /// Largest value.
     pub maximum: f64,
@@ -99,7 +99,7 @@ pub struct Percentiles {
 
 /// The figures of llama-perplexity's `--kl-divergence`. Every `_error` is a standard error that takes tokens as
 /// independent; shares and probabilities are fractions of 1.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DivergenceSummary {
     /// Perplexity of the model.
     pub ppl: f64,
@@ -154,7 +154,7 @@ pub struct DivergenceSummary {
 
 /// How the choice of experts differs from the reference's. A token whose experts change diverges by far more than others; with
 /// the reference's experts forced on the model, what is left is the damage of the weights.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RoutingSummary {
     /// Share of token-layers, a scored prediction in a layer with experts each, whose chosen experts differ.
     pub flips: f64,

@@ -195,6 +195,12 @@ impl Gguf {
         &self.shards[0].label
     }
 
+    /// The same model under another name for messages and records.
+    pub(crate) fn labelled(mut self, label: &str) -> Gguf {
+        label.clone_into(&mut self.shards[0].label);
+        self
+    }
+
     /// True if the data of some tensors must be swapped: then [`Gguf::data`] serves few types.
     pub fn is_big_endian(&self) -> bool {
         self.shards.iter().any(|shard| shard.big_endian)

@@ -175,6 +175,7 @@ mod tests {
     fn tensor(name: &str, klds: &[(&str, f64)]) -> TensorSensitivity {
         let errors = [("Q2_K", 0.08), ("Q3_K", 0.02), ("Q4_K", 0.005), ("Q6_K", 0.0003)];
         TensorSensitivity {
+            shape: Vec::new(),
             name: name.into(),
             errors: errors.map(|(ty, error)| (ty.to_owned(), error)).into(),
             probes: klds.iter().map(|(ty, kld)| probe(ty, *kld)).collect(),

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{FeedbackErrors, MeasureError};
+use super::{FeedbackErrors, MeasureError, TransferCheck};
 use crate::atomic_file::AtomicFile;
 use crate::gguf::TensorType;
 use crate::text::utf8;
@@ -59,6 +59,9 @@ pub struct Sensitivity {
     /// What rounding with feedback leaves, once somebody asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub feedback: Option<FeedbackErrors>,
+    /// The check that let another model's measurement stand for this one's, or not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transferred: Option<TransferCheck>,
 }
 
 /// What is known of one tensor.
@@ -67,6 +70,9 @@ pub struct Sensitivity {
 pub struct TensorSensitivity {
     /// Its name.
     pub name: String,
+    /// Its shape in ggml's order: row length first; empty in files of earlier versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shape: Vec<u64>,
     /// Squared error of its outputs relative to their squared norm, by type: Σ w (W − Ŵ)² / Σ w W² with the mean squares
     /// w of its inputs.
     pub errors: BTreeMap<String, f64>,
@@ -223,7 +229,7 @@ impl Sensitivity {
             false => format!("[\n    {}\n  ]", items.join(",\n    ")),
         };
         let text = format!(
-            "{{\n  \"lwq_sensitivity\": {},\n  \"provenance\": {},\n  \"joint\": {},\n  \"tensors\": {}{}\n}}\n",
+            "{{\n  \"lwq_sensitivity\": {},\n  \"provenance\": {},\n  \"joint\": {},\n  \"tensors\": {}{}{}\n}}\n",
             self.lwq_sensitivity,
             json(&self.provenance),
             lines(self.joint.iter().map(json).collect()),
@@ -231,6 +237,9 @@ impl Sensitivity {
             self.feedback
                 .as_ref()
                 .map_or_else(String::new, |found| format!(",\n  \"feedback\": {}", feedback_json(found))),
+            self.transferred
+                .as_ref()
+                .map_or_else(String::new, |check| format!(",\n  \"transferred\": {}", json(check))),
         );
         let mut file = AtomicFile::create(path, replace)?;
         file.write_all(text.as_bytes()).map_err(|source| crate::atomic_file::OutputError::Io {
@@ -271,7 +280,12 @@ mod tests {
         Sensitivity {
             lwq_sensitivity: SENSITIVITY_VERSION,
             tensors: ["a", "b"]
-                .map(|n| TensorSensitivity { name: n.into(), errors: BTreeMap::clone(&errors), probes: probes.clone() })
+                .map(|n| TensorSensitivity {
+                    name: n.into(),
+                    shape: vec![256, 2],
+                    errors: BTreeMap::clone(&errors),
+                    probes: probes.clone(),
+                })
                 .into(),
             joint: vec![JointProbe { bits_per_weight: 3.4, kld: 0.1, ..JointProbe::default() }],
             ..Sensitivity::default()

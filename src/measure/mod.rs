@@ -16,6 +16,7 @@ mod prober;
 mod probes;
 mod request;
 mod tensor;
+mod transfer;
 mod units;
 mod weight_error;
 
@@ -32,6 +33,7 @@ pub use probes::Measurement;
 pub(crate) use request::Job;
 pub use request::{ProbeOptions, Request, default_path, path_for};
 pub use tensor::MeasuredTensor;
+pub use transfer::{CHECKED_PROBES, TransferCheck};
 pub(crate) use units::{RoundedUnit, Unit};
 pub use weight_error::{
     ColumnWeights, DEFAULT_SAMPLED_WEIGHTS, RowErrors, Sampling, WeightErrorProblem, fits_row, weight_errors,

@@ -63,7 +63,8 @@ pub(super) fn measure_errors(
         gguf.release(tensor);
         let finite = found.into_iter().filter(|(_, errors)| errors.weighted_error.is_finite());
         let errors = finite.map(|(ty, errors)| (type_name(ty), six_digits(errors.relative()))).collect();
-        state.tensors.push(TensorSensitivity { name: tensor.name.clone(), errors, probes: Vec::new() });
+        let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
+        state.tensors.push(TensorSensitivity { name, shape, errors, probes: Vec::new() });
         on_measured(state, tensor)?;
     }
     Ok(())
@@ -116,8 +117,34 @@ impl Measurement<'_, '_, '_> {
     /// # Errors
     /// When a tensor cannot be rounded, the forward pass fails, or `on_measured` ends the run.
     pub fn probe_all(&self, state: &mut Sensitivity, on_measured: &mut OnProbe<'_>) -> Result<(), MeasureError> {
+        self.probe(self.missing(state), state, on_measured)
+    }
+
+    /// The same for some tensors and names of types.
+    ///
+    /// # Errors
+    /// As [`Self::probe_all`].
+    pub(super) fn probe_some(
+        &self,
+        state: &mut Sensitivity,
+        wanted: &[(String, String)],
+        on_measured: &mut OnProbe<'_>,
+    ) -> Result<(), MeasureError> {
+        let is_wanted = |(measured, ty): &(&MeasuredTensor<'_>, TensorType)| {
+            wanted.iter().any(|(name, known)| *name == measured.tensor.name && *known == type_name(*ty))
+        };
+        let some = self.missing(state).into_iter().filter(is_wanted).collect();
+        self.probe(some, state, on_measured)
+    }
+
+    fn probe(
+        &self,
+        probes: Vec<(&MeasuredTensor<'_>, TensorType)>,
+        state: &mut Sensitivity,
+        on_measured: &mut OnProbe<'_>,
+    ) -> Result<(), MeasureError> {
         let mut by_layer: BTreeMap<usize, Vec<(&MeasuredTensor<'_>, TensorType)>> = BTreeMap::new();
-        for (measured, ty) in self.missing(state) {
+        for (measured, ty) in probes {
             by_layer.entry(self.first_use(measured.tensor)).or_default().push((measured, ty));
         }
         let original = self.prober.pass(Overrides::new())?;

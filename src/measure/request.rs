@@ -69,9 +69,9 @@ pub struct ProbeOptions {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Request<'a> {
-    model: &'a Gguf,
-    imatrix: Option<Named<'a>>,
-    probes: ProbeOptions,
+    pub(super) model: &'a Gguf,
+    pub(super) imatrix: Option<Named<'a>>,
+    pub(super) probes: ProbeOptions,
 }
 
 impl<'a> Request<'a> {

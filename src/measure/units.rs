@@ -112,6 +112,7 @@ impl Ready<'_, '_, '_> {
             let ty = rounded.errors.first().map_or("", |(name, _)| *name);
             state.tensors.push(TensorSensitivity {
                 name: unit.name.clone(),
+                shape: Vec::new(),
                 errors: errors.collect(),
                 probes: vec![Probe::of(ty, &result)],
             });

@@ -27,6 +27,7 @@
 
 mod activation_rounding;
 mod arch;
+mod cache;
 mod error;
 mod feed_forward;
 mod gelu;
@@ -49,6 +50,7 @@ mod weights;
 pub(crate) use arch::{ARCHITECTURES, Activation, Architecture, Gating, OutputMatrix, RopeFree};
 #[cfg(test)]
 pub(crate) use arch::{AttentionGate, DenseLayers, QkNorm, SharedExpert, Sinks};
+pub(crate) use cache::{LayerCache, caches};
 pub use error::{ModelError, UnknownArchitecture};
 pub use group::{HiddenStates, KeptWidths, TokenGroup};
 pub use head::LogitsTile;

@@ -111,6 +111,18 @@ pub(super) fn make<'a>(request: &Request<'a>, gguf: &'a Gguf, watch: &dyn Watch)
     Ok(plan)
 }
 
+/// Bytes of the smallest and the largest file that a plan can make.
+pub(super) fn size_range(request: &Request<'_>, gguf: &Gguf) -> Result<(u64, u64), PlanError> {
+    let (imatrix, source) = request.imatrix.map(with_planning).unzip();
+    let plan = empty_plan(request, gguf, source);
+    let metadata = output_metadata(gguf.metadata(), imatrix.as_ref(), &plan, &PlanFile::digest(""));
+    let method = request.rounding.method();
+    let inventory = Inventory::new(gguf, &request.rules, imatrix.as_ref(), method, &mut Vec::new())?;
+    let sizes = Sizes::new(&inventory, &metadata)?;
+    let (smallest, largest) = byte_range(&sizes.items(&inventory, |_, _| 0.0));
+    Ok((sizes.fixed + smallest, sizes.fixed + largest))
+}
+
 /// Bits per weight that a byte budget leaves for the tensors that have a choice.
 fn free_bits(inventory: &Inventory<'_>, items: &[Item], budget: u64) -> Option<f64> {
     let (mut left, mut weights) = (budget, 0);

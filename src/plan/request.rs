@@ -125,6 +125,14 @@ impl<'a> Request<'a> {
         make::make(self, model, watch)
     }
 
+    /// Bytes of the smallest and the largest file that a plan can make. Runs and reads nothing.
+    ///
+    /// # Errors
+    /// When a file is wrong, or the types allowed leave a tensor without one.
+    pub fn size_range(&self, model: &'a Gguf) -> Result<(u64, u64), PlanError> {
+        make::size_range(self, model)
+    }
+
     /// The file of the measurement of `model`.
     pub(super) fn sensitivity_path(&self, model: &Gguf) -> PathBuf {
         let path = model.shards().first().and_then(|shard| shard.path()).unwrap_or(Path::new("model.gguf"));

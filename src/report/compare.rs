@@ -55,6 +55,16 @@ pub struct TaskFolder {
     pub llama_compat: bool,
 }
 
+impl TaskFolder {
+    /// Number of task files in the folder.
+    ///
+    /// # Errors
+    /// When it cannot be read or holds none.
+    pub fn count(&self) -> Result<usize, ReportError> {
+        Ok(task_files(&self.folder)?.len())
+    }
+}
+
 /// A task file, tokenized for all models.
 struct NamedTasks {
     name: String,

@@ -1,7 +1,7 @@
 //! What the files alone tell: sizes, types per layer, rounding errors of the tensors.
 
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::ReportError;
 use crate::gguf::{Gguf, TensorInfo, TensorType};
@@ -16,7 +16,7 @@ const CHUNK_WEIGHTS: u64 = 1 << 18;
 const COMPARED_BYTES: u64 = 4;
 
 /// A file and its tensors.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct FileFacts {
     /// Name to show: the file's name without its folder, or the path where names alone are not unique.
     pub file: String,
@@ -29,7 +29,7 @@ pub struct FileFacts {
 }
 
 /// A tensor's name and type.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TensorFacts {
     /// Name of the tensor in the file, such as `blk.0.attn_q.weight`.
     pub name: String,
@@ -41,7 +41,7 @@ pub struct TensorFacts {
 }
 
 /// Error of a tensor against the base.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TensorError {
     /// Name of the tensor in both files.
     pub name: String,

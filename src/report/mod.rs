@@ -11,7 +11,7 @@ mod plots;
 mod size_plot;
 mod table;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use compare::{ComparisonRequest, TaskFolder};
 pub use error::ReportError;
@@ -24,7 +24,7 @@ use crate::eval::DivergenceSummary;
 use crate::eval::tasks::{TaskComparison, TaskSummary};
 
 /// All that is known about a base model and its quantized files: what `lwq compare --json` prints.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Comparison {
     /// The unquantized original that all files are held against.
     pub base: FileFacts,
@@ -42,7 +42,7 @@ pub struct Comparison {
 }
 
 /// The text and how it was cut.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TextFacts {
     /// Names of the text files, without folders, in the order given.
     pub files: Vec<String>,
@@ -55,7 +55,7 @@ pub struct TextFacts {
 }
 
 /// One pass over text and tasks.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Run {
     /// How the inputs of products were rounded: `f32` (not at all) or `ggml` (as its CPU backend does).
     pub activations: String,
@@ -72,7 +72,7 @@ pub struct Run {
 }
 
 /// Figures of one file in one run.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct FileFigures {
     /// Perplexity and divergence from the base; in JSON, its fields stand beside `tasks`.
     #[serde(flatten)]
@@ -82,7 +82,7 @@ pub struct FileFigures {
 }
 
 /// Score of one model on one task file.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TaskFigures {
     /// Name of the task file without its folder, and without extension where that tells the files apart.
     pub name: String,

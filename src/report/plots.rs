@@ -134,6 +134,9 @@ fn labels(points: &[&Point], x: &Range<f64>, height: impl Fn(f64) -> f64) -> Vec
     let near = |a: (f64, f64), b: (f64, f64)| (a.0 - b.0).abs() < 0.035 && (a.1 - b.1).abs() < 0.045;
     let mut labels: Vec<String> = vec![String::new(); points.len()];
     for (index, point) in points.iter().enumerate() {
+        if point.label.is_empty() {
+            continue;
+        }
         let first = (0..index).find(|&i| !labels[i].is_empty() && near(place(points[i]), place(point)));
         match first {
             Some(first) => labels[first].push_str(&format!(", {}", point.label)),

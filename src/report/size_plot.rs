@@ -5,7 +5,7 @@ use super::{Comparison, ReportError, Run};
 
 /// An SVG image of the mean KL divergence of a run's files against their sizes, with 95% bars. `groups` names the group
 /// of each file, in the order of the files: those of one group have one colour and are joined. Labels are the names of
-/// the files without folder and extension.
+/// the files without folder and extension; a file without a name has no label.
 ///
 /// # Errors
 /// When the plot cannot be drawn.

@@ -79,6 +79,28 @@ impl Text {
         self.parts.iter().map(|part| part.name.as_str()).collect::<Vec<_>>().join(", ")
     }
 
+    /// The same under the names of the files without their folders, as files that are passed on name them.
+    #[must_use]
+    pub fn without_folders(mut self) -> Text {
+        for part in self.parts.iter_mut().filter(|part| !part.built_in) {
+            if let Some(name) = std::path::Path::new(&part.name).file_name() {
+                part.name = name.to_string_lossy().into_owned();
+            }
+        }
+        self
+    }
+
+    /// The documents with the SHA-256 of all their bytes, in hexadecimal.
+    pub fn digests(&self) -> impl Iterator<Item = (&str, String)> {
+        use sha2::{Digest, Sha256};
+        self.parts.iter().map(|part| (part.name.as_str(), format!("{:x}", Sha256::digest(&part.bytes))))
+    }
+
+    /// True if it is compiled in.
+    pub fn is_built_in(&self) -> bool {
+        self.parts.iter().all(|part| part.built_in)
+    }
+
     /// The documents with their names, each as llama.cpp's tools read a text file: without one final newline.
     pub fn documents(&self) -> impl Iterator<Item = (&str, &[u8])> {
         self.parts.iter().map(|part| (part.name.as_str(), part.bytes.strip_suffix(b"\n").unwrap_or(&part.bytes)))

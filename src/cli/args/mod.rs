@@ -10,12 +10,12 @@ mod rounding;
 mod text;
 mod types;
 
-pub use budget::BudgetArgs;
+pub use budget::{BudgetArgs, parse_size};
 pub use choice::{ChoiceArgs, measurement_path};
 pub use importance::{ImportanceArgs, parse_missing};
 pub use model::{ActivationsArg, ModelArgs};
 pub use override_kv::parse_override;
 pub use probes::ProbeArgs;
-pub use rounding::{CalibrationFlags, RoundingFlags, TargetsFlag, rounding};
+pub use rounding::{CalibrationFlags, RoundingArg, RoundingFlags, TargetsFlag, rounding};
 pub use text::TextArgs;
 pub use types::{TypeArgs, parse_target};

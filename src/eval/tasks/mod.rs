@@ -53,7 +53,7 @@ const MOST_BYTES: u64 = 1 << 30;
 const MOST_LINES: usize = 6_000_000;
 
 /// What kind of task a file holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum TaskKind {
     /// Four endings of a description.
     #[serde(rename = "hellaswag")]

@@ -1,6 +1,6 @@
 //! What the scores of tasks say together.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::TaskKind;
 
@@ -90,7 +90,7 @@ pub struct TaskScores {
 }
 
 /// The figures of a run. Shares are from 0 to 1; `None` where too few tasks were scored to tell.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskSummary {
     /// Kind of the tasks.
     pub kind: TaskKind,
@@ -117,7 +117,7 @@ pub struct TaskSummary {
 }
 
 /// A model against its base on the same tasks.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskComparison {
     /// Tasks that both models were scored on.
     #[serde(rename = "tasks_compared")]
