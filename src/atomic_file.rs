@@ -95,13 +95,13 @@ impl AtomicFile {
         remove_leftovers(folder, &prefix, target)?;
 
         let temporary = folder.join(format!("{prefix}{}.part", std::process::id()));
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&temporary)
-            .map_err(|source| io_error("cannot create its temporary file", source))?;
+        // Before the file is there: a signal that comes right after it was made must find it.
         let guard = TemporaryPath::register(&temporary);
+        let made = OpenOptions::new().read(true).write(true).create_new(true).open(&temporary);
+        let file = made.map_err(|source| {
+            guard.live.store(false, Ordering::SeqCst);
+            io_error("cannot create its temporary file", source)
+        })?;
         let file = AtomicFile { file, target: resolved, temporary, guard, committed: false };
         match file.file.try_lock() {
             Ok(()) => Ok(file),
