@@ -78,7 +78,7 @@ pub struct CalibrationFlags {
 enum TargetsArg {
     /// The model's own weights, by its own inputs
     Model,
-    /// Weights that make up for the errors of the matrices before, by the inputs that these give: better, and two to three
+    /// Weights that make up for the errors of the matrices before, by the inputs that these give: better, and several
     /// times the time
     Corrected,
 }
