@@ -1,12 +1,14 @@
 //! Targets that make up for what was rounded before.
 //!
-//! By the time a matrix W is rounded, its inputs are no longer the model's x but the x^ that the matrices before it, rounded
-//! already, give; and where its outputs are added to a stream, that stream is off by r - r^ as well. What the rounded matrix
-//! should give for x^ is `W x + (r - r^)`. The weights that come nearest to that over all inputs are
+//! By the time a matrix W is rounded, its inputs are no longer the model's x but the y that the matrices before it, rounded
+//! already, give; and where its outputs are added to a stream r, that stream has become s. What the rounded matrix should give
+//! for y is `W x + (r - s)`. The weights that come nearest to that over all inputs are
 //!
-//!     W* = W + (W C + R) H^-1,  C = sum (x - x^) x^T,  R = sum (r - r^) x^T,  H = sum x^ x^T
+//! ```text
+//! W* = W + (W C + R) H^-1,  C = sum (x - y) y^T,  R = sum (r - s) y^T,  H = sum y y^T
+//! ```
 //!
-//! (with x^ in both transposes), least squares as in GPTAQ (Li et al., arXiv 2504.02692), with the stream's part added. How
+//! least squares as in GPTAQ (Li et al., arXiv 2504.02692), with the stream's part added. How
 //! much of the difference to W is taken is chosen on inputs that had no part in the sums: with few tokens a column, full
 //! strength does harm.
 
