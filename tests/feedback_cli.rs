@@ -428,3 +428,22 @@ fn a_limit_is_planned_and_rounded_in_one_command_without_an_imatrix() {
     assert_eq!(gguf.metadata().str("lwq.rounding.method").unwrap(), Some("feedback"));
     assert!(gguf.metadata().str("lwq.plan.sha256").unwrap().is_some());
 }
+
+#[test]
+fn corrected_targets_leave_less_divergence() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = ["model", "corrected"].map(|targets| {
+        let file = dir.path().join(format!("{targets}.gguf"));
+        let mut arguments = args!["quantize", doclet(), &file, "--rounding", "feedback", "--target", "Q4_0"];
+        arguments.extend(args!["--calibration-tokens", "8192", "--gate-file", gate(), "--targets", targets]);
+        stdout_of(run(arguments));
+        file
+    });
+    let found = json_of(run(args!["eval", "kld", "--base", doclet(), &files[0], &files[1], "--chunks", "6", "--json"]));
+    let mean = |at: usize| found["models"][at]["mean_kld"].as_f64().unwrap();
+    assert!(mean(1) < 0.95 * mean(0), "{} {}", mean(1), mean(0));
+
+    let wrong =
+        run(args!["quantize", doclet(), dir.path().join("x.gguf"), "--target", "Q4_K_M", "--targets", "corrected"]);
+    assert_eq!(wrong.status.code(), Some(2));
+}
