@@ -447,3 +447,25 @@ fn corrected_targets_leave_less_divergence() {
         run(args!["quantize", doclet(), dir.path().join("x.gguf"), "--target", "Q4_K_M", "--targets", "corrected"]);
     assert_eq!(wrong.status.code(), Some(2));
 }
+
+#[test]
+fn corrected_targets_make_one_file_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("model.gguf");
+    std::fs::copy(doclet(), &model).unwrap();
+    let arguments = args![
+        "quantize",
+        &model,
+        "--target",
+        "Q4_0",
+        "--target",
+        "Q8_0",
+        "--rounding",
+        "feedback",
+        "--targets",
+        "corrected"
+    ];
+    let line = error_line(&run(arguments));
+    assert!(line.contains("files are rounded one at a time; write each by itself"), "{line}");
+    assert_eq!(files_in(dir.path()), ["model.gguf"]);
+}

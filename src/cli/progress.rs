@@ -130,7 +130,7 @@ impl Overall {
     }
 
     fn show(&mut self, done: f64, left: Duration, what: &str) {
-        let (left, what) = (super::publish::duration(left.as_secs_f64()), super::printable(what));
+        let (left, what) = (duration(left.as_secs_f64()), super::printable(what));
         match self {
             Overall::Bar(bar) => {
                 bar.set_position((done * PARTS as f64) as u64);
@@ -140,10 +140,21 @@ impl Overall {
                 let now = Instant::now();
                 if now >= *next {
                     *next = now + PLAIN_INTERVAL;
-                    let _ = writeln!(io::stderr(), "publish: {:.0}%, {left} left, {what}", 100.0 * done);
+                    let _ = writeln!(io::stderr(), "in all: {:.0}%, {left} left, {what}", 100.0 * done);
                 }
             }
         }
+    }
+}
+
+/// Seconds as people say them.
+pub(super) fn duration(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match seconds {
+        s if s < 10.0 => format!("{s:.1} s"),
+        s if s < 90.0 => format!("{whole} s"),
+        s if s < 5400.0 => format!("{} min", (seconds / 60.0).round()),
+        _ => format!("{:.1} h", seconds / 3600.0),
     }
 }
 
@@ -169,9 +180,7 @@ impl Follow<'_> {
             last.finish();
         }
     }
-}
 
-impl Follow<'_> {
     /// Prints while the bar of several steps, if there is one, is out of the way.
     fn above_the_bar(&self, print: impl FnOnce()) {
         match &*self.overall.lock().unwrap_or_else(PoisonError::into_inner) {

@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::args::{ActivationsArg, RoundingArg};
 use super::args::{CalibrationFlags, parse_size, parse_target};
+use super::progress::duration;
 use super::{Common, Usage, count, decimal_size, printable};
 use lwq::eval::TextOptions;
 use lwq::export::Scheme;
@@ -338,17 +339,6 @@ fn status_text(status: &Status) -> String {
         let _ = writeln!(text, "unfinished work: {}", decimal_size(status.unfinished_bytes));
     }
     text
-}
-
-/// Seconds as people say them.
-pub(super) fn duration(seconds: f64) -> String {
-    let whole = seconds.round() as u64;
-    match seconds {
-        s if s < 10.0 => format!("{s:.1} s"),
-        s if s < 90.0 => format!("{whole} s"),
-        s if s < 5400.0 => format!("{} min", (seconds / 60.0).round()),
-        _ => format!("{:.1} h", seconds / 3600.0),
-    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use super::PublishError;
 use super::report::Report;
 use crate::display::{count, decimal_size, printable};
+use crate::report::escaped;
 
 /// The template that is used unless another is given.
 pub const TEMPLATE: &str = include_str!("card.md");
@@ -66,7 +67,7 @@ impl Card {
         environment.add_filter("count", |number: u64| count(number));
         environment.add_filter("fixed", fixed);
         environment.add_filter("percent", percent);
-        environment.add_filter("cell", |value: Value| cell(&value.to_string()));
+        environment.add_filter("cell", |value: Value| escaped(&value.to_string()));
         environment.add_filter("link", |value: Value| link(&value.to_string()));
         environment.add_filter("yaml", |value: Value| yaml(&value.to_string()));
         environment.add_template(NAME, &self.text).map_err(|error| self.wrong(&error))?;
@@ -113,23 +114,6 @@ fn number(value: &Value) -> Result<Option<f64>, Error> {
         return Ok(None);
     }
     f64::try_from(value.clone()).map(Some).map_err(|_| Error::new(ErrorKind::InvalidOperation, "no number"))
-}
-
-/// Text that Markdown shows as it is, on one line and in one cell.
-fn cell(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '|' | '\\' | '`' | '*' | '[' | ']' => out.extend(['\\', c]),
-            '_' => out.push(c),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '&' => out.push_str("&amp;"),
-            c if c.is_control() => out.push(' '),
-            c => out.push(c),
-        }
-    }
-    out
 }
 
 /// A file's name as the target of a link.
@@ -214,7 +198,7 @@ mod tests {
 
     #[test]
     fn names_stay_in_their_cells() {
-        assert_eq!(cell("a|b<i>\n`x`"), "a\\|b&lt;i&gt; \\`x\\`");
+        assert_eq!(escaped("a|b<i>\n`x`"), "a\\|b&lt;i&gt; \\`x\\`");
         assert_eq!(link("my model.gguf"), "my%20model.gguf");
     }
 

@@ -91,10 +91,11 @@ fn round_with_feedback(
     watch: &dyn Watch,
 ) -> Result<Vec<Rounded>, QuantizeError> {
     let Some(calibration) = outputs.iter().find_map(|(draft, _)| draft.calibration) else { return Ok(Vec::new()) };
-    let folders = open_folders(outputs, paths, calibration, replace)?;
-    if calibration.is_corrected() && folders.len() > 1 {
+    let rounded = outputs.iter().filter(|(draft, _)| draft.calibration.is_some()).count();
+    if calibration.is_corrected() && rounded > 1 {
         return Err(QuantizeError::CorrectedTogether);
     }
+    let folders = open_folders(outputs, paths, calibration, replace)?;
     let outputs: Vec<RunOutput<'_>> = folders.iter().map(|(types, folder)| RunOutput { types, folder }).collect();
     let stop = watch.stop();
     let run = Run { calibration, outputs: &outputs, stop: stop.clone() };

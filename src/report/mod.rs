@@ -18,6 +18,7 @@ pub use error::ReportError;
 pub use facts::{FileFacts, TensorError, TensorFacts, tensor_errors};
 pub use html::html_page;
 pub use size_plot::size_plot;
+pub(crate) use table::escaped;
 pub use table::{markdown, text_tables};
 
 use crate::eval::DivergenceSummary;

@@ -141,7 +141,7 @@ pub fn markdown(comparison: &Comparison) -> String {
 }
 
 /// Text that Markdown shows as it is, on one line and in one cell. Underscores within words have no meaning there.
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

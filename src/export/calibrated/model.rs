@@ -5,7 +5,7 @@ use std::path::Path;
 use super::norms;
 use crate::atomic_file::AtomicFile;
 use crate::convert::places::Place;
-use crate::convert::source::{Matrix, ModelFolder, ReadBuffers};
+use crate::convert::source::{Matrix, ModelFolder};
 use crate::convert::{Conversion, Options};
 use crate::export::ExportError;
 use crate::gguf::Gguf;
@@ -16,7 +16,7 @@ const FILE: &str = "model.gguf";
 
 /// A folder and the GGUF that was made of it.
 pub(crate) struct Converted<'a> {
-    folder: &'a ModelFolder,
+    pub(super) folder: &'a ModelFolder,
     conversion: Conversion,
     pub(crate) gguf: Gguf,
 }
@@ -59,17 +59,6 @@ impl<'a> Converted<'a> {
     pub(super) fn vector(&self, tensor: &str) -> Option<usize> {
         let name = self.conversion.vector_of(tensor)?;
         (0..self.folder.len()).find(|weight| self.folder.name(*weight) == name)
-    }
-
-    /// Appends rows of a matrix of the folder to `values`.
-    pub(super) fn read_rows(
-        &self,
-        matrix: &Matrix,
-        first: u64,
-        count: u64,
-        values: &mut Vec<f32>,
-    ) -> Result<(), ExportError> {
-        Ok(self.folder.read_rows(matrix, first, count, &mut ReadBuffers::default(), values)?)
     }
 
     /// A vector of the folder after division by powers of two, see [`norms::divided`].

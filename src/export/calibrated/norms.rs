@@ -2,15 +2,17 @@
 
 use std::collections::{HashMap, HashSet};
 
+use safetensors::tensor::Dtype;
+
 use super::Job;
 use super::model::Converted;
 use crate::convert::places::Place;
+use crate::convert::source::ReadBuffers;
 use crate::export::ExportError;
 use crate::moments::Input;
 use crate::progress::Stop;
 use crate::quant::float16::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use crate::rounding::grid::smooth;
-use safetensors::tensor::Dtype;
 
 /// Rows of each matrix that show what factors are worth.
 const SAMPLED_ROWS: u64 = 128;
@@ -114,7 +116,7 @@ impl Norm {
         if self.matrices.iter().any(|matrix| !input.tensors.contains(matrix)) {
             return Ok(None);
         }
-        let mut rows = Vec::new();
+        let (mut rows, mut buffers) = (Vec::new(), ReadBuffers::default());
         let mut layout = None;
         for matrix in &self.matrices {
             let Some([(job, place)]) = jobs.get(matrix).map(Vec::as_slice) else { return Ok(None) };
@@ -125,7 +127,8 @@ impl Norm {
             let count = SAMPLED_ROWS.min(job.matrix.rows);
             for at in 0..count {
                 stop.check()?;
-                converted.read_rows(&job.matrix, at * job.matrix.rows / count, 1, &mut rows)?;
+                let row = at * job.matrix.rows / count;
+                converted.folder.read_rows(&job.matrix, row, 1, &mut buffers, &mut rows)?;
             }
         }
         let Some(exponents) = layout.and_then(|layout| smooth(layout, &rows, sample.rows(), input.n)) else {
