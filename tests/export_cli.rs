@@ -219,14 +219,29 @@ fn rows_that_groups_do_not_divide_are_told_and_routed() {
         }
         stdout_of(run(args!["convert", &output, "-o", dir.path().join("x.gguf"), "--force", "--quiet"]));
     }
-    // Blocks may be cut at the last of what is put into one, not before.
+    // Rows of blocks may be cut at the last of what is put into one, not before; columns not at all, since inputs are rounded
+    // in groups of as many.
     let output = dir.path().join("blocks");
     let done = export(&folder, &output, &["--scheme", "FP8_BLOCK", "--odd", "channel", "--check"]);
     assert!(stderr_of(&done).contains("mlp.gate_proj: its 480 rows are no whole blocks of 128"));
+    let told = "mlp.down_proj: its rows of 480 weights are no whole groups of 128, in which its inputs are rounded";
+    assert!(stderr_of(&done).contains(told), "{}", stderr_of(&done));
     stdout_of(done);
-    // Gate and up of both layers, for vLLM under the one name that it has for them.
-    let targets = json!([r"re:.*layers\.(?:0|1)\.mlp\.(?:gate_proj|up_proj|gate_up_proj)$"]);
-    assert_eq!(group(&output)["targets"], targets);
+    // All of the networks of both layers, for vLLM under the one name that it has for gate and up.
+    let targets = group(&output)["targets"].to_string();
+    assert!(
+        ["gate_proj", "up_proj", "gate_up_proj", "down_proj"].iter().all(|part| targets.contains(part)),
+        "{targets}"
+    );
+    // What has a scale a row has inputs with a scale a token.
+    assert_eq!(group(&output)["input_activations"]["strategy"], "token");
+    let mut config = config_of(&output);
+    let groups = &mut config["quantization_config"]["config_groups"];
+    groups["group_1"]["input_activations"] = groups["group_0"]["input_activations"].clone();
+    std::fs::write(output.join("config.json"), config.to_string()).unwrap();
+    let checked = run(args!["export", &output, "--check"]);
+    let fault = "down_proj: its rows of 480 weights are no whole groups of 128, in which its inputs are rounded";
+    assert!(stderr_of(&checked).contains(fault), "{}", stderr_of(&checked));
 }
 
 #[test]

@@ -203,6 +203,9 @@ impl<'a> Decision<'a> {
             Groups::Columns(size) if !columns.is_multiple_of(size as u64) => {
                 Some(format!("its rows of {columns} weights are no whole groups of {size}"))
             }
+            Groups::Blocks { columns: wide, .. } if !columns.is_multiple_of(wide as u64) => Some(format!(
+                "its rows of {columns} weights are no whole groups of {wide}, in which its inputs are rounded"
+            )),
             Groups::Blocks { rows: tall, .. } => {
                 let (_, _, is_last) = names::fused_of(&module.name)?;
                 (!is_last && !rows.is_multiple_of(tall as u64)).then(|| {

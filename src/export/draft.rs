@@ -11,11 +11,11 @@ use super::mixed::Mixture;
 use super::names;
 use super::pack::{self, dtype_bytes};
 use super::request::Rounding;
-use super::scheme::Scheme;
+use super::scheme::{Activations, Scheme};
 use super::shards::{self, NewTensor, Shards};
 use super::{ExportError, files};
 use crate::convert::source::{Matrix, ModelFolder};
-use crate::rounding::grid::{Grid, Layout};
+use crate::rounding::grid::{Grid, Groups, Layout};
 
 /// A linear layer that is quantized.
 #[derive(Clone, Debug)]
@@ -167,7 +167,12 @@ impl Draft {
                 false if of_layout.is_empty() => return None,
                 false => names::targets(&of_layout, &modules(&|group| group != index)),
             };
-            Some(ConfigGroup { targets, format: row.format, layout: *layout, activations: row.activations })
+            // Inputs are rounded in groups as wide as blocks; a scale a row goes with one a token.
+            let activations = match (row.activations, layout.groups) {
+                (Activations::Group, Groups::Channel) => Activations::Token,
+                (activations, _) => activations,
+            };
+            Some(ConfigGroup { targets, format: row.format, layout: *layout, activations })
         };
         self.layouts.iter().enumerate().filter_map(group).collect()
     }

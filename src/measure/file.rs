@@ -174,7 +174,8 @@ impl Sensitivity {
     /// When it cannot be read, is no such file, or holds numbers that no measurement gives.
     pub fn open(path: &Path) -> Result<Sensitivity, MeasureError> {
         let bad = |reason: String| MeasureError::BadFile { path: path.to_owned(), reason };
-        let failed = |source: std::io::Error| bad(source.to_string());
+        let failed =
+            |source: std::io::Error| bad(format!("cannot be read: {source}; give a file that lwq measure wrote"));
         let file = File::open(path).map_err(failed)?;
         let mut text = Vec::new();
         file.take(MAX_BYTES + 1).read_to_end(&mut text).map_err(failed)?;

@@ -90,7 +90,8 @@ pub fn parse(json: &str) -> Result<Speed, String> {
 /// # Errors
 /// When it is no file that can be run.
 pub(super) fn check(program: &Path) -> Result<(), PublishError> {
-    let found = std::fs::metadata(program).map_err(PublishError::io(program, "cannot look at it"))?;
+    let found = std::fs::metadata(program)
+        .map_err(PublishError::io(program, "cannot look at it; give the path of llama-bench"))?;
     #[cfg(unix)]
     let runs = std::os::unix::fs::PermissionsExt::mode(&found.permissions()) & 0o111 != 0;
     #[cfg(not(unix))]

@@ -36,11 +36,13 @@ impl Card {
     /// When it cannot be read, is no text, or is no template.
     pub(super) fn open(path: Option<&Path>) -> Result<Card, PublishError> {
         let Some(path) = path else { return Ok(Card { file: "the template".to_owned(), text: TEMPLATE.to_owned() }) };
-        let found = std::fs::metadata(path).map_err(PublishError::io(path, "cannot read the template"))?;
+        let found = std::fs::metadata(path)
+            .map_err(PublishError::io(path, "cannot read the template; give a file that is there"))?;
         if found.len() > MAX_BYTES {
             return Err(PublishError::file(path, format!("is larger than {MAX_BYTES} bytes, no template of a card")));
         }
-        let bytes = std::fs::read(path).map_err(PublishError::io(path, "cannot read the template"))?;
+        let bytes = std::fs::read(path)
+            .map_err(PublishError::io(path, "cannot read the template; give a file that is there"))?;
         let text = String::from_utf8(bytes).map_err(|error| {
             PublishError::file(
                 path,

@@ -78,7 +78,7 @@ pub(super) fn sizes(
         };
         if goal.bytes < smallest {
             return Err(PublishError::Choice(format!(
-                "{what} cannot be reached: the smallest possible file has {smallest} bytes ({}), the largest {largest} ({})",
+                "{what} cannot be reached: the smallest possible file has {smallest} bytes ({}), the largest {largest} ({}); ask for more",
                 decimal_size(smallest),
                 decimal_size(largest)
             )));

@@ -108,7 +108,10 @@ impl TargetsFlag {
     /// When it is given in vain.
     pub fn check(&self, has_feedback: bool) -> Result<()> {
         match self.targets {
-            Some(_) if !has_feedback => Err(Usage("--targets is used by --rounding feedback alone".to_owned()).into()),
+            Some(_) if !has_feedback => {
+                let problem = "--targets goes with --rounding feedback; add that, or leave --targets out";
+                Err(Usage(problem.to_owned()).into())
+            }
             _ => Ok(()),
         }
     }

@@ -39,6 +39,8 @@ pub(super) struct Group {
     targets: Vec<String>,
     pub(super) format: Format,
     pub(super) layout: Layout,
+    /// Inputs of a module are rounded in groups of so many.
+    pub(super) input_group: Option<u64>,
 }
 
 /// The quantization of a folder.
@@ -126,7 +128,9 @@ impl Scheme {
                     if targets.is_empty() {
                         fault(format!("{name} has no targets"));
                     }
-                    read.push(Group { name: name.clone(), targets, format, layout });
+                    let inputs = &group["input_activations"];
+                    let input_group = inputs["group_size"].as_u64().filter(|_| inputs["strategy"] == "group");
+                    read.push(Group { name: name.clone(), targets, format, layout, input_group });
                 }
             }
         }

@@ -149,6 +149,13 @@ impl Module {
             ));
             return Ok(None);
         }
+        if let Some(wide) = group.input_group.filter(|wide| *wide == 0 || !columns.is_multiple_of(*wide)) {
+            faults.push(format!(
+                "{}: its rows of {columns} weights are no whole groups of {wide}, in which its inputs are rounded: the first run \
+                 of the model fails",
+                self.name
+            ));
+        }
         if let Some(scale) = self.tensor(tensors, ".weight_scale") {
             match (layout.scale_type, scale.info.dtype) {
                 (ScaleType::F8E4M3 | ScaleType::E8M0, _) => {}
