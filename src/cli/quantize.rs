@@ -451,5 +451,15 @@ fn rounding_text(report: &RoundingReport) -> String {
         (false, true) => text.push_str(&format!("rounded: {methods}\n")),
         (false, false) => text.push_str(&format!("rounded: {methods} (kept for: {kept})\n")),
     }
+    if let Some(whole) = &report.whole {
+        text.push_str(&format!(
+            "the whole on the text of the gate: KL divergence {:.6}, rounded by search {:.6}\n",
+            whole.kld, whole.search_kld
+        ));
+        if !whole.searched_layers.is_empty() {
+            let layers: Vec<String> = whole.searched_layers.iter().map(ToString::to_string).collect();
+            text.push_str(&format!("layers that keep search, since feedback did harm there: {}\n", layers.join(", ")));
+        }
+    }
     text
 }

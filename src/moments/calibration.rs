@@ -1,7 +1,7 @@
 //! The model and the texts of a pass, opened once for all that share it.
 
 use super::{DEFAULT_MOMENT_MEMORY, Damping, MomentsError, Stream, StreamSettings};
-use crate::compute::Precision;
+use crate::compute::{Kernel, Precision};
 use crate::display::printable;
 use crate::gguf::Gguf;
 use crate::model::Model;
@@ -59,6 +59,8 @@ pub struct CalibrationOptions {
     /// Inputs are those of the model with all rounded that comes before, and shown with a correction of the weights for
     /// that: see [`CorrectedMoment`](crate::rounding::gptq::CorrectedMoment). One rounding a pass.
     pub corrected: bool,
+    /// Holds the finished file, as a whole, against the same types rounded by search on the text of the gate.
+    pub final_gate: bool,
 }
 
 impl Default for CalibrationOptions {
@@ -76,6 +78,7 @@ impl Default for CalibrationOptions {
             order: FactorOrder::Stored,
             sampled: 0,
             corrected: false,
+            final_gate: true,
         }
     }
 }
@@ -87,6 +90,7 @@ pub struct Calibration<'g> {
     text: Sequences,
     gate: Sequences,
     settings: StreamSettings,
+    final_gate: bool,
 }
 
 impl<'g> Calibration<'g> {
@@ -126,7 +130,9 @@ impl<'g> Calibration<'g> {
             sampled: options.sampled,
             corrected: options.corrected,
         };
-        Ok(Calibration { model, text, gate, settings })
+        // Only what predicts can be judged by its predictions.
+        let final_gate = options.final_gate && model.is_causal();
+        Ok(Calibration { model, text, gate, settings, final_gate })
     }
 
     /// The unquantized model.
@@ -142,6 +148,11 @@ impl<'g> Calibration<'g> {
     /// True if inputs come from the model with all rounded that comes before.
     pub fn is_corrected(&self) -> bool {
         self.settings.corrected
+    }
+
+    /// True if finished files are judged as a whole.
+    pub fn has_final_gate(&self) -> bool {
+        self.final_gate
     }
 
     /// The text that judges it.
@@ -177,6 +188,7 @@ impl<'g> Calibration<'g> {
                     Damping::Chosen => None,
                 },
             }),
+            final_gate: self.final_gate,
         }
     }
 
@@ -199,8 +211,11 @@ impl<'g> Calibration<'g> {
         if self.settings.corrected {
             words.push_str(", corrected");
         }
+        if self.final_gate {
+            words.push_str(", gate of the whole file");
+        }
         if self.settings.precision == Precision::Fast {
-            words.push_str(&format!(", fast on {}", crate::cpu::level().name()));
+            words.push_str(&format!(", fast on {}", Kernel::best(Precision::Fast).name));
         }
         words
     }

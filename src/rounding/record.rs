@@ -13,6 +13,9 @@ pub struct RoundingRecord {
     pub method: RoundingMethod,
     /// What feedback went by.
     pub calibration: Option<CalibrationRecord>,
+    /// True if the file as a whole is held against one rounded by search.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub final_gate: bool,
 }
 
 /// The text and the damping of feedback.
@@ -46,5 +49,17 @@ impl RoundingRecord {
                 None => metadata.set("lwq.rounding.damping", "chosen"),
             }
         }
+        if self.final_gate {
+            // The file is judged when it is written: the numbers take their places then.
+            RoundingRecord::write_verdict(metadata, 0.0, 0.0, 0);
+        }
+    }
+
+    /// Sets the keys `lwq.rounding.gate.*`: mean KL divergences on the text of the gate, nats a token, of the file and of
+    /// the same types rounded by search, and the number of layers that keep search.
+    pub fn write_verdict(metadata: &mut Metadata, kld: f64, search_kld: f64, searched_layers: u32) {
+        metadata.set("lwq.rounding.gate.kld", kld as f32);
+        metadata.set("lwq.rounding.gate.search_kld", search_kld as f32);
+        metadata.set("lwq.rounding.gate.searched_layers", searched_layers);
     }
 }

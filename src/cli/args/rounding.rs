@@ -40,6 +40,10 @@ pub struct RoundingFlags {
     /// How weights are rounded [default: as the plan says; feedback with a calibration text; else ggml]
     #[arg(long, value_enum)]
     rounding: Option<RoundingArg>,
+    /// Do not hold the finished file, as a whole, against one that is rounded by search, and keep search in the layers in
+    /// which feedback does harm
+    #[arg(long)]
+    no_final_gate: bool,
     #[command(flatten)]
     calibration: CalibrationFlags,
 }
@@ -137,7 +141,8 @@ impl RoundingFlags {
     pub fn method(&self, has_text: bool, planned: Option<RoundingMethod>) -> Result<RoundingMethod> {
         let implied = if has_text { Some(RoundingMethod::Feedback) } else { planned };
         let method = self.rounding.map(RoundingMethod::from).or(implied).unwrap_or_default();
-        match self.calibration.given(has_text).filter(|_| method != RoundingMethod::Feedback) {
+        let gate = self.no_final_gate.then_some("--no-final-gate");
+        match self.calibration.given(has_text).or(gate).filter(|_| method != RoundingMethod::Feedback) {
             Some(flag) => {
                 Err(Usage(format!("{flag} is used by --rounding feedback alone; the rounding is {method}")).into())
             }
@@ -161,7 +166,8 @@ impl RoundingFlags {
         if method != RoundingMethod::Feedback {
             return Ok(None);
         }
-        let options = CalibrationOptions { corrected, ..self.calibration.options(files, watch)? };
+        let final_gate = !self.no_final_gate;
+        let options = CalibrationOptions { corrected, final_gate, ..self.calibration.options(files, watch)? };
         Ok(Some(Calibration::new(gguf, &options, watch)?))
     }
 }

@@ -24,6 +24,8 @@ pub enum Kept {
     Unsound,
     /// The forward pass does not show its input.
     NoInput,
+    /// With it the whole file diverged more from the original.
+    WholeFile,
 }
 
 impl fmt::Display for Kept {
@@ -35,6 +37,7 @@ impl fmt::Display for Kept {
             Kept::Factorization => "no factorization",
             Kept::Unsound => "values out of range",
             Kept::NoInput => "no input",
+            Kept::WholeFile => "divergence of the whole file",
         })
     }
 }
@@ -58,6 +61,15 @@ pub struct Outcome {
     pub damping: Option<f64>,
     /// Tokens of the calibration text that its input saw; of experts the fewest.
     pub tokens: u64,
+}
+
+impl Outcome {
+    /// Search was kept after all, for the sake of the whole file.
+    pub(crate) fn keep_search(&mut self) {
+        self.method = RoundingMethod::Search;
+        self.kept = Some(Kept::WholeFile);
+        self.with_feedback = 0;
+    }
 }
 
 /// A row of the closing table.

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use super::RoundingError;
 use super::checkpoint::PartialFolder;
 use super::outcome::Outcome;
-use super::tensor::TensorJob;
+use super::tensor::{RoundedTensor, TensorJob};
 use crate::gguf::{Gguf, NewTensor, TensorInfo, TensorType};
 use crate::moments::{Calibration, Input, Stream, Visitor, has_states};
 use crate::progress::{Stop, Watch};
@@ -86,10 +86,12 @@ impl<'a, 'g> Run<'a, 'g> {
             output: *output,
             done: output.folder.steps_done(),
             tensors: Vec::new(),
+            searched: Vec::new(),
             outcomes: Vec::new(),
         });
         Rounder {
             gguf: self.calibration.model().gguf(),
+            keeps_search: self.calibration.has_final_gate(),
             outputs: outputs.collect(),
             step: first,
             stop: self.stop.clone(),
@@ -100,6 +102,8 @@ impl<'a, 'g> Run<'a, 'g> {
 /// Rounds what the pass shows.
 pub(crate) struct Rounder<'a> {
     gguf: &'a Gguf,
+    /// What search gives is kept beside what feedback gives.
+    keeps_search: bool,
     outputs: Vec<RounderOutput<'a>>,
     /// The step at work.
     step: usize,
@@ -112,6 +116,8 @@ struct RounderOutput<'a> {
     done: usize,
     /// Of the step at work.
     tensors: Vec<(NewTensor, Vec<u8>)>,
+    /// Those that search rounds to other bytes, so rounded, where the whole is to be judged.
+    searched: Vec<(NewTensor, Vec<u8>)>,
     outcomes: Vec<Outcome>,
 }
 
@@ -126,18 +132,20 @@ impl Visitor for Rounder<'_> {
     fn input(&mut self, input: Input) -> Result<(), RoundingError> {
         for name in &input.tensors {
             let Some(source) = self.gguf.tensor(name) else { continue };
-            let mut rounded: HashMap<TensorType, (Vec<u8>, Outcome)> = HashMap::new();
+            let mut rounded: HashMap<TensorType, RoundedTensor> = HashMap::new();
             for output in self.outputs.iter_mut().filter(|output| self.step >= output.done) {
                 let Some(&ty) = output.output.types.get(name) else { continue };
-                let (data, outcome) = match rounded.entry(ty) {
+                let found = match rounded.entry(ty) {
                     Entry::Occupied(known) => known.into_mut(),
                     Entry::Vacant(new) => {
-                        let job = TensorJob { gguf: self.gguf, source, ty, stop: &self.stop };
+                        let keeps_search = self.keeps_search;
+                        let job = TensorJob { gguf: self.gguf, source, ty, keeps_search, stop: &self.stop };
                         new.insert(job.round(&input)?)
                     }
                 };
-                output.tensors.push((new_tensor(source, ty), data.clone()));
-                output.outcomes.push(outcome.clone());
+                output.tensors.push((new_tensor(source, ty), found.data.clone()));
+                output.searched.extend(found.searched.clone().map(|data| (new_tensor(source, ty), data)));
+                output.outcomes.push(found.outcome.clone());
             }
         }
         Ok(())
@@ -154,7 +162,9 @@ impl Visitor for Rounder<'_> {
 
     fn done(&mut self, step: usize) -> Result<(), RoundingError> {
         for output in self.outputs.iter_mut().filter(|output| step >= output.done) {
+            output.output.folder.save_searched(step, &output.searched)?;
             output.output.folder.save(step, &output.tensors, &output.outcomes)?;
+            output.searched.clear();
             output.tensors.clear();
             output.outcomes.clear();
         }

@@ -20,7 +20,18 @@ pub(super) struct TensorJob<'a> {
     pub gguf: &'a Gguf,
     pub source: &'a TensorInfo,
     pub ty: TensorType,
+    /// What search gives is told beside what feedback gives.
+    pub keeps_search: bool,
     pub stop: &'a Stop,
+}
+
+/// A tensor that is rounded.
+pub(super) struct RoundedTensor {
+    /// Its rows in order.
+    pub data: Vec<u8>,
+    /// The same by search, where that differs and was asked for.
+    pub searched: Option<Vec<u8>>,
+    pub outcome: Outcome,
 }
 
 /// What came out for one matrix.
@@ -33,11 +44,11 @@ struct MatrixOutcome {
 }
 
 impl TensorJob<'_> {
-    /// Rounds the tensor; the bytes are those of its rows in order.
+    /// Rounds the tensor.
     ///
     /// # Errors
     /// When it cannot be read, holds values that are not finite or too large for the type, or the run is cancelled.
-    pub(super) fn round(&self, input: &Input) -> Result<(Vec<u8>, Outcome), RoundingError> {
+    pub(super) fn round(&self, input: &Input) -> Result<RoundedTensor, RoundingError> {
         let n = self.source.row_len();
         let per_matrix = self.source.rows_per_matrix();
         let row_bytes = self.ty.info().and_then(|info| info.row_bytes(n));
@@ -47,17 +58,27 @@ impl TensorJob<'_> {
         }
         let size = usize::try_from(row_bytes.saturating_mul(self.source.rows()));
         let mut data = vec![0u8; size.map_err(|_| self.refused("is too large".to_owned()))?];
+        let mut searched = vec![0u8; if self.keeps_search { data.len() } else { 0 }];
         let mut outcomes = Vec::new();
-        let matrix_bytes = (row_bytes * per_matrix) as usize;
-        for (index, out) in data.chunks_exact_mut(matrix_bytes.max(1)).enumerate() {
-            outcomes.push(self.round_matrix(index, input.matrix(index), out)?);
+        let matrix_bytes = ((row_bytes * per_matrix) as usize).max(1);
+        let mut of_search = searched.chunks_exact_mut(matrix_bytes);
+        for (index, out) in data.chunks_exact_mut(matrix_bytes).enumerate() {
+            outcomes.push(self.round_matrix(index, input.matrix(index), out, of_search.next())?);
         }
         self.gguf.release(self.source);
         let outcome = self.summarize(&outcomes, input);
-        Ok((data, outcome))
+        let searched = (self.keeps_search && searched != data).then_some(searched);
+        Ok(RoundedTensor { data, searched, outcome })
     }
 
-    fn round_matrix(&self, index: usize, input: &InputMatrix, out: &mut [u8]) -> Result<MatrixOutcome, RoundingError> {
+    /// Rounds one matrix to `out`, and to `searched` what a search without any feedback gives.
+    fn round_matrix(
+        &self,
+        index: usize,
+        input: &InputMatrix,
+        out: &mut [u8],
+        mut searched: Option<&mut [u8]>,
+    ) -> Result<MatrixOutcome, RoundingError> {
         let factor = match (input.stored.as_ref().unwrap_or(&input.factor), supports_feedback(self.ty)) {
             (_, false) => Err(Kept::Type),
             (Err(Unusable::TooFewTokens(_)), true) => Err(Kept::TooFewTokens),
@@ -82,6 +103,13 @@ impl TensorJob<'_> {
             decoded.resize(weights.len(), 0.0);
             let range = first as usize * row_bytes..(first + count) as usize * row_bytes;
             self.search(index as u64 * rows + first, targets, &importance, &mut out[range.clone()])?;
+            if let Some(searched) = searched.as_deref_mut().map(|searched| &mut searched[range.clone()]) {
+                // A target that makes up for errors of others is not what a search would round.
+                match input.correction {
+                    Some(_) => self.search(index as u64 * rows + first, &weights, &importance, searched)?,
+                    None => searched.copy_from_slice(&out[range.clone()]),
+                }
+            }
             let (Ok(factor), true) = (&factor, sound) else { continue };
             let slice = &mut with_feedback[range.clone()];
             let mut error_of = |bytes: &[u8]| {
@@ -196,9 +224,14 @@ mod tests {
     }
 
     fn round(input: &Input, ty: TensorType, values: &[f32]) -> Result<(Vec<u8>, Outcome), RoundingError> {
+        round_both(input, ty, values).map(|rounded| (rounded.data, rounded.outcome))
+    }
+
+    fn round_both(input: &Input, ty: TensorType, values: &[f32]) -> Result<RoundedTensor, RoundingError> {
         let gguf = RawGguf::new().f32_tensor("w.weight", &[N as u64, (values.len() / N) as u64], values).build();
         let gguf = Gguf::from_bytes(gguf).unwrap();
-        TensorJob { gguf: &gguf, source: &gguf.tensors()[0], ty, stop: &Stop::never() }.round(input)
+        let source = &gguf.tensors()[0];
+        TensorJob { gguf: &gguf, source, ty, keeps_search: true, stop: &Stop::never() }.round(input)
     }
 
     #[test]
@@ -207,6 +240,19 @@ mod tests {
         let (_, outcome) = round(&input(moment(2)), TensorType::Q4_0, &values).unwrap();
         assert_eq!((outcome.method, outcome.kept, outcome.with_feedback), (RoundingMethod::Feedback, None, 1));
         assert!(outcome.held_out_ratio.unwrap() < 0.8, "{outcome:?}");
+    }
+
+    #[test]
+    fn what_search_gives_is_told_where_it_differs() {
+        let values = noise(ROWS * N, 3);
+        let both = round_both(&input(moment(2)), TensorType::Q4_0, &values).unwrap();
+        let mut expected = vec![0; both.data.len()];
+        search_rows(TensorType::Q4_0, &values, N, Some(&moment(1).diagonal()), &mut expected).unwrap();
+        assert_eq!(both.searched.as_ref(), Some(&expected));
+        assert_ne!(both.data, expected);
+        let mut kept = input(moment(2));
+        kept.matrices[0].factor = Err(Unusable::TooFewTokens(3));
+        assert_eq!(round_both(&kept, TensorType::Q4_0, &values).unwrap().searched, None);
     }
 
     #[test]
@@ -270,7 +316,8 @@ mod tests {
         let gguf = RawGguf::new().f32_tensor("w.weight", &[N as u64, 2], &noise(2 * N, 1)).build();
         let gguf = Gguf::from_bytes(gguf).unwrap();
         let stop = Stop::when(std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true)));
-        let job = TensorJob { gguf: &gguf, source: &gguf.tensors()[0], ty: TensorType::Q4_0, stop: &stop };
+        let source = &gguf.tensors()[0];
+        let job = TensorJob { gguf: &gguf, source, ty: TensorType::Q4_0, keeps_search: false, stop: &stop };
         assert!(matches!(job.round(&input(moment(2))), Err(RoundingError::Interrupted(_))));
     }
 }
