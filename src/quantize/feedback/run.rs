@@ -1,14 +1,15 @@
 //! The pass that rounds a model.
 
-use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+
+use rayon::prelude::*;
 
 use super::RoundingError;
 use super::checkpoint::PartialFolder;
 use super::outcome::Outcome;
 use super::tensor::TensorJob;
 use crate::gguf::{Gguf, NewTensor, TensorInfo, TensorType};
-use crate::moments::{Calibration, Input, Stream, Visitor, has_states};
+use crate::moments::{Calibration, GradientMoments, Input, Stream, Visitor, has_states};
 use crate::progress::{Stop, Watch};
 use crate::quant;
 
@@ -90,6 +91,7 @@ impl<'a, 'g> Run<'a, 'g> {
         });
         Rounder {
             gguf: self.calibration.model().gguf(),
+            gradients: self.calibration.gradients(),
             outputs: outputs.collect(),
             step: first,
             stop: self.stop.clone(),
@@ -100,6 +102,7 @@ impl<'a, 'g> Run<'a, 'g> {
 /// Rounds what the pass shows.
 pub(crate) struct Rounder<'a> {
     gguf: &'a Gguf,
+    gradients: Option<&'a GradientMoments>,
     outputs: Vec<RounderOutput<'a>>,
     /// The step at work.
     step: usize,
@@ -124,18 +127,28 @@ impl Visitor for Rounder<'_> {
     }
 
     fn input(&mut self, input: Input) -> Result<(), RoundingError> {
-        for name in &input.tensors {
-            let Some(source) = self.gguf.tensor(name) else { continue };
-            let mut rounded: HashMap<TensorType, (Vec<u8>, Outcome)> = HashMap::new();
-            for output in self.outputs.iter_mut().filter(|output| self.step >= output.done) {
-                let Some(&ty) = output.output.types.get(name) else { continue };
-                let (data, outcome) = match rounded.entry(ty) {
-                    Entry::Occupied(known) => known.into_mut(),
-                    Entry::Vacant(new) => {
-                        let job = TensorJob { gguf: self.gguf, source, ty, stop: &self.stop };
-                        new.insert(job.round(&input)?)
-                    }
-                };
+        let step = self.step;
+        let sources: Vec<&TensorInfo> = input.tensors.iter().filter_map(|name| self.gguf.tensor(name)).collect();
+        let mut jobs: Vec<(&TensorInfo, TensorType)> = Vec::new();
+        for &source in &sources {
+            let unfinished = self.outputs.iter().filter(|output| step >= output.done);
+            for &ty in unfinished.filter_map(|output| output.output.types.get(&source.name)) {
+                if !jobs.contains(&(source, ty)) {
+                    jobs.push((source, ty));
+                }
+            }
+        }
+        // Side by side, as what ties rows together leaves threads idle in narrow matrices.
+        let round = |&(source, ty): &(&TensorInfo, TensorType)| {
+            let job = TensorJob { gguf: self.gguf, source, ty, gradients: self.gradients, stop: &self.stop };
+            job.round(&input)
+        };
+        let rounded: Vec<(Vec<u8>, Outcome)> = jobs.par_iter().map(round).collect::<Result<_, _>>()?;
+        for &source in &sources {
+            for output in self.outputs.iter_mut().filter(|output| step >= output.done) {
+                let Some(&ty) = output.output.types.get(&source.name) else { continue };
+                let Some(at) = jobs.iter().position(|job| *job == (source, ty)) else { continue };
+                let (data, outcome) = &rounded[at];
                 output.tensors.push((new_tensor(source, ty), data.clone()));
                 output.outcomes.push(outcome.clone());
             }
