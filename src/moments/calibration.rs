@@ -1,6 +1,8 @@
 //! The model and the texts of a pass, opened once for all that share it.
 
-use super::{DEFAULT_MOMENT_MEMORY, Damping, MomentsError, Stream, StreamSettings};
+use std::sync::Arc;
+
+use super::{DEFAULT_MOMENT_MEMORY, Damping, GradientMoments, MomentsError, Stream, StreamSettings};
 use crate::compute::{Kernel, Precision};
 use crate::display::printable;
 use crate::gguf::Gguf;
@@ -59,6 +61,8 @@ pub struct CalibrationOptions {
     /// Inputs are those of the model with all rounded that comes before, and shown with a correction of the weights for
     /// that: see [`CorrectedMoment`](crate::rounding::gptq::CorrectedMoment). One rounding a pass.
     pub corrected: bool,
+    /// Second moments of the loss's gradients at matrices' outputs: the rows of those matrices answer for each other.
+    pub gradients: Option<Arc<GradientMoments>>,
     /// Holds the finished file, as a whole, against the same types rounded by search on the text of the gate.
     pub final_gate: bool,
 }
@@ -78,6 +82,7 @@ impl Default for CalibrationOptions {
             order: FactorOrder::Stored,
             sampled: 0,
             corrected: false,
+            gradients: None,
             final_gate: true,
         }
     }
@@ -90,6 +95,7 @@ pub struct Calibration<'g> {
     text: Sequences,
     gate: Sequences,
     settings: StreamSettings,
+    gradients: Option<Arc<GradientMoments>>,
     final_gate: bool,
 }
 
@@ -97,12 +103,15 @@ impl<'g> Calibration<'g> {
     /// Opens the model and cuts the texts.
     ///
     /// # Errors
-    /// When the forward pass cannot run the model, or a text is too short.
+    /// When the forward pass cannot run the model, a text is too short, or gradients are those of another model.
     pub fn new(
         model: &'g Gguf,
         options: &CalibrationOptions,
         watch: &dyn Watch,
     ) -> Result<Calibration<'g>, MomentsError> {
+        if let Some(gradients) = &options.gradients {
+            gradients.check_model(model)?;
+        }
         let model = Model::open(model)
             .map_err(|source| MomentsError::CannotRun { file: printable(model.label()), source: Box::new(source) })?;
         model.warn(watch);
@@ -132,7 +141,7 @@ impl<'g> Calibration<'g> {
         };
         // Only what predicts can be judged by its predictions.
         let final_gate = options.final_gate && model.is_causal();
-        Ok(Calibration { model, text, gate, settings, final_gate })
+        Ok(Calibration { model, text, gate, settings, gradients: options.gradients.clone(), final_gate })
     }
 
     /// The unquantized model.
@@ -153,6 +162,11 @@ impl<'g> Calibration<'g> {
     /// True if finished files are judged as a whole.
     pub fn has_final_gate(&self) -> bool {
         self.final_gate
+    }
+
+    /// Moments of gradients that tie rows together, if there are any.
+    pub fn gradients(&self) -> Option<&GradientMoments> {
+        self.gradients.as_deref()
     }
 
     /// The text that judges it.
@@ -187,6 +201,7 @@ impl<'g> Calibration<'g> {
                     Damping::Given(damping) => Some(damping as f32),
                     Damping::Chosen => None,
                 },
+                gradients_sha256: self.gradients().map(GradientMoments::digest),
             }),
             final_gate: self.final_gate,
         }
@@ -210,6 +225,9 @@ impl<'g> Calibration<'g> {
         }
         if self.settings.corrected {
             words.push_str(", corrected");
+        }
+        if let Some(gradients) = self.gradients() {
+            words.push_str(&format!(", gradients {}", gradients.digest()));
         }
         if self.final_gate {
             words.push_str(", gate of the whole file");

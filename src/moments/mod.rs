@@ -18,6 +18,7 @@ mod calibration;
 mod corrected;
 mod damping;
 mod error;
+mod gradients_file;
 mod inputs;
 mod states;
 mod stream;
@@ -27,7 +28,8 @@ use crate::recipe::roles;
 
 pub use calibration::{Calibration, CalibrationOptions, DEFAULT_TOKENS, FactorOrder};
 pub use damping::Damping;
-pub use error::MomentsError;
+pub use error::{GradientsError, MomentsError};
+pub use gradients_file::{GradientMoments, GradientProvenance, GradientsWriter, save_gradients};
 pub use inputs::{Input, InputMatrix, Unusable};
 pub(crate) use states::are_there as has_states;
 pub use stream::{DEFAULT_MOMENT_MEMORY, Stream, StreamSettings, Visitor};

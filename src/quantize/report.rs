@@ -116,6 +116,9 @@ pub struct TensorRounding {
     /// Share of the correlations between inputs that was not relied on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub damping: Option<f64>,
+    /// True if feedback went from row to row, too; `held_out_ratio` is then of errors as the loss's gradients weigh them.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub two_sided: bool,
 }
 
 /// How the file was rounded.
@@ -205,6 +208,7 @@ fn all_outcomes(draft: &Draft<'_>, known: &[Outcome], done: bool) -> Vec<Outcome
             with_feedback: 0,
             held_out_ratio: None,
             damping: None,
+            two_sided: false,
             tokens: 0,
         },
     };
@@ -219,6 +223,7 @@ impl TensorRounding {
             with_feedback: (outcome.matrices > 1).then_some(outcome.with_feedback),
             held_out_ratio: outcome.held_out_ratio,
             damping: outcome.damping,
+            two_sided: outcome.two_sided,
         }
     }
 }

@@ -30,6 +30,9 @@ pub struct CalibrationRecord {
     pub tokens: u64,
     /// Damping that was asked for; none where it was chosen for each input.
     pub damping: Option<f32>,
+    /// Digest of the moments of gradients that tied rows together; none where rows were rounded each by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gradients_sha256: Option<String>,
 }
 
 impl RoundingRecord {
@@ -47,6 +50,9 @@ impl RoundingRecord {
             match calibration.damping {
                 Some(damping) => metadata.set("lwq.rounding.damping", damping),
                 None => metadata.set("lwq.rounding.damping", "chosen"),
+            }
+            if let Some(gradients) = &calibration.gradients_sha256 {
+                metadata.set("lwq.rounding.gradients_sha256", gradients.as_str());
             }
         }
         if self.final_gate {

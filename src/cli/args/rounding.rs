@@ -1,13 +1,14 @@
 //! How weights are rounded: flags that `quantize` and `plan` share.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 
 use crate::cli::Usage;
 use lwq::gguf::Gguf;
-use lwq::moments::{Calibration, CalibrationOptions, Damping};
+use lwq::moments::{Calibration, CalibrationOptions, Damping, GradientMoments};
 use lwq::progress::Watch;
 use lwq::quantize::Rounding;
 use lwq::rounding::RoundingMethod;
@@ -87,18 +88,23 @@ enum TargetsArg {
     Corrected,
 }
 
-/// The flag that chooses the targets of feedback.
+/// Flags that say what feedback aims at.
 #[derive(Args, Debug, Clone, Default)]
-pub struct TargetsFlag {
+pub struct AimFlags {
     /// What feedback rounds to [default: model]
     #[arg(long, value_enum)]
     targets: Option<TargetsArg>,
+    /// Second moments of the loss's gradients, from `lwq measure --gradients`: rows of the matrices in it make up for each
+    /// other's errors, too
+    #[arg(long, value_name = "FILE")]
+    gradients: Option<PathBuf>,
 }
 
-impl TargetsFlag {
-    /// True if it is on the command line.
-    pub fn is_given(&self) -> bool {
-        self.targets.is_some()
+impl AimFlags {
+    /// The first of them that is on the command line, if any.
+    pub fn given(&self) -> Option<&'static str> {
+        let flags = [(self.targets.is_some(), "--targets"), (self.gradients.is_some(), "--gradients")];
+        flags.iter().find(|(given, _)| *given).map(|(_, flag)| *flag)
     }
 
     /// True if targets make up for errors.
@@ -106,18 +112,32 @@ impl TargetsFlag {
         self.targets == Some(TargetsArg::Corrected)
     }
 
-    /// Refuses the flag unless weights are rounded with feedback.
+    /// True if there are gradients.
+    pub fn has_gradients(&self) -> bool {
+        self.gradients.is_some()
+    }
+
+    /// Refuses the flags unless weights are rounded with feedback.
     ///
     /// # Errors
-    /// When it is given in vain.
+    /// When one is given in vain.
     pub fn check(&self, has_feedback: bool) -> Result<()> {
-        match self.targets {
-            Some(_) if !has_feedback => {
-                let problem = "--targets goes with --rounding feedback; add that, or leave --targets out";
-                Err(Usage(problem.to_owned()).into())
+        match self.given() {
+            Some(flag) if !has_feedback => {
+                let problem = format!("{flag} goes with --rounding feedback; add that, or leave {flag} out");
+                Err(Usage(problem).into())
             }
             _ => Ok(()),
         }
+    }
+
+    /// Adds what they say, with the file opened.
+    ///
+    /// # Errors
+    /// When it is no file of gradients.
+    pub fn apply(&self, options: CalibrationOptions) -> Result<CalibrationOptions> {
+        let gradients = self.gradients.as_deref().map(GradientMoments::open).transpose()?.map(Arc::new);
+        Ok(CalibrationOptions { corrected: self.corrected(), gradients, ..options })
     }
 }
 
@@ -151,7 +171,7 @@ impl RoundingFlags {
     }
 
     /// The texts and settings of feedback, if that is the method; `files` are the calibration text, the built-in one if there
-    /// are none, `corrected` says what is rounded to.
+    /// are none, `aim` says what is rounded to.
     ///
     /// # Errors
     /// When the model cannot be run, or a text cannot be read or is too short.
@@ -159,7 +179,7 @@ impl RoundingFlags {
         &self,
         method: RoundingMethod,
         files: &[PathBuf],
-        corrected: bool,
+        aim: &AimFlags,
         gguf: &'g Gguf,
         watch: &dyn Watch,
     ) -> Result<Option<Calibration<'g>>> {
@@ -167,7 +187,7 @@ impl RoundingFlags {
             return Ok(None);
         }
         let final_gate = !self.no_final_gate;
-        let options = CalibrationOptions { corrected, final_gate, ..self.calibration.options(files, watch)? };
+        let options = CalibrationOptions { final_gate, ..aim.apply(self.calibration.options(files, watch)?)? };
         Ok(Some(Calibration::new(gguf, &options, watch)?))
     }
 }

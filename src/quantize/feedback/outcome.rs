@@ -59,6 +59,9 @@ pub struct Outcome {
     pub held_out_ratio: Option<f64>,
     /// Damping that the factorization took.
     pub damping: Option<f64>,
+    /// Feedback went from row to row, too, and errors are those that the loss's gradients weigh.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub two_sided: bool,
     /// Tokens of the calibration text that its input saw; of experts the fewest.
     pub tokens: u64,
 }
@@ -129,6 +132,7 @@ mod tests {
             with_feedback,
             held_out_ratio: ratio,
             damping: None,
+            two_sided: false,
             tokens: 100,
         }
     }
