@@ -51,7 +51,7 @@ fn gradients(dir: &Path, model: &Path, seed: u64) -> PathBuf {
         seed,
     };
     let path = dir.join(format!("gradients-{seed}.gguf"));
-    save_gradients(&path, true, &provenance, &moments).unwrap();
+    save_gradients(&path, true, &provenance, &moments, &BTreeMap::new()).unwrap();
     path
 }
 

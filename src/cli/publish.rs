@@ -266,7 +266,11 @@ impl PublishArgs {
             .smallest(self.shrink, self.trials as usize)
             .against(self.against.clone())
             .importance(importance)
-            .probes(ProbeOptions { text: probe_text, tokens: self.probe_tokens.map(|n| n as usize) })
+            .probes(ProbeOptions {
+                text: probe_text,
+                tokens: self.probe_tokens.map(|n| n as usize),
+                ..ProbeOptions::default()
+            })
             .calibration(calibration)
             .rounding(method)
             .evaluation(evaluation)

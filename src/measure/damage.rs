@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     fn probe(ty: &str, kld: f64) -> Probe {
-        Probe { ty: ty.into(), kld, kld_error: 0.1 * kld, steady_kld: None, flips: None }
+        Probe { ty: ty.into(), kld, kld_error: 0.1 * kld, steady_kld: None, flips: None, foretold: false }
     }
 
     fn tensor(name: &str, klds: &[(&str, f64)]) -> TensorSensitivity {

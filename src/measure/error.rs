@@ -3,7 +3,7 @@
 use super::WeightErrorProblem;
 use crate::imatrix::MatchError;
 use crate::model::ModelError;
-use crate::moments::MomentsError;
+use crate::moments::{GradientsError, MomentsError};
 use crate::progress::Interrupted;
 use crate::recipe::RecipeError;
 use crate::recipe::mtp::MtpError;
@@ -40,6 +40,9 @@ pub enum MeasureError {
         /// What is wrong.
         source: ModelError,
     },
+    /// The file of gradients cannot be used.
+    #[error(transparent)]
+    Gradients(#[from] GradientsError),
     /// The model has no vocabulary that is known.
     #[error(transparent)]
     Vocabulary(#[from] TextError),

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{FeedbackErrors, MeasureError, TransferCheck};
+use super::{CurvatureCheck, FeedbackErrors, MeasureError, TransferCheck};
 use crate::atomic_file::AtomicFile;
 use crate::gguf::TensorType;
 use crate::text::utf8;
@@ -42,6 +42,9 @@ pub struct Provenance {
     pub sequences: u64,
     /// Shifts the sample of rows on which errors are measured.
     pub seed: u64,
+    /// Digest of the gradients that divergences were told from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gradients_sha256: Option<String>,
 }
 
 /// A measured model.
@@ -59,6 +62,9 @@ pub struct Sensitivity {
     /// What rounding with feedback leaves, once somebody asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub feedback: Option<FeedbackErrors>,
+    /// How divergences that were told from gradients compare with measured ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub curvature: Option<CurvatureCheck>,
     /// The check that let another model's measurement stand for this one's, or not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transferred: Option<TransferCheck>,
@@ -97,6 +103,9 @@ pub struct Probe {
     /// In models with experts, layers that sent a token to other experts, a token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flips: Option<f64>,
+    /// It was not measured but told from gradients.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub foretold: bool,
 }
 
 impl Probe {
@@ -277,7 +286,14 @@ mod tests {
 
     fn example() -> Sensitivity {
         let errors = [("Q3_K".to_owned(), 0.02), ("Q4_K".to_owned(), 0.005)].into();
-        let probes = vec![Probe { ty: "Q3_K".into(), kld: 0.003, kld_error: 0.0001, steady_kld: None, flips: None }];
+        let probes = vec![Probe {
+            ty: "Q3_K".into(),
+            kld: 0.003,
+            kld_error: 0.0001,
+            steady_kld: None,
+            flips: None,
+            foretold: false,
+        }];
         Sensitivity {
             lwq_sensitivity: SENSITIVITY_VERSION,
             tensors: ["a", "b"]

@@ -5,6 +5,7 @@
 //! types costs. [`weight_errors`] rounds samples of rows and runs nothing. [`Prober`] runs the model with tensors replaced;
 //! [`Measurement`] probes them all. Nothing here decides anything; [`crate::plan::allocate`] does.
 
+mod curvature;
 mod damage;
 mod encode;
 mod error;
@@ -20,6 +21,7 @@ mod transfer;
 mod units;
 mod weight_error;
 
+pub use curvature::CurvatureCheck;
 pub use damage::{DamageModel, SECOND_ROUND_BITS};
 pub use encode::encode_tensor;
 pub use error::MeasureError;

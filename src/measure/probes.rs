@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::curvature::{foretold, squares_of};
 use super::file::type_name;
 use super::{
     ColumnWeights, JointProbe, MeasureError, MeasuredTensor, Probe, ProbeResult, Prober, Sampling, Sensitivity,
@@ -10,6 +11,7 @@ use super::{
 use crate::display::six_digits;
 use crate::gguf::{Gguf, TensorInfo, TensorTotals, TensorType};
 use crate::model::{HiddenStates, NoTaps, Overrides, Pass};
+use crate::moments::GradientMoments;
 use crate::recipe::{Role, roles};
 
 /// What the logits of a probe cost, in forward passes.
@@ -24,6 +26,7 @@ impl Probe {
             kld_error: six_digits(result.error()),
             steady_kld: result.routing.is_some().then(|| six_digits(result.steady())),
             flips: result.routing.as_ref().map(|routing| six_digits(routing.flips)),
+            foretold: false,
         }
     }
 }
@@ -42,7 +45,7 @@ pub struct Measurement<'a, 'm, 'g> {
 /// forward passes over the probe text. An error ends the measurement.
 type OnProbe<'f> = dyn FnMut(&Sensitivity, &str, f64) -> Result<(), MeasureError> + 'f;
 
-/// Measures the rounding errors that `state` lacks. Runs nothing.
+/// Measures the rounding errors that `state` lacks, and tells divergences from `gradients` where they allow it. Runs nothing.
 ///
 /// # Errors
 /// When a tensor cannot be read or rounded, or `on_measured` ends the run.
@@ -50,6 +53,7 @@ pub(super) fn measure_errors(
     gguf: &Gguf,
     tensors: &[MeasuredTensor<'_>],
     sampling: Sampling,
+    gradients: Option<&GradientMoments>,
     state: &mut Sensitivity,
     on_measured: &mut dyn FnMut(&Sensitivity, &TensorInfo) -> Result<(), MeasureError>,
 ) -> Result<(), MeasureError> {
@@ -58,13 +62,19 @@ pub(super) fn measure_errors(
         if state.tensor(&tensor.name).is_some() {
             continue;
         }
-        let weights = ColumnWeights { importance: measured.importance, rows: measured.row_factors.as_deref() };
+        let squares = squares_of(gradients, measured)?;
+        let rows = squares.as_deref().or(measured.row_factors.as_deref());
+        let weights = ColumnWeights { importance: measured.importance, rows };
         let found = weight_errors(gguf, tensor, weights, &measured.types, sampling)?;
         gguf.release(tensor);
+        let told = found.iter().filter(|(ty, errors)| {
+            squares.is_some() && measured.probe_types.contains(ty) && errors.weighted_error.is_finite()
+        });
+        let probes = told.map(|(ty, errors)| foretold(*ty, errors)).collect();
         let finite = found.into_iter().filter(|(_, errors)| errors.weighted_error.is_finite());
         let errors = finite.map(|(ty, errors)| (type_name(ty), six_digits(errors.relative()))).collect();
         let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
-        state.tensors.push(TensorSensitivity { name, shape, errors, probes: Vec::new() });
+        state.tensors.push(TensorSensitivity { name, shape, errors, probes });
         on_measured(state, tensor)?;
     }
     Ok(())
@@ -96,11 +106,24 @@ impl Measurement<'_, '_, '_> {
 
     /// Probes that `state` lacks: tensor and type.
     fn missing(&self, state: &Sensitivity) -> Vec<(&MeasuredTensor<'_>, TensorType)> {
+        self.without_probe(state, |_| true)
+    }
+
+    /// Those that it lacks or has not measured.
+    fn unmeasured(&self, state: &Sensitivity) -> Vec<(&MeasuredTensor<'_>, TensorType)> {
+        self.without_probe(state, |probe| !probe.foretold)
+    }
+
+    fn without_probe(
+        &self,
+        state: &Sensitivity,
+        counts: impl Fn(&Probe) -> bool,
+    ) -> Vec<(&MeasuredTensor<'_>, TensorType)> {
         let run = self.tensors.iter().filter(|measured| self.has_part(measured.tensor));
         let all = run.flat_map(|measured| measured.probe_types.iter().map(move |&ty| (measured, ty)));
         let lacks = |measured: &MeasuredTensor<'_>, ty: TensorType| {
             let known = state.tensor(&measured.tensor.name);
-            known.is_some_and(|known| known.probes.iter().all(|probe| probe.ty != type_name(ty)))
+            known.is_some_and(|known| known.probes.iter().all(|probe| !counts(probe) || probe.ty != type_name(ty)))
         };
         all.filter(|(measured, ty)| lacks(measured, *ty)).collect()
     }
@@ -112,6 +135,23 @@ impl Measurement<'_, '_, '_> {
         if probes > 0.0 { probes + 1.0 } else { 0.0 }
     }
 
+    /// The number of probes that it lacks.
+    pub(super) fn count_missing(&self, state: &Sensitivity) -> usize {
+        self.missing(state).len()
+    }
+
+    /// What [`Self::probe_some`] still has to do.
+    pub(super) fn cost_of_some(&self, state: &Sensitivity, wanted: &[(String, String)]) -> f64 {
+        self.wanted(state, wanted).iter().map(|(measured, _)| self.cost_of_probe(self.first_use(measured.tensor))).sum()
+    }
+
+    fn wanted(&self, state: &Sensitivity, wanted: &[(String, String)]) -> Vec<(&MeasuredTensor<'_>, TensorType)> {
+        let is_wanted = |(measured, ty): &(&MeasuredTensor<'_>, TensorType)| {
+            wanted.iter().any(|(name, known)| *name == measured.tensor.name && *known == type_name(*ty))
+        };
+        self.unmeasured(state).into_iter().filter(is_wanted).collect()
+    }
+
     /// Rounds each tensor alone and measures the divergence, as far as `state` does not have it.
     ///
     /// # Errors
@@ -120,7 +160,7 @@ impl Measurement<'_, '_, '_> {
         self.probe(self.missing(state), state, on_measured)
     }
 
-    /// The same for some tensors and names of types.
+    /// The same for some tensors and names of types, those included whose divergence was told.
     ///
     /// # Errors
     /// As [`Self::probe_all`].
@@ -130,10 +170,7 @@ impl Measurement<'_, '_, '_> {
         wanted: &[(String, String)],
         on_measured: &mut OnProbe<'_>,
     ) -> Result<(), MeasureError> {
-        let is_wanted = |(measured, ty): &(&MeasuredTensor<'_>, TensorType)| {
-            wanted.iter().any(|(name, known)| *name == measured.tensor.name && *known == type_name(*ty))
-        };
-        let some = self.missing(state).into_iter().filter(is_wanted).collect();
+        let some = self.wanted(state, wanted);
         self.probe(some, state, on_measured)
     }
 

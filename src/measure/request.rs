@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
+use super::curvature::{calibrate, calibrating};
 use super::feedback::{FeedbackMeter, FeedbackSubject};
 use super::inventory::{Inventory, SourceFile, with_planning};
 use super::probes::measure_errors;
@@ -16,7 +18,7 @@ use crate::display::{count, printable};
 use crate::gguf::{Gguf, TensorInfo, TensorType, fingerprint};
 use crate::imatrix::Named;
 use crate::model::{ForwardOptions, Model};
-use crate::moments::{Calibration, has_input};
+use crate::moments::{Calibration, GradientMoments, has_input};
 use crate::os;
 use crate::progress::{Interrupted, Stop, Unit, Watch};
 use crate::recipe::candidates::{Rules, tried_types};
@@ -51,6 +53,8 @@ pub struct ProbeOptions {
     /// Tokens that every probe runs: more take longer and are more certain. `None` is 4096, from 0.1B weights on 3072, less
     /// above 0.7B.
     pub tokens: Option<usize>,
+    /// Moments of gradients of this model: divergences are told from them, and a few probes say how far off that is.
+    pub gradients: Option<Arc<GradientMoments>>,
 }
 
 /// A request to measure what rounding each tensor does to a model.
@@ -155,6 +159,7 @@ pub(crate) struct Job<'a> {
 /// Everything that is there once the model is loaded.
 pub(super) struct Ready<'a, 'm, 'g> {
     pub(super) measurement: Measurement<'a, 'm, 'g>,
+    gradients: Option<&'a GradientMoments>,
     pub(super) watch: &'a dyn Watch,
     pub(super) stop: &'a Stop,
 }
@@ -189,7 +194,12 @@ impl Job<'_> {
             scored: text.n_scored() as u64,
             sequences: text.n_sequences() as u64,
             seed: Sampling::default().seed,
+            gradients_sha256: self.gradients().map(GradientMoments::digest),
         }
+    }
+
+    fn gradients(&self) -> Option<&GradientMoments> {
+        self.probes.gradients.as_deref()
     }
 
     fn bad_file(&self, path: &Path, reason: String) -> MeasureError {
@@ -243,7 +253,8 @@ impl Job<'_> {
             .and_then(|prober| {
                 let seconds_per_pass = started.elapsed().as_secs_f64();
                 let measurement = Measurement { gguf: self.gguf, prober: &prober, tensors: self.tensors };
-                work(&Ready { measurement, watch, stop: &stop }, provenance, seconds_per_pass)
+                let gradients = self.gradients();
+                work(&Ready { measurement, gradients, watch, stop: &stop }, provenance, seconds_per_pass)
             });
         stopped(&stop, done, watch)
     }
@@ -386,7 +397,7 @@ impl Ready<'_, '_, '_> {
         let bytes = |tensor: &TensorInfo| tensor.bytes.unwrap_or(0);
         watch.begin("rounding samples", tensors.iter().map(|measured| bytes(measured.tensor)).sum(), Unit::Bytes);
         let save = |state: &Sensitivity| state.save(partial, true);
-        measure_errors(m.gguf, tensors, Sampling::default(), state, &mut |state, tensor| {
+        measure_errors(m.gguf, tensors, Sampling::default(), self.gradients, state, &mut |state, tensor| {
             watch.advance(bytes(tensor), &tensor.name);
             if self.stop.is_requested() {
                 save(state)?;
@@ -398,18 +409,27 @@ impl Ready<'_, '_, '_> {
         save(state)?;
 
         let levels = LEVELS.len().saturating_sub(state.joint.len());
-        let cost = m.cost_of_probes(state) + levels as f64 * m.cost_of_joint(false);
+        let calibrating = if state.curvature.is_none() { calibrating(&state.tensors) } else { Vec::new() };
+        let probes = m.cost_of_probes(state) + m.cost_of_some(state, &calibrating);
+        let cost = probes + levels as f64 * m.cost_of_joint(false);
         watch.note(&format!(
             "{} tensors to probe on {} tokens each, about {}",
-            tensors.len(),
+            m.count_missing(state) + calibrating.len(),
             count(m.prober.text().tokens().len() as u64),
             minutes(cost * seconds_per_pass)
         ));
         watch.begin("probing", self.tokens(cost), Unit::Tokens);
-        m.probe_all(state, &mut |state, tensor, cost| {
+        let mut on_probe = |state: &Sensitivity, tensor: &str, cost: f64| {
             watch.advance(self.tokens(cost), tensor);
             state.save(partial, true)
-        })?;
+        };
+        m.probe_some(state, &calibrating, &mut on_probe)?;
+        m.probe_all(state, &mut on_probe)?;
+        if state.curvature.is_none() {
+            let flip_cost = state.flip_cost();
+            state.curvature = calibrate(&mut state.tensors, flip_cost);
+            save(state)?;
+        }
         for level in LEVELS.iter().skip(state.joint.len()) {
             let types = tensors.iter().filter_map(|measured| {
                 let ty = level.iter().find(|ty| measured.types.contains(ty))?;

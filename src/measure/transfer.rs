@@ -127,6 +127,7 @@ impl Job<'_> {
                 joint: from.joint.clone(),
                 tensors: known.clone(),
                 feedback: from.feedback.clone(),
+                curvature: from.curvature.clone(),
                 transferred: None,
             };
             for (tensor, ty) in &chosen {
@@ -218,7 +219,8 @@ mod tests {
 
     #[test]
     fn probes_are_chosen_over_the_whole_range() {
-        let probe = |kld: f64| Probe { ty: "Q3_K".into(), kld, kld_error: 0.0, steady_kld: None, flips: None };
+        let probe =
+            |kld: f64| Probe { ty: "Q3_K".into(), kld, kld_error: 0.0, steady_kld: None, flips: None, foretold: false };
         let tensors: Vec<TensorSensitivity> = (0..40)
             .map(|at| TensorSensitivity { probes: vec![probe(f64::from(at) * 0.01)], ..TensorSensitivity::default() })
             .collect();

@@ -27,6 +27,6 @@ impl ProbeArgs {
     /// When a text cannot be read.
     pub fn options(&self, watch: &dyn Watch) -> Result<ProbeOptions> {
         let text = if self.file.is_empty() { None } else { Some(Text::read(&self.file, watch)?) };
-        Ok(ProbeOptions { text, tokens: self.probe_tokens.map(|n| n as usize) })
+        Ok(ProbeOptions { text, tokens: self.probe_tokens.map(|n| n as usize), ..ProbeOptions::default() })
     }
 }

@@ -5,7 +5,8 @@
 //!
 //! - `NAME.counts`, F64 `[2]`: the weight of the sums and the number of tokens;
 //! - `NAME.diagonal`, F32 `[m]`: the diagonal of S;
-//! - `NAME.correlations`, F16 `[m (m + 1) / 2]`: `S[i, j] / sqrt(S[i, i] S[j, j])` for j from i on, row by row.
+//! - `NAME.correlations`, F16 `[m (m + 1) / 2]`: `S[i, j] / sqrt(S[i, i] S[j, j])` for j from i on, row by row; not of matrices
+//!   of which the squares alone are known.
 //!
 //! Two bytes are enough for a correlation: feedback damps these moments by a tenth, which adds a tenth of the diagonal to
 //! every eigenvalue of the correlations, while rounding them to 11 bits moves an eigenvalue by less than
@@ -98,12 +99,21 @@ pub struct GradientsWriter {
     file: AtomicFile,
     path: PathBuf,
     layout: GgufLayout,
-    /// The first of its three tensors and the number of outputs, by name of the matrix; those written are gone.
+    /// The first of its tensors and the number of outputs, by name of the matrix; those written are gone.
     missing: BTreeMap<String, (usize, usize)>,
 }
 
+/// Mean squares of the gradients at a matrix's outputs, without the products of different ones.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GradientSquares {
+    /// One for each output.
+    pub mean: Vec<f32>,
+    /// Gradients that were added.
+    pub tokens: u64,
+}
+
 impl GradientsWriter {
-    /// Begins a file for matrices of so many outputs, by name.
+    /// Begins a file for matrices of so many outputs, by name, and others of which the squares alone are kept.
     ///
     /// # Errors
     /// When the file cannot be made or exists and `replace` is false.
@@ -112,6 +122,7 @@ impl GradientsWriter {
         replace: bool,
         provenance: &GradientProvenance,
         outputs: &BTreeMap<String, usize>,
+        squares: &BTreeMap<String, usize>,
     ) -> Result<GradientsWriter, GradientsError> {
         let label = path.display().to_string();
         let mut metadata = Metadata::new(label.clone());
@@ -126,6 +137,12 @@ impl GradientsWriter {
             let pairs = triangle(m as u64).ok_or_else(|| problem(path, name, format!("has {m} outputs, too many")))?;
             let parts = [(COUNTS, 2, TensorType::F64), (DIAGONAL, m as u64, TensorType::F32)];
             for (part, len, ty) in parts.into_iter().chain([(CORRELATIONS, pairs, TensorType::F16)]) {
+                tensors.push((NewTensor { name: format!("{name}{part}"), shape: vec![len], ty }, None));
+            }
+        }
+        for (name, &m) in squares.iter().filter(|(name, _)| !outputs.contains_key(*name)) {
+            missing.insert(name.clone(), (tensors.len(), m));
+            for (part, len, ty) in [(COUNTS, 2, TensorType::F64), (DIAGONAL, m as u64, TensorType::F32)] {
                 tensors.push((NewTensor { name: format!("{name}{part}"), shape: vec![len], ty }, None));
             }
         }
@@ -149,15 +166,8 @@ impl GradientsWriter {
             return Err(wrong(format!("has a moment of {} gradients, not {m}", moment.n())));
         }
         let diagonal: Vec<f32> = (0..m).map(|i| moment.upper_row(i)[0]).collect();
-        let sound = |value: f32| value.is_finite() && value >= 0.0;
-        if !diagonal.iter().all(|value| sound(*value)) || !moment.weight().is_finite() {
-            return Err(wrong("has gradients that are not finite; the model overflows on this text".to_owned()));
-        }
+        self.write_diagonal(tensor, index, [moment.weight(), moment.tokens() as f64], &diagonal)?;
         let file = self.file.file();
-        let counts = [moment.weight(), moment.tokens() as f64];
-        self.layout.write_data_at(file, index, 0, &counts.map(f64::to_le_bytes).concat())?;
-        let bytes: Vec<u8> = diagonal.iter().flat_map(|value| value.to_le_bytes()).collect();
-        self.layout.write_data_at(file, index + 1, 0, &bytes)?;
         let inverses: Vec<f64> = diagonal.iter().map(|value| inverse_root(*value)).collect();
         let mut row = Vec::new();
         let mut at = 0;
@@ -173,6 +183,40 @@ impl GradientsWriter {
         }
         self.missing.remove(tensor);
         Ok(())
+    }
+
+    /// Writes the squares of a matrix that was announced with nothing else.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn write_squares(&mut self, tensor: &str, squares: &GradientSquares) -> Result<(), GradientsError> {
+        let Some((index, _)) = self.missing.get(tensor).copied().filter(|(_, m)| *m == squares.mean.len()) else {
+            let found = format!("was not announced with {} outputs, or is there already", squares.mean.len());
+            return Err(problem(&self.path, tensor, found));
+        };
+        let tokens = squares.tokens as f64;
+        let sums: Vec<f32> = squares.mean.iter().map(|mean| (f64::from(*mean) * tokens) as f32).collect();
+        self.write_diagonal(tensor, index, [tokens; 2], &sums)?;
+        self.missing.remove(tensor);
+        Ok(())
+    }
+
+    fn write_diagonal(
+        &self,
+        tensor: &str,
+        index: usize,
+        counts: [f64; 2],
+        diagonal: &[f32],
+    ) -> Result<(), GradientsError> {
+        let sound = |value: f32| value.is_finite() && value >= 0.0;
+        if !diagonal.iter().all(|value| sound(*value)) || !counts.iter().all(|count| count.is_finite()) {
+            let found = "has gradients that are not finite; the model overflows on this text".to_owned();
+            return Err(problem(&self.path, tensor, found));
+        }
+        let file = self.file.file();
+        self.layout.write_data_at(file, index, 0, &counts.map(f64::to_le_bytes).concat())?;
+        let bytes: Vec<u8> = diagonal.iter().flat_map(|value| value.to_le_bytes()).collect();
+        Ok(self.layout.write_data_at(file, index + 1, 0, &bytes)?)
     }
 
     /// Completes the file, which appears under its name.
@@ -192,7 +236,7 @@ fn inverse_root(value: f32) -> f64 {
     if value > 0.0 { 1.0 / f64::from(value).sqrt() } else { 0.0 }
 }
 
-/// Writes all moments at once, by the names of their matrices.
+/// Writes all moments at once, by the names of their matrices, and squares of matrices that have no moments.
 ///
 /// # Errors
 /// Those of [`GradientsWriter`].
@@ -201,10 +245,14 @@ pub fn save_gradients(
     replace: bool,
     provenance: &GradientProvenance,
     moments: &BTreeMap<String, SecondMoment>,
+    squares: &BTreeMap<String, GradientSquares>,
 ) -> Result<(), GradientsError> {
     let outputs = moments.iter().map(|(name, moment)| (name.clone(), moment.n())).collect();
-    let mut writer = GradientsWriter::create(path, replace, provenance, &outputs)?;
+    let more = squares.iter().filter(|(name, _)| !moments.contains_key(*name));
+    let lengths = more.clone().map(|(name, squares)| (name.clone(), squares.mean.len())).collect();
+    let mut writer = GradientsWriter::create(path, replace, provenance, &outputs, &lengths)?;
     moments.iter().try_for_each(|(name, moment)| writer.write(name, moment))?;
+    more.into_iter().try_for_each(|(name, squares)| writer.write_squares(name, squares))?;
     writer.finish()
 }
 
@@ -219,15 +267,18 @@ pub struct GradientMoments {
     provenance: GradientProvenance,
     /// Outputs by name of the matrix.
     outputs: BTreeMap<String, usize>,
+    /// The same of matrices of which the squares alone are known.
+    squares: BTreeMap<String, usize>,
 }
 
 impl fmt::Debug for GradientMoments {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let GradientMoments { path, provenance, outputs, .. } = self;
+        let GradientMoments { path, provenance, outputs, squares, .. } = self;
         f.debug_struct("GradientMoments")
             .field("path", path)
             .field("provenance", provenance)
             .field("outputs", outputs)
+            .field("squares", squares)
             .finish_non_exhaustive()
     }
 }
@@ -257,19 +308,21 @@ impl GradientMoments {
             }
         }
         let provenance = GradientProvenance::read(metadata)?;
-        let mut outputs = BTreeMap::new();
+        let (mut outputs, mut squares) = (BTreeMap::new(), BTreeMap::new());
         for counts in gguf.tensors() {
             let Some(name) = counts.name.strip_suffix(COUNTS) else { continue };
-            outputs.insert(name.to_owned(), checked_outputs(&gguf, name).map_err(|found| problem(path, name, found))?);
+            let (m, has_pairs) = checked_outputs(&gguf, name).map_err(|found| problem(path, name, found))?;
+            if has_pairs { &mut outputs } else { &mut squares }.insert(name.to_owned(), m);
         }
-        if gguf.tensors().len() != 3 * outputs.len() {
+        if gguf.tensors().len() != 3 * outputs.len() + 2 * squares.len() {
             return Err(bad(format!(
-                "holds {} tensors for {} matrices, expected three for each; measure the gradients again",
+                "holds {} tensors, expected three for each of {} matrices and two for each of {}; measure the gradients again",
                 gguf.tensors().len(),
-                outputs.len()
+                outputs.len(),
+                squares.len()
             )));
         }
-        Ok(GradientMoments { path: path.to_owned(), gguf, provenance, outputs })
+        Ok(GradientMoments { path: path.to_owned(), gguf, provenance, outputs, squares })
     }
 
     /// What the moments depend on.
@@ -299,7 +352,7 @@ impl GradientMoments {
                 model: crate::display::printable(model.label()),
             });
         }
-        for (name, &m) in &self.outputs {
+        for (name, &m) in self.outputs.iter().chain(&self.squares) {
             let found = model.tensor(name).map(TensorInfo::rows_per_matrix);
             if found != Some(m as u64) {
                 let found =
@@ -310,6 +363,45 @@ impl GradientMoments {
         Ok(())
     }
 
+    /// Mean squares of a matrix's gradients, `[outputs]`; `None` where the file has none.
+    ///
+    /// # Errors
+    /// When its numbers are no squares.
+    pub fn squares(&self, tensor: &str) -> Result<Option<Vec<f64>>, GradientsError> {
+        if !self.outputs.contains_key(tensor) && !self.squares.contains_key(tensor) {
+            return Ok(None);
+        }
+        let ([weight, _], sums) = self.diagonal(tensor)?;
+        Ok(Some(sums.iter().map(|sum| if weight > 0.0 { f64::from(*sum) / weight } else { 0.0 }).collect()))
+    }
+
+    /// Weight of the sums and number of tokens, and sums of squares.
+    fn diagonal(&self, tensor: &str) -> Result<([f64; 2], Vec<f32>), GradientsError> {
+        let data = self.part(tensor, COUNTS)?;
+        let counts: Vec<f64> = data.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect();
+        let data = self.part(tensor, DIAGONAL)?;
+        let diagonal: Vec<f32> = data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        let sound = |value: f64| value.is_finite() && value >= 0.0;
+        match counts[..] {
+            [weight, tokens]
+                if sound(weight) && sound(tokens) && diagonal.iter().all(|value| sound(f64::from(*value))) =>
+            {
+                Ok(([weight, tokens], diagonal))
+            }
+            _ => {
+                let found = "has counts or squares that are no such numbers; measure the gradients again".to_owned();
+                Err(problem(&self.path, tensor, found))
+            }
+        }
+    }
+
+    fn part(&self, tensor: &str, part: &str) -> Result<std::borrow::Cow<'_, [u8]>, GradientsError> {
+        match self.gguf.tensor(&format!("{tensor}{part}")) {
+            Some(found) => Ok(self.gguf.tensor_data(found)?),
+            None => Err(problem(&self.path, tensor, format!("lacks {part}"))),
+        }
+    }
+
     /// The moment of a matrix's gradients; `None` where the file has none. Takes `4 m^2` bytes.
     ///
     /// # Errors
@@ -317,21 +409,8 @@ impl GradientMoments {
     pub fn moment(&self, tensor: &str) -> Result<Option<SecondMoment>, GradientsError> {
         let Some(&m) = self.outputs.get(tensor) else { return Ok(None) };
         let wrong = |found: String| problem(&self.path, tensor, found);
-        let part = |part: &str| match self.gguf.tensor(&format!("{tensor}{part}")) {
-            Some(found) => Ok(self.gguf.tensor_data(found)?),
-            None => Err(wrong(format!("lacks {part}"))),
-        };
-        let data = part(COUNTS)?;
-        let counts: Vec<f64> = data.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect();
-        let data = part(DIAGONAL)?;
-        let diagonal: Vec<f32> = data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-        let sound = |value: f64| value.is_finite() && value >= 0.0;
-        if !counts.iter().all(|count| sound(*count)) || !diagonal.iter().all(|value| sound(f64::from(*value))) {
-            return Err(wrong(
-                "has counts or squares that are no such numbers; measure the gradients again".to_owned(),
-            ));
-        }
-        let data = part(CORRELATIONS)?;
+        let (counts, diagonal) = self.diagonal(tensor)?;
+        let data = self.part(tensor, CORRELATIONS)?;
         let mut correlations = data.as_chunks().0.iter().map(|bytes| f16_to_f32(u16::from_le_bytes(*bytes)));
         let roots: Vec<f64> = diagonal.iter().map(|value| f64::from(*value).sqrt()).collect();
         let mut moment = SecondMoment::new(m).map_err(|error| wrong(error.to_string()))?;
@@ -353,17 +432,20 @@ impl GradientMoments {
     }
 }
 
-/// The number of outputs of a matrix, whose parts have the types and lengths that this asks for.
-fn checked_outputs(gguf: &Gguf, name: &str) -> Result<usize, String> {
+/// Outputs and whether there is more than their squares, of a matrix whose parts have the types and lengths that this asks for.
+fn checked_outputs(gguf: &Gguf, name: &str) -> Result<(usize, bool), String> {
     let len = |part: &str, ty: TensorType| match gguf.tensor(&format!("{name}{part}")) {
         Some(found) if found.ty == ty && found.shape.len() == 1 => Ok(found.row_len()),
         Some(found) => Err(format!("has {part} of type {} {}, expected a row of {ty}", found.ty, found.shape_text())),
         None => Err(format!("has counts and lacks {part}")),
     };
     let (counts, m) = (len(COUNTS, TensorType::F64)?, len(DIAGONAL, TensorType::F32)?);
-    let pairs = len(CORRELATIONS, TensorType::F16)?;
-    if counts != 2 || m == 0 || triangle(m) != Some(pairs) {
+    let has_pairs = gguf.tensor(&format!("{name}{CORRELATIONS}")).is_some();
+    let pairs = if has_pairs { Some(len(CORRELATIONS, TensorType::F16)?) } else { None };
+    if counts != 2 || m == 0 || pairs.is_some_and(|pairs| triangle(m) != Some(pairs)) {
+        let pairs = pairs.unwrap_or(0);
         return Err(format!("has {counts} counts, {m} squares and {pairs} correlations; measure the gradients again"));
     }
-    usize::try_from(m).map_err(|_| format!("has {m} outputs, too many for this machine"))
+    let m = usize::try_from(m).map_err(|_| format!("has {m} outputs, too many for this machine"))?;
+    Ok((m, has_pairs))
 }

@@ -25,11 +25,17 @@ fn moment(m: usize, seed: u64) -> SecondMoment {
     moment
 }
 
+fn squares() -> BTreeMap<String, GradientSquares> {
+    let of = |mean: &[f32]| GradientSquares { mean: mean.to_vec(), tokens: 5 };
+    // What has a moment needs no squares of its own.
+    [("up".to_owned(), of(&[0.25, 0.0, 4.0])), ("w".to_owned(), of(&[9.0; 3]))].into()
+}
+
 fn saved(folder: &Path) -> (PathBuf, BTreeMap<String, SecondMoment>) {
     let path = folder.join("m.gradients.gguf");
     let moments: BTreeMap<String, SecondMoment> =
         [("blk.0.attn_q.weight".to_owned(), moment(24, 1)), ("w".to_owned(), moment(3, 2))].into();
-    save_gradients(&path, false, &provenance(), &moments).unwrap();
+    save_gradients(&path, false, &provenance(), &moments, &squares()).unwrap();
     (path, moments)
 }
 
@@ -37,7 +43,7 @@ fn saved(folder: &Path) -> (PathBuf, BTreeMap<String, SecondMoment>) {
 fn moments_come_back_as_well_as_two_bytes_hold_them() {
     let folder = tempfile::tempdir().unwrap();
     let (path, moments) = saved(folder.path());
-    assert!(save_gradients(&path, false, &provenance(), &moments).is_err(), "it is there already");
+    assert!(save_gradients(&path, false, &provenance(), &moments, &squares()).is_err(), "it is there already");
     let file = GradientMoments::open(&path).unwrap();
     assert_eq!(file.provenance(), &provenance());
     assert_eq!(file.outputs().len(), 2);
@@ -52,7 +58,13 @@ fn moments_come_back_as_well_as_two_bytes_hold_them() {
             }
         }
     }
-    assert!(file.moment("v").unwrap().is_none());
+    assert!(file.moment("v").unwrap().is_none() && file.squares("v").unwrap().is_none());
+    assert!(file.moment("up").unwrap().is_none());
+    assert_eq!(file.squares("up").unwrap().unwrap(), [0.25, 0.0, 4.0]);
+    let of_moment = file.squares("w").unwrap().unwrap();
+    for (found, expected) in of_moment.iter().zip(moments["w"].diagonal()) {
+        assert!((found - f64::from(expected)).abs() <= 1e-6 * f64::from(expected));
+    }
 }
 
 #[test]
@@ -60,7 +72,7 @@ fn a_writer_wants_what_was_announced_once() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("g.gguf");
     let outputs = [("w".to_owned(), 3), ("v".to_owned(), 3)].into();
-    let mut writer = GradientsWriter::create(&path, false, &provenance(), &outputs).unwrap();
+    let mut writer = GradientsWriter::create(&path, false, &provenance(), &outputs, &BTreeMap::new()).unwrap();
     writer.write("w", &moment(3, 1)).unwrap();
     assert!(writer.write("w", &moment(3, 1)).unwrap_err().to_string().contains("is there already"));
     assert!(writer.write("v", &moment(4, 1)).unwrap_err().to_string().contains("4 gradients, not 3"));
@@ -81,7 +93,7 @@ fn the_moments_of_another_model_are_refused() {
     let path = folder.path().join("g.gguf");
     let of = |model: &Gguf, m: usize| {
         let provenance = GradientProvenance { model_sha256: fingerprint(model), ..provenance() };
-        save_gradients(&path, true, &provenance, &[("w".to_owned(), moment(m, 1))].into()).unwrap();
+        save_gradients(&path, true, &provenance, &[("w".to_owned(), moment(m, 1))].into(), &BTreeMap::new()).unwrap();
         GradientMoments::open(&path).unwrap()
     };
     of(&model(3, 1.0), 3).check_model(&model(3, 1.0)).unwrap();
