@@ -31,12 +31,11 @@ impl Pass<'_, '_, '_> {
         let mut data = vec![0.0; hidden.data.len()];
         let tile_rows = self.logits_tile_rows();
         let rows: Vec<usize> = (0..n).collect();
-        let mut logits = vec![0.0; tile_rows.min(n) * n_vocab];
         for (rows, d) in rows.chunks(tile_rows).zip(data.chunks_mut(tile_rows * n_embd)) {
-            let logits = &mut logits[..rows.len() * n_vocab];
-            self.logits_into(hidden, rows, logits, &mut NoTaps)?;
-            let capped = model.hparams.logit_cap.map(|_| logits.to_vec());
-            loss.gradient(&hidden.group, rows, logits)?;
+            let mut logits = vec![0.0; rows.len() * n_vocab];
+            self.logits_into(hidden, rows, &mut logits, &mut NoTaps)?;
+            let capped = model.hparams.logit_cap.map(|_| logits.clone());
+            loss.gradient(&hidden.group, rows, &mut logits)?;
             if let (Some(cap), Some(capped)) = (model.hparams.logit_cap, &capped) {
                 logits
                     .par_chunks_mut(n_vocab)
@@ -47,7 +46,7 @@ impl Pass<'_, '_, '_> {
                 logits.par_chunks_mut(n_vocab).for_each(|row| math::scale(row, scale));
             }
             let mut back = Back { place: Place { layer: None, token: &|row| rows[row] }, taps: &mut *taps };
-            self.add_product_back(&model.weights.output, 0, None, logits.to_vec(), d, &mut back)?;
+            self.add_product_back(&model.weights.output, 0, None, logits, d, &mut back)?;
             self.norm_back(&hidden.data[rows[0] * n_embd..][..d.len()], Some(&norm), d);
         }
         model.release_output();

@@ -10,10 +10,13 @@
 //! # Memory
 //! Gradients of the stream of all tokens, 4 bytes for each value (16,384 tokens of a model 4,096 wide take 268 MB); hidden
 //! states of half as much for each layer, in files where that is more than 512 MB; the moments of one layer, 4 n² bytes for
-//! each matrix of n outputs, and those that are done; and what a batch of 2,048 tokens takes in a layer.
+//! each matrix of n outputs; and what a batch of 8,192 tokens takes in a layer.
 
 mod capped;
+mod request;
 mod states;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -29,6 +32,7 @@ use crate::recipe::roles;
 use crate::rounding::gptq::SecondMoment;
 use crate::text::Sequences;
 use capped::CappedMoment;
+pub use request::{GradientReport, GradientRequest};
 use states::States;
 
 /// Tokens of the text that gradients are taken of, unless another number is asked for.
@@ -37,95 +41,113 @@ pub const DEFAULT_GRADIENT_TOKENS: usize = 16_384;
 /// Work of the way back through a layer beside the way there, in that of the latter: its inside again, and the gradients.
 const BACKWARD: f64 = 2.0;
 
+/// Work of the head, there and back.
+const HEAD: f64 = 2.0;
+
 /// What the gradients are of, and which are wanted.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct GradientSettings {
     /// Labels are drawn from this seed.
     pub seed: u64,
-    /// Names of matrices; without them those of [`Model::gradient_matrices`].
-    pub tensors: Option<Vec<String>>,
+    /// Names of the matrices, such as those of [`Model::gradient_matrices`].
+    pub tensors: Vec<String>,
+    /// Most bytes of hidden states that stay in memory; more lie in files.
+    pub states_memory: u64,
 }
 
-/// Second moments of gradients.
-#[derive(Clone, Debug)]
-pub struct GradientMoments {
-    /// By the matrix's name, of the gradients at its outputs: the mean of `g gᵀ`, where the longest of a thousand gradients are
-    /// scaled down to the length of the next.
-    pub moments: BTreeMap<String, SecondMoment>,
-    /// Tokens, one gradient each.
-    pub tokens: usize,
-    /// Mean cross entropy with the drawn labels, nats per token: about the entropy of what the model says.
-    pub loss: f64,
-}
+/// Bytes of hidden states that stay in memory by default.
+pub const DEFAULT_STATES_MEMORY: u64 = 1 << 29;
 
-/// Runs a model forward and backward over a text and gives the second moments of its gradients. Hidden states that are too
-/// large for memory lie in `folder`, which must be there, while it runs; a run that is stopped leaves nothing and begins again.
+/// Runs a model forward and backward over a text and shows `sink` the second moment of the gradients at the outputs of each
+/// matrix, by name: the mean of `g gᵀ`, where the longest of a thousand gradients are scaled down to the length of the next.
+/// Gives the mean cross entropy with the drawn labels, nats per token: about the entropy of what the model says.
+///
+/// Hidden states that are too large for memory lie in `folder`, which must be there, while it runs; a run that is stopped
+/// begins again.
 ///
 /// # Errors
-/// When the model does not predict the next token, the forward pass fails, there is no space, or `watch` asks to stop.
+/// When the model does not predict the next token, the forward pass or `sink` fails, there is no space, or `watch` asks to
+/// stop.
 pub fn gradient_moments(
     model: &Model<'_>,
     text: &Sequences,
     settings: &GradientSettings,
     folder: &Path,
     watch: &dyn Watch,
-) -> Result<GradientMoments, MomentsError> {
+    sink: &mut dyn FnMut(&str, SecondMoment) -> Result<(), MomentsError>,
+) -> Result<f64, MomentsError> {
     model.check_predicts()?;
     let stop = watch.abandon();
     let options = ForwardOptions { cancel: Some(stop.flag().clone()), ..ForwardOptions::default() };
     let run = Run {
         pass: model.pass(options, Overrides::new())?,
         groups: text.batches(),
-        wanted: match &settings.tensors {
-            Some(tensors) => tensors.clone(),
-            None => model.gradient_matrices().into_iter().map(str::to_owned).collect(),
-        },
+        n_ctx: text.n_ctx(),
+        settings,
         tokens: text.len(),
         watch,
     };
     watch.begin("gradients", run.total_work(), Unit::Megaflop);
-    let found = run.run(settings.seed, folder);
+    let loss = run.run(folder, sink);
     watch.end();
     stop.check()?;
-    found
+    loss
 }
 
 /// One pass there and back.
 struct Run<'a, 'm, 'g> {
     pass: Pass<'m, 'g, 'static>,
     groups: Vec<Arc<TokenGroup>>,
-    wanted: Vec<String>,
+    n_ctx: usize,
+    settings: &'a GradientSettings,
     tokens: usize,
     watch: &'a dyn Watch,
 }
 
 impl Run<'_, '_, '_> {
-    fn run(&self, seed: u64, folder: &Path) -> Result<GradientMoments, MomentsError> {
+    fn run(
+        &self,
+        folder: &Path,
+        sink: &mut dyn FnMut(&str, SecondMoment) -> Result<(), MomentsError>,
+    ) -> Result<f64, MomentsError> {
         let model = self.pass.model();
-        let mut states = States::new(model, self.tokens, folder)?;
+        let layers = model.n_layer();
+        let mut states = States::new(model, self.tokens, folder, self.settings.states_memory)?;
         self.forward(&mut states)?;
-        let mut moments = Moments::new(&self.wanted, self.tokens);
+        let mut moments = self.moments();
+        let (mut gradients, loss) = self.head_back(&states, &mut moments)?;
+        moments.finish(sink)?;
+        states.remove(layers);
+        // Below the lowest matrix that is wanted nobody needs gradients.
+        let wanted = self.settings.tensors.iter().filter_map(|name| roles::block_number(name));
+        let lowest = wanted.min().map_or(layers, |block| usize::try_from(block).unwrap_or(layers));
+        for layer in (lowest..layers).rev() {
+            let mut moments = self.moments();
+            gradients = self.layer_back(layer, &states, gradients, &mut moments)?;
+            moments.finish(sink)?;
+            states.remove(layer);
+        }
+        Ok(loss / self.tokens.max(1) as f64)
+    }
+
+    fn moments(&self) -> Moments<'_> {
+        Moments { wanted: &self.settings.tensors, tokens: self.tokens, moments: BTreeMap::new() }
+    }
+
+    /// The gradients of each group at what left the last layer, and the loss, summed over all tokens.
+    fn head_back(&self, states: &States, moments: &mut Moments<'_>) -> Result<(Vec<HiddenStates>, f64), MomentsError> {
+        let model = self.pass.model();
         let layers = model.n_layer();
         let mut loss = 0.0;
         let mut gradients = Vec::with_capacity(self.groups.len());
         for (first, group) in self.placed_groups() {
             let hidden = states.read(model, layers, first, group)?;
-            let mut labels = SampledLabels::new(seed, (first / group.longest().max(1)) as u64);
-            gradients.push(self.pass.head_gradient(&hidden, &mut labels, &mut moments)?);
+            let mut labels = SampledLabels::new(self.settings.seed, (first / self.n_ctx) as u64);
+            gradients.push(self.pass.head_gradient(&hidden, &mut labels, moments)?);
             loss += labels.loss();
-            self.advance(2.0 * self.work_of(layers) * group.len() as f64, "output");
+            self.advance(HEAD * self.work_of(layers) * group.len() as f64, "output");
         }
-        states.remove(layers);
-        let lowest = self.wanted.iter().filter_map(|name| roles::block_number(name)).min();
-        let lowest = lowest.map_or(layers, |block| usize::try_from(block).unwrap_or(layers));
-        let mut done = moments.finish();
-        for layer in (lowest..layers).rev() {
-            let mut moments = Moments::new(&self.wanted, self.tokens);
-            self.layer_back(layer, &states, &mut gradients, &mut moments)?;
-            done.extend(moments.finish());
-            states.remove(layer);
-        }
-        Ok(GradientMoments { moments: done, tokens: self.tokens, loss: loss / self.tokens.max(1) as f64 })
+        Ok((gradients, loss))
     }
 
     /// Keeps the states at all boundaries. Each layer sees those that were kept, as it will on the way back.
@@ -150,18 +172,18 @@ impl Run<'_, '_, '_> {
         &self,
         layer: usize,
         states: &States,
-        gradients: &mut Vec<HiddenStates>,
+        before: Vec<HiddenStates>,
         moments: &mut Moments<'_>,
-    ) -> Result<(), MomentsError> {
+    ) -> Result<Vec<HiddenStates>, MomentsError> {
         let model = self.pass.model();
         let what = format!("layer {} of {} backward", layer + 1, model.n_layer());
-        let before = std::mem::take(gradients);
+        let mut gradients = Vec::with_capacity(before.len());
         for ((first, group), gradient) in self.placed_groups().zip(before) {
             let hidden = states.read(model, layer, first, group)?;
             gradients.push(self.pass.layer_gradient(&hidden, gradient, moments)?);
             self.advance(BACKWARD * self.work_of(layer) * group.len() as f64, &what);
         }
-        Ok(())
+        Ok(gradients)
     }
 
     /// The groups, each with the number of its first token.
@@ -186,7 +208,7 @@ impl Run<'_, '_, '_> {
     fn total_work(&self) -> u64 {
         let layers = self.pass.model().n_layer();
         let of_layers: f64 = (0..layers).map(|layer| (1.0 + BACKWARD) * self.work_of(layer)).sum();
-        ((of_layers + 2.0 * self.work_of(layers)) * self.tokens as f64 / FLOP_PER_UNIT) as u64
+        ((of_layers + HEAD * self.work_of(layers)) * self.tokens as f64 / FLOP_PER_UNIT) as u64
     }
 
     fn advance(&self, flop: f64, what: &str) {
@@ -204,13 +226,9 @@ struct Moments<'a> {
     moments: BTreeMap<String, CappedMoment>,
 }
 
-impl<'a> Moments<'a> {
-    fn new(wanted: &'a [String], tokens: usize) -> Moments<'a> {
-        Moments { wanted, tokens, moments: BTreeMap::new() }
-    }
-
-    fn finish(self) -> BTreeMap<String, SecondMoment> {
-        self.moments.into_iter().map(|(name, moment)| (name, moment.finish())).collect()
+impl Moments<'_> {
+    fn finish(self, sink: &mut dyn FnMut(&str, SecondMoment) -> Result<(), MomentsError>) -> Result<(), MomentsError> {
+        self.moments.into_iter().try_for_each(|(name, moment)| sink(&name, moment.finish()))
     }
 }
 

@@ -15,9 +15,6 @@ use crate::model::{HiddenStates, Model, TokenGroup};
 use crate::moments::MomentsError;
 use crate::os;
 
-/// Bytes of all states up to which they stay in memory.
-const IN_MEMORY: u64 = 1 << 29;
-
 /// Largest binary16 number that scales aim at: far from infinity.
 const LARGEST: f32 = 16_384.0;
 
@@ -39,14 +36,15 @@ pub(super) struct States {
 }
 
 impl States {
-    /// Room for those of `tokens` tokens: in memory if they are few, else in files in `folder`, which must be there.
+    /// Room for those of `tokens` tokens: in memory if they take at most `memory` bytes, else in files in `folder`, which must
+    /// be there.
     ///
     /// # Errors
     /// When there is no space for the files.
-    pub(super) fn new(model: &Model<'_>, tokens: usize, folder: &Path) -> Result<States, MomentsError> {
+    pub(super) fn new(model: &Model<'_>, tokens: usize, folder: &Path, memory: u64) -> Result<States, MomentsError> {
         let layers = model.n_layer();
         let needed: u64 = (0..=layers).map(|layer| row_bytes(&widths(model, layer)) as u64 * tokens as u64).sum();
-        let folder = (needed > IN_MEMORY).then(|| folder.to_path_buf());
+        let folder = (needed > memory).then(|| folder.to_path_buf());
         if let Some(folder) = &folder
             && let Some(free) = os::free_space(folder)
             && free < needed
