@@ -249,6 +249,87 @@ fn an_interrupted_run_goes_on_and_ends_with_the_same_bytes() {
     assert_eq!(files_in(dir.path()), ["o.gguf", "whole.gguf"]);
 }
 
+/// The numbers that the gate of the whole file left in a file.
+fn verdict(path: &Path) -> (Option<f32>, Option<f32>, Option<u32>) {
+    let gguf = Gguf::open(path).unwrap();
+    let key = |part: &str| format!("lwq.rounding.gate.{part}");
+    let metadata = gguf.metadata();
+    let number = |part: &str| metadata.f32(&key(part)).unwrap();
+    (number("kld"), number("search_kld"), metadata.u32(&key("searched_layers")).unwrap())
+}
+
+#[test]
+fn the_whole_file_is_judged_unless_that_is_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let (judged, plain) = (dir.path().join("judged.gguf"), dir.path().join("plain.gguf"));
+    let report = json_of(feedback(&judged, &["--target", "Q3_K_S", "--json"]));
+    let whole = &report["rounding"]["whole"];
+    let (kld, search) = (whole["kld"].as_f64().unwrap(), whole["search_kld"].as_f64().unwrap());
+    assert!(0.0 < kld && kld < 0.9 * search, "{whole}");
+    assert_eq!(whole["searched_layers"], serde_json::json!([]));
+    assert_eq!(verdict(&judged), (Some(kld as f32), Some(search as f32), Some(0)));
+    assert_eq!(std::fs::metadata(&judged).unwrap().len(), report["size_bytes"].as_u64().unwrap());
+
+    let report = json_of(feedback(&plain, &["--target", "Q3_K_S", "--no-final-gate", "--json"]));
+    assert!(report["rounding"]["whole"].is_null());
+    assert_eq!(verdict(&plain), (None, None, None));
+    assert_eq!(tensor_digest(&judged), tensor_digest(&plain));
+    let text = stdout_of(feedback(&judged, &["--target", "Q3_K_S", "--force"]));
+    assert!(text.contains(&format!("KL divergence {kld:.6}, rounded by search {search:.6}")), "{text}");
+    let wrong = run(args!["quantize", doclet(), dir.path().join("x.gguf"), "--target", "Q4_0", "--no-final-gate"]);
+    assert_eq!(wrong.status.code(), Some(2));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_layer_that_does_harm_to_the_whole_keeps_search() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("o.gguf");
+    let partial = dir.path().join("o.gguf.partial");
+    // Steps 0 to 5 are the layers, the last one is the output matrix.
+    interrupted_after(&partial.join("step-0006.gguf"), args!["quantize", doclet(), &output, "--target", "Q4_0"]);
+    // What a layer's feedback gave is spoilt: blocks of zeros.
+    let step = partial.join("step-0003.gguf");
+    let data_start = Gguf::open(&step).unwrap().shards()[0].data_start() as usize;
+    let mut bytes = std::fs::read(&step).unwrap();
+    bytes[data_start..].fill(0);
+    std::fs::write(&step, bytes).unwrap();
+    let searched = Gguf::from_bytes(std::fs::read(partial.join("searched-0003.gguf")).unwrap()).unwrap();
+    let _ = std::fs::remove_file(partial.join("judged.json"));
+
+    let report = json_of(feedback(&output, &["--target", "Q4_0", "--json"]));
+    let whole = &report["rounding"]["whole"];
+    assert_eq!(whole["searched_layers"], serde_json::json!([3]));
+    let (kld, search) = (whole["kld"].as_f64().unwrap(), whole["search_kld"].as_f64().unwrap());
+    assert!(kld < search, "{whole}");
+    assert_eq!(verdict(&output), (Some(kld as f32), Some(search as f32), Some(1)));
+    let written = Gguf::open(&output).unwrap();
+    assert!(searched.tensors().len() >= 5);
+    for tensor in searched.tensors() {
+        let found = written.data(written.tensor(&tensor.name).unwrap()).unwrap();
+        assert!(found == searched.data(tensor).unwrap(), "{}", tensor.name);
+        let rows = report["tensors"].as_array().unwrap();
+        let row = rows.iter().find(|row| row["name"] == tensor.name.as_str()).unwrap();
+        assert_eq!((&row["rounding"]["method"], &row["rounding"]["kept"]), (&"search".into(), &"whole-file".into()));
+    }
+    check_blocks(&output);
+    assert_eq!(files_in(dir.path()), ["o.gguf"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn judging_the_whole_goes_on_where_it_was_interrupted() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, output) = (dir.path().join("whole.gguf"), dir.path().join("o.gguf"));
+    stdout_of(feedback(&whole, &["--target", "Q4_0", "--quiet"]));
+    let judged = dir.path().join("o.gguf.partial/judged.json");
+    interrupted_after(&judged, args!["quantize", doclet(), &output, "--target", "Q4_0"]);
+    assert!(!output.exists() && judged.exists());
+    stdout_of(feedback(&output, &["--target", "Q4_0", "--quiet"]));
+    assert!(std::fs::read(&output).unwrap() == std::fs::read(&whole).unwrap());
+    assert_eq!(files_in(dir.path()), ["o.gguf", "whole.gguf"]);
+}
+
 #[cfg(unix)]
 #[test]
 fn several_outputs_share_a_pass_and_have_the_bytes_of_single_ones() {

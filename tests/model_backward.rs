@@ -112,10 +112,8 @@ fn loss_from(pass: &Pass<'_, '_, '_>, mut hidden: HiddenStates) -> f64 {
     pass.run_remaining(&mut hidden, &mut NoTaps).unwrap();
     let mut loss = NextToken::default();
     let rows: Vec<usize> = (0..hidden.group().len()).collect();
-    pass.logits(&hidden, &rows, &mut NoTaps, |tile| {
-        loss.gradient(&group(), tile.rows, &mut tile.logits.to_vec())
-    })
-    .unwrap();
+    pass.logits(&hidden, &rows, &mut NoTaps, |tile| loss.gradient(&group(), tile.rows, &mut tile.logits.to_vec()))
+        .unwrap();
     loss.loss
 }
 
@@ -167,7 +165,9 @@ fn taps_see_the_gradients_of_every_matrix() {
         there_and_back(&pass, &mut seen);
         let matrices = gguf.tensors().iter().filter(|t| t.shape.len() == 2 && seen.inputs.contains_key(&t.name));
         let mut checked = 0;
-        for tensor in matrices.filter(|t| !t.name.starts_with("blk.") || t.name.starts_with("blk.1") || t.name.starts_with("blk.3")) {
+        for tensor in matrices
+            .filter(|t| !t.name.starts_with("blk.") || t.name.starts_with("blk.1") || t.name.starts_with("blk.3"))
+        {
             assert!(seen.gradients.contains_key(&tensor.name), "{} has no gradient", tensor.name);
             if tensor.name == model.output_tensor() {
                 // Here the embedding, too: another gradient.

@@ -55,6 +55,8 @@ pub struct KernelsReport {
     pub cpu: String,
     /// Instruction set that is used.
     pub isa: &'static str,
+    /// Whether products of bfloat16 are used for fast passes, and why.
+    pub bf16: &'static str,
     /// Tokens that share a pass over the weights.
     pub tokens: usize,
     /// Rounds, of which the best counts.
@@ -139,6 +141,7 @@ impl KernelsBench {
         let mut report = KernelsReport {
             cpu: cpu::name(),
             isa: cpu::level().name(),
+            bf16: cpu::bf16_products().describe(),
             tokens: self.tokens,
             rounds: self.rounds,
             peaks: measure_peaks(self.rounds, &pools),
@@ -326,7 +329,8 @@ impl fmt::Display for KernelsReport {
 
 fn table(report: &KernelsReport) -> String {
     let mut out = String::new();
-    let _ = writeln!(out, "{}, {} ({} rounds, best of each)\n", report.cpu, report.isa, report.rounds);
+    let _ = writeln!(out, "{}, {} ({} rounds, best of each)", report.cpu, report.isa, report.rounds);
+    let _ = writeln!(out, "{}\n", report.bf16);
     let _ = writeln!(out, "{:<18} {:>7} {:>9}", "peak", "threads", "GFLOP/s");
     for row in &report.peaks {
         let _ = writeln!(out, "{:<18} {:>7} {:>9.1}", row.name, row.threads, row.gflops);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 
-use super::args::{BudgetArgs, ChoiceArgs, ImportanceArgs, ProbeArgs, RoundingFlags, TypeArgs, rounding};
+use super::args::{AimFlags, BudgetArgs, ChoiceArgs, ImportanceArgs, ProbeArgs, RoundingFlags, TypeArgs, rounding};
 use super::{Common, decimal_size};
 use lwq::atomic_file::{AtomicFile, check_target};
 use lwq::os::{same_file, terminal_width};
@@ -115,7 +115,7 @@ impl MakeArgs {
         }
         let watch = common.watch();
         let method = self.rounding.method(!self.calibration.is_empty(), None)?;
-        let calibration = self.rounding.calibration(method, &self.calibration, false, &gguf, &watch)?;
+        let calibration = self.rounding.calibration(method, &self.calibration, &AimFlags::default(), &gguf, &watch)?;
         let importance = self.importance.open(model, true, common)?;
         let mut request =
             Request::new(budget).probes(self.probes.options(&watch)?).rounding(rounding(method, calibration.as_ref()));

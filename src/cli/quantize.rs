@@ -8,7 +8,7 @@ use clap::{ArgGroup, Args};
 use serde::Serialize;
 
 use super::args::{
-    BudgetArgs, ChoiceArgs, ImportanceArgs, RoundingFlags, TargetsFlag, TypeArgs, parse_missing, parse_override,
+    AimFlags, BudgetArgs, ChoiceArgs, ImportanceArgs, RoundingFlags, TypeArgs, parse_missing, parse_override,
     parse_target, rounding,
 };
 use super::inspect::type_table;
@@ -62,7 +62,7 @@ pub struct QuantizeArgs {
     #[command(flatten)]
     rounding: RoundingFlags,
     #[command(flatten)]
-    targets: TargetsFlag,
+    aim: AimFlags,
     /// Calibration text for --rounding feedback; repeatable [default: a built-in mix]
     #[arg(long, short, value_name = "TEXT")]
     file: Vec<PathBuf>,
@@ -217,8 +217,8 @@ impl QuantizeArgs {
             let advice = "remove the layers first with --target COPY, then quantize that file";
             return Err(Usage(format!("--prune-layers: --rounding feedback runs the whole model; {advice}")).into());
         }
-        self.targets.check(method == RoundingMethod::Feedback)?;
-        let calibration = self.rounding.calibration(method, &self.file, self.targets.corrected(), &gguf, &watch)?;
+        self.aim.check(method == RoundingMethod::Feedback)?;
+        let calibration = self.rounding.calibration(method, &self.file, &self.aim, &gguf, &watch)?;
         let rounding = rounding(method, calibration.as_ref());
         let weighted = targets.iter().any(|target| target.base().is_quantized()) || self.budget.budget().is_some();
         let wanted = weighted || (!plans.is_empty() && plans.iter().all(|read| read.plan.imatrix.is_some()));
@@ -450,6 +450,16 @@ fn rounding_text(report: &RoundingReport) -> String {
         (true, _) => text.push_str(&format!("rounding: {}\n", report.record.method)),
         (false, true) => text.push_str(&format!("rounded: {methods}\n")),
         (false, false) => text.push_str(&format!("rounded: {methods} (kept for: {kept})\n")),
+    }
+    if let Some(whole) = &report.whole {
+        text.push_str(&format!(
+            "the whole on the text of the gate: KL divergence {:.6}, rounded by search {:.6}\n",
+            whole.kld, whole.search_kld
+        ));
+        if !whole.searched_layers.is_empty() {
+            let layers: Vec<String> = whole.searched_layers.iter().map(ToString::to_string).collect();
+            text.push_str(&format!("layers that keep search, since feedback did harm there: {}\n", layers.join(", ")));
+        }
     }
     text
 }

@@ -20,7 +20,8 @@
 //! - [`Precision::Fast`]: both operands are rounded to bfloat16 (to nearest even) and multiplied by
 //!   `vdpbf16ps` with f32 accumulation, in blocks of 512 columns and a fixed order; subnormal numbers count as
 //!   zero. The error is at most `2^-7 + 2^-16` times `sum |x * w|` from the roundings, plus the accumulation's as
-//!   above. Where the CPU lacks AVX512-BF16 (or `LWQ_ISA` forbids it) fast is the same as accurate.
+//!   above. Where the CPU lacks AVX512-BF16 or is slow at it (or `LWQ_ISA` forbids it) fast is the same as accurate, see
+//!   [`bf16_products`](crate::cpu::bf16_products).
 //!
 //! Gradients go the other way, `X[t, i] = sum over o of Y[t, o] * W[o, i]` ([`matmul_transposed`]), with blocks of rows of W in
 //! place of columns.

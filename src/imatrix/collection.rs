@@ -12,8 +12,7 @@ use super::checkpoint::{self, CollectionState};
 use super::experts::{self, LayerExperts};
 use super::{Form, Imatrix, ImatrixError, ImportanceCollector};
 use crate::atomic_file::{Replace, check_target};
-use crate::compute::Precision;
-use crate::cpu;
+use crate::compute::{Kernel, Precision};
 use crate::display::{count, peak_memory, printable};
 use crate::eval::{Perplexity, score_chunks};
 use crate::gguf::{Gguf, split};
@@ -344,7 +343,7 @@ impl<'a> Collection<'a> {
         // bfloat16 products differ between instruction sets; f32 products do not.
         match self.precision {
             Precision::Accurate => text.push_str(", accurate"),
-            Precision::Fast => text.push_str(&format!(", fast on {}", cpu::level().name())),
+            Precision::Fast => text.push_str(&format!(", fast on {}", Kernel::best(Precision::Fast).name)),
         }
         if self.process_output {
             text.push_str(", output");

@@ -13,6 +13,7 @@ use crate::model::{
     ForwardOptions, HiddenStates, Model, ModelError, NoTaps, Overrides, Pass, RouteFlips, Routes, TokenGroup,
 };
 use crate::os;
+use crate::text::Sequences;
 
 /// Share of the free memory that reference logits may take; beyond it they are computed again for every probe.
 const LOGITS_SHARE: u64 = 4;
@@ -124,9 +125,19 @@ impl ProbeText {
             }
             sequence
         });
-        let group = Arc::new(TokenGroup::from_sequences(sequences).with_context(n_ctx));
-        let rows = (0..n_sequences).flat_map(|i| (UNSCORED..n_ctx - 1).step_by(2).map(move |at| i * n_ctx + at));
-        Ok(ProbeText { rows: rows.collect(), group, n_sequences })
+        let group = TokenGroup::from_sequences(sequences).with_context(n_ctx);
+        Ok(ProbeText::scored(Arc::new(group), n_sequences, n_ctx, UNSCORED))
+    }
+
+    /// All of a text that is cut already; at most half of a sequence is not scored.
+    pub(crate) fn of(text: &Sequences) -> ProbeText {
+        let n_ctx = text.n_ctx();
+        ProbeText::scored(text.group(), text.len() / n_ctx, n_ctx, UNSCORED.min(n_ctx / 2))
+    }
+
+    fn scored(group: Arc<TokenGroup>, n_sequences: usize, n_ctx: usize, unscored: usize) -> ProbeText {
+        let rows = (0..n_sequences).flat_map(|i| (unscored..n_ctx - 1).step_by(2).map(move |at| i * n_ctx + at));
+        ProbeText { rows: rows.collect(), group, n_sequences }
     }
 
     /// Tokens that every probe runs.
@@ -164,6 +175,20 @@ impl<'m, 'g> Prober<'m, 'g> {
     /// # Errors
     /// Those of the forward pass.
     pub fn new(model: &'m Model<'g>, options: ForwardOptions, text: ProbeText) -> Result<Self, ModelError> {
+        let memory = os::available_memory().unwrap_or(4 << 30) / LOGITS_SHARE;
+        Prober::within(model, options, text, memory)
+    }
+
+    /// The same, keeping the original's logits only if they take no more than `memory` bytes.
+    ///
+    /// # Errors
+    /// Those of the forward pass.
+    pub(crate) fn within(
+        model: &'m Model<'g>,
+        options: ForwardOptions,
+        text: ProbeText,
+        memory: u64,
+    ) -> Result<Self, ModelError> {
         let mut prober = {
             let pass = model.pass(options.clone(), Overrides::new())?;
             let mut last = pass.embed(text.group.clone())?;
@@ -172,7 +197,7 @@ impl<'m, 'g> Prober<'m, 'g> {
             Prober { model, options, text, last, logits: None, routes }
         };
         let bytes = 4 * prober.text.n_scored() as u64 * model.n_vocab() as u64;
-        if bytes <= os::available_memory().unwrap_or(4 << 30) / LOGITS_SHARE {
+        if bytes <= memory {
             let mut logits = vec![0.0; prober.text.n_scored() * model.n_vocab()];
             let pass = prober.pass(Overrides::new())?;
             let tile_rows = pass.logits_tile_rows();

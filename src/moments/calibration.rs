@@ -1,7 +1,9 @@
 //! The model and the texts of a pass, opened once for all that share it.
 
-use super::{DEFAULT_MOMENT_MEMORY, Damping, MomentsError, Stream, StreamSettings};
-use crate::compute::Precision;
+use std::sync::Arc;
+
+use super::{DEFAULT_MOMENT_MEMORY, Damping, GradientMoments, MomentsError, Stream, StreamSettings};
+use crate::compute::{Kernel, Precision};
 use crate::display::printable;
 use crate::gguf::Gguf;
 use crate::model::Model;
@@ -59,6 +61,10 @@ pub struct CalibrationOptions {
     /// Inputs are those of the model with all rounded that comes before, and shown with a correction of the weights for
     /// that: see [`CorrectedMoment`](crate::rounding::gptq::CorrectedMoment). One rounding a pass.
     pub corrected: bool,
+    /// Second moments of the loss's gradients at matrices' outputs: the rows of those matrices answer for each other.
+    pub gradients: Option<Arc<GradientMoments>>,
+    /// Holds the finished file, as a whole, against the same types rounded by search on the text of the gate.
+    pub final_gate: bool,
 }
 
 impl Default for CalibrationOptions {
@@ -76,6 +82,8 @@ impl Default for CalibrationOptions {
             order: FactorOrder::Stored,
             sampled: 0,
             corrected: false,
+            gradients: None,
+            final_gate: true,
         }
     }
 }
@@ -87,18 +95,23 @@ pub struct Calibration<'g> {
     text: Sequences,
     gate: Sequences,
     settings: StreamSettings,
+    gradients: Option<Arc<GradientMoments>>,
+    final_gate: bool,
 }
 
 impl<'g> Calibration<'g> {
     /// Opens the model and cuts the texts.
     ///
     /// # Errors
-    /// When the forward pass cannot run the model, or a text is too short.
+    /// When the forward pass cannot run the model, a text is too short, or gradients are those of another model.
     pub fn new(
         model: &'g Gguf,
         options: &CalibrationOptions,
         watch: &dyn Watch,
     ) -> Result<Calibration<'g>, MomentsError> {
+        if let Some(gradients) = &options.gradients {
+            gradients.check_model(model)?;
+        }
         let model = Model::open(model)
             .map_err(|source| MomentsError::CannotRun { file: printable(model.label()), source: Box::new(source) })?;
         model.warn(watch);
@@ -126,7 +139,9 @@ impl<'g> Calibration<'g> {
             sampled: options.sampled,
             corrected: options.corrected,
         };
-        Ok(Calibration { model, text, gate, settings })
+        // Only what predicts can be judged by its predictions.
+        let final_gate = options.final_gate && model.is_causal();
+        Ok(Calibration { model, text, gate, settings, gradients: options.gradients.clone(), final_gate })
     }
 
     /// The unquantized model.
@@ -142,6 +157,16 @@ impl<'g> Calibration<'g> {
     /// True if inputs come from the model with all rounded that comes before.
     pub fn is_corrected(&self) -> bool {
         self.settings.corrected
+    }
+
+    /// True if finished files are judged as a whole.
+    pub fn has_final_gate(&self) -> bool {
+        self.final_gate
+    }
+
+    /// Moments of gradients that tie rows together, if there are any.
+    pub fn gradients(&self) -> Option<&GradientMoments> {
+        self.gradients.as_deref()
     }
 
     /// The text that judges it.
@@ -176,7 +201,9 @@ impl<'g> Calibration<'g> {
                     Damping::Given(damping) => Some(damping as f32),
                     Damping::Chosen => None,
                 },
+                gradients_sha256: self.gradients().map(GradientMoments::digest),
             }),
+            final_gate: self.final_gate,
         }
     }
 
@@ -199,8 +226,14 @@ impl<'g> Calibration<'g> {
         if self.settings.corrected {
             words.push_str(", corrected");
         }
+        if let Some(gradients) = self.gradients() {
+            words.push_str(&format!(", gradients {}", gradients.digest()));
+        }
+        if self.final_gate {
+            words.push_str(", gate of the whole file");
+        }
         if self.settings.precision == Precision::Fast {
-            words.push_str(&format!(", fast on {}", crate::cpu::level().name()));
+            words.push_str(&format!(", fast on {}", Kernel::best(Precision::Fast).name));
         }
         words
     }

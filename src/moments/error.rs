@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::atomic_file::OutputError;
+use crate::gguf::GgufError;
 use crate::model::ModelError;
 use crate::progress::Interrupted;
 use crate::rounding::gptq::FeedbackError;
@@ -38,6 +39,9 @@ pub enum MomentsError {
     /// Second moments could not be made.
     #[error(transparent)]
     Feedback(#[from] FeedbackError),
+    /// Moments of gradients cannot be used.
+    #[error(transparent)]
+    Gradients(#[from] GradientsError),
     /// The two texts show different inputs; a bug of this program.
     #[error("inputs of {tensor} differ between the texts; this is a bug, please report it")]
     Inputs {
@@ -61,6 +65,45 @@ pub enum MomentsError {
         action: &'static str,
         /// The system's answer.
         source: std::io::Error,
+    },
+}
+
+/// Errors of files of gradients' moments.
+#[derive(Debug, thiserror::Error)]
+pub enum GradientsError {
+    /// It is no readable container.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// It cannot be written.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    /// It holds something else.
+    #[error("{}: {reason}", path.display())]
+    BadFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// A matrix's moment is unsound.
+    #[error("{}: tensor {tensor} {problem}", path.display())]
+    Tensor {
+        /// The file.
+        path: PathBuf,
+        /// The matrix, quoted.
+        tensor: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// It belongs to another model.
+    #[error("{}: was made with another model ({found}); measure the gradients of {model}", path.display())]
+    OtherModel {
+        /// The file.
+        path: PathBuf,
+        /// The model that it names, quoted.
+        found: String,
+        /// The model at hand.
+        model: String,
     },
 }
 

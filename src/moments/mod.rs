@@ -19,6 +19,7 @@ mod corrected;
 mod damping;
 mod error;
 mod gradients;
+mod gradients_file;
 mod inputs;
 mod states;
 mod stream;
@@ -28,8 +29,11 @@ use crate::recipe::roles;
 
 pub use calibration::{Calibration, CalibrationOptions, DEFAULT_TOKENS, FactorOrder};
 pub use damping::Damping;
-pub use error::MomentsError;
-pub use gradients::{DEFAULT_GRADIENT_TOKENS, GradientMoments, GradientSettings, gradient_moments};
+pub use error::{GradientsError, MomentsError};
+pub use gradients::{
+    DEFAULT_GRADIENT_TOKENS, DEFAULT_STATES_MEMORY, GradientReport, GradientRequest, GradientSettings, gradient_moments,
+};
+pub use gradients_file::{GradientMoments, GradientProvenance, GradientsWriter, save_gradients};
 pub use inputs::{Input, InputMatrix, Unusable};
 pub(crate) use states::are_there as has_states;
 pub use stream::{DEFAULT_MOMENT_MEMORY, Stream, StreamSettings, Visitor};

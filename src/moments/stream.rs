@@ -6,7 +6,7 @@ use super::corrected::PASSES;
 use super::inputs::{Calibrated, Discovery, Input, MomentCollector, Purpose, Shape, join, plan_passes};
 use super::states::{self, StatesReader, StatesWriter};
 use super::{Damping, FactorOrder, MomentsError};
-use crate::compute::Precision;
+use crate::compute::{Kernel, Precision};
 use crate::gguf::TensorInfo;
 use crate::model::{ForwardOptions, HiddenStates, Model, Overrides, Pass, Taps, TokenGroup};
 use crate::os;
@@ -359,10 +359,7 @@ impl<'a, 'm, 'g> Stream<'a, 'm, 'g> {
     }
 
     fn pace(&self) -> f64 {
-        match self.settings.precision {
-            Precision::Accurate => 1.0,
-            Precision::Fast => FAST,
-        }
+        if Kernel::best(self.settings.precision).is_bf16() { FAST } else { 1.0 }
     }
 
     /// Flop of rounding a tensor and of judging the result.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::mtp::{self, Grafted};
 use super::request::{Goal, Request};
+use super::whole_gate::WholeVerdict;
 use super::write::{RowRounding, TensorWork};
 use super::{QuantizeError, Report, checks, importance, override_kv};
 use crate::atomic_file::{AtomicFile, Replace, check_target, folder_of};
@@ -36,6 +37,8 @@ pub struct Draft<'a> {
     pub(super) tensors: Vec<DraftTensor<'a>>,
     /// The files in order.
     files: Vec<GgufLayout>,
+    /// Metadata of the first one.
+    head: Metadata,
     pub(super) method: RoundingMethod,
     /// What the output records of its rounding.
     pub(super) record: Option<RoundingRecord>,
@@ -228,6 +231,7 @@ impl<'a> Draft<'a> {
             suffix,
             tensors,
             files: Vec::new(),
+            head: metadata.clone(),
             method,
             record,
             calibration: request.rounding.calibration(),
@@ -274,6 +278,9 @@ impl<'a> Draft<'a> {
         for (file, range) in shards.into_iter().enumerate() {
             let shard_metadata = split::shard_metadata(metadata, file as u16, shard_count, sized.len() as u64);
             let layout = GgufLayout::carried(self.gguf.label(), &shard_metadata, sized[range.clone()].to_vec())?;
+            if file == 0 {
+                self.head = shard_metadata;
+            }
             for (tensor, placed) in self.tensors[range].iter_mut().zip(layout.tensors()) {
                 tensor.file = file;
                 tensor.offset = placed.offset;
@@ -322,7 +329,7 @@ impl<'a> Draft<'a> {
 
     /// What [`Self::write`] to `output` would make.
     pub fn report(&self, output: &Path) -> Report {
-        Report::new(self, output, &[], None)
+        Report::new(self, output, Vec::new(), None, None)
     }
 
     /// Makes the files.
@@ -374,8 +381,10 @@ impl<'a> Draft<'a> {
     fn unfinished_bytes(&self) -> u64 {
         let Some(calibration) = self.calibration else { return 0 };
         let rounded = self.tensors.iter().filter(|tensor| tensor.is_rounded()).map(|tensor| tensor.bytes);
+        // What feedback gives, and search where the whole is judged.
+        let roundings = 1 + u64::from(calibration.has_final_gate());
         // The states that enter a layer and those that leave it.
-        rounded.sum::<u64>().saturating_add(2 * calibration.states_bytes())
+        rounded.sum::<u64>().saturating_mul(roundings).saturating_add(2 * calibration.states_bytes())
     }
 
     /// Opens all output files under temporary names, reserves their space and writes their headers.
@@ -388,6 +397,15 @@ impl<'a> Draft<'a> {
             files.push(file);
         }
         Ok(files)
+    }
+
+    /// Writes what the gate of the whole file found to its place in the first file's metadata, which keep their length.
+    pub(super) fn record_verdict(&self, first: &AtomicFile, verdict: &WholeVerdict) -> Result<(), QuantizeError> {
+        let mut metadata = self.head.clone();
+        let searched = verdict.searched_layers.len() as u32;
+        RoundingRecord::write_verdict(&mut metadata, verdict.kld, verdict.search_kld, searched);
+        let tensors = self.files[0].tensors().iter().map(|placed| (placed.tensor.clone(), Some(placed.bytes)));
+        Ok(GgufLayout::carried(self.gguf.label(), &metadata, tensors)?.write_header_at(first.file())?)
     }
 
     /// The types of the tensors that feedback may round, by their names in the source; `output` is the matrix that

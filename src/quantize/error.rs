@@ -102,6 +102,14 @@ pub enum QuantizeError {
     /// Inputs that depend on what was rounded before are those of one output.
     #[error("with corrected targets files are rounded one at a time; write each by itself")]
     CorrectedTogether,
+    /// The finished file cannot be run.
+    #[error("{file}: cannot be judged as a whole: {source}; --no-final-gate leaves that out")]
+    WholeGate {
+        /// The source.
+        file: String,
+        /// Why.
+        source: crate::model::ModelError,
+    },
     /// The disk is too full.
     #[error(
         "{}: {} are needed and {} are free; free some space or choose another folder",

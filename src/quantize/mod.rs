@@ -15,6 +15,7 @@ mod override_kv;
 mod report;
 mod request;
 mod run;
+mod whole_gate;
 pub mod write;
 
 pub use decide::Draft;
@@ -24,3 +25,4 @@ pub use report::{Report, RoundingReport, TensorRounding, TensorRow, Times};
 pub use request::{Choices, MissingImportance, Mtp, Request, Rounding, Split, open_source};
 pub(crate) use run::Guests;
 pub use run::write_all;
+pub use whole_gate::WholeVerdict;

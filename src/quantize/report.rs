@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::Draft;
 use super::decide::DraftTensor;
 use super::feedback::{Kept, Outcome, RoleRow, by_role, reasons};
+use super::whole_gate::WholeVerdict;
 use super::write::Stages;
 use crate::gguf::{TensorTotals, TypeRow, rows_by_type};
 use crate::os;
@@ -115,6 +116,9 @@ pub struct TensorRounding {
     /// Share of the correlations between inputs that was not relied on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub damping: Option<f64>,
+    /// True if feedback went from row to row, too; `held_out_ratio` is then of errors as the loss's gradients weigh them.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub two_sided: bool,
 }
 
 /// How the file was rounded.
@@ -127,7 +131,10 @@ pub struct RoundingReport {
     pub methods: BTreeMap<RoundingMethod, usize>,
     /// Why tensors were not rounded with feedback.
     pub kept: BTreeMap<Kept, usize>,
-    /// The same by role.
+    /// What the gate of the whole file found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub whole: Option<WholeVerdict>,
+    /// Methods by role.
     pub roles: Vec<RoleRow>,
 }
 
@@ -137,12 +144,13 @@ impl Report {
     pub(super) fn new(
         draft: &Draft<'_>,
         output: &Path,
-        outcomes: &[Outcome],
+        outcomes: Vec<Outcome>,
+        verdict: Option<WholeVerdict>,
         run: Option<(Duration, Times)>,
     ) -> Report {
         let (elapsed, times) = run.unzip();
         let tensors = &draft.tensors;
-        let outcomes = all_outcomes(draft, outcomes, elapsed.is_some());
+        let outcomes = all_outcomes(draft, &outcomes, elapsed.is_some());
         let of_tensor: HashMap<&str, &Outcome> = outcomes.iter().map(|o| (o.tensor.as_str(), o)).collect();
         let parameters = tensors.iter().map(|tensor| tensor.source.elements()).sum();
         let tensor_bytes = tensors.iter().map(|tensor| tensor.bytes).sum();
@@ -173,7 +181,7 @@ impl Report {
             bits_per_weight: TensorTotals { parameters, bytes: tensor_bytes }.bits_per_weight(),
             fallbacks: cost.tensors,
             fallback_extra_bytes: cost.got_bytes.saturating_sub(cost.wanted_bytes),
-            rounding: RoundingReport::new(draft, &outcomes),
+            rounding: RoundingReport::new(draft, &outcomes, verdict),
             warnings: draft.notes().to_vec(),
             problems: draft.problems().to_vec(),
             seconds: elapsed.map(|elapsed| elapsed.as_secs_f64()),
@@ -200,6 +208,7 @@ fn all_outcomes(draft: &Draft<'_>, known: &[Outcome], done: bool) -> Vec<Outcome
             with_feedback: 0,
             held_out_ratio: None,
             damping: None,
+            two_sided: false,
             tokens: 0,
         },
     };
@@ -214,12 +223,13 @@ impl TensorRounding {
             with_feedback: (outcome.matrices > 1).then_some(outcome.with_feedback),
             held_out_ratio: outcome.held_out_ratio,
             damping: outcome.damping,
+            two_sided: outcome.two_sided,
         }
     }
 }
 
 impl RoundingReport {
-    fn new(draft: &Draft<'_>, outcomes: &[Outcome]) -> Option<RoundingReport> {
+    fn new(draft: &Draft<'_>, outcomes: &[Outcome], whole: Option<WholeVerdict>) -> Option<RoundingReport> {
         let record = draft.record.as_ref().filter(|record| record.method != RoundingMethod::Ggml)?.clone();
         let mut methods = BTreeMap::new();
         outcomes.iter().for_each(|outcome| *methods.entry(outcome.method).or_insert(0) += 1);
@@ -228,6 +238,7 @@ impl RoundingReport {
             record,
             methods,
             kept: reasons(outcomes),
+            whole,
             roles: if judged { by_role(outcomes) } else { Vec::new() },
         })
     }

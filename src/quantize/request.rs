@@ -36,7 +36,7 @@ impl<'a> Rounding<'a> {
     pub fn record(self) -> RoundingRecord {
         match self {
             Rounding::Feedback(calibration) => calibration.record(),
-            other => RoundingRecord { method: other.method(), calibration: None },
+            other => RoundingRecord { method: other.method(), ..RoundingRecord::default() },
         }
     }
 

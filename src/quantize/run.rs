@@ -6,14 +6,15 @@ use std::time::Instant;
 
 use super::feedback::{Outcome, PartialFolder, RoundingError, Run, RunOutput};
 use super::report::Times;
+use super::whole_gate::{Candidate, Steps, WholeGate, WholeVerdict};
 use super::write::{self, PipelineError};
 use super::{Draft, QuantizeError, Report};
 use crate::atomic_file::{AtomicFile, Replace};
 use crate::display::{count, printable};
-use crate::gguf::TensorType;
+use crate::gguf::{Gguf, TensorType};
 use crate::moments::Calibration;
 use crate::os;
-use crate::progress::{Interrupted, Unit, Watch};
+use crate::progress::{Interrupted, Stop, Unit, Watch};
 use crate::unfinished::{Conditions, GOES_ON, going_on};
 
 /// Makes the files of several drafts of one model. Those that round with feedback share its pass over the model, which is
@@ -37,9 +38,10 @@ pub fn write_all(
         draft.refuse_what_cannot_be_done(paths, needed - draft.needed_bytes(), replace)?;
     }
     let mut rounded = round_with_feedback(outputs, &paths, replace, watch)?.into_iter();
+    let mut gate = None;
     let mut reports = Vec::with_capacity(outputs.len());
     for ((draft, output), paths) in outputs.iter().zip(&paths) {
-        let rounded = draft.calibration.and_then(|_| rounded.next());
+        let mut rounded = draft.calibration.and_then(|_| rounded.next());
         let files = draft.create_files(paths, replace)?;
         let done = rounded.as_ref().map(Rounded::names).unwrap_or_default();
         let work = draft.work(&done);
@@ -47,14 +49,18 @@ pub fn write_all(
         let threads = rayon::current_num_threads();
         let stages = write::run(&work, &files, threads, watch)?;
         watch.end();
-        if let Some(rounded) = &rounded {
+        let mut verdict = None;
+        if let (Some(rounded), Some(calibration)) = (&mut rounded, draft.calibration) {
             rounded.write(draft, &files)?;
+            if calibration.has_final_gate() {
+                verdict = Some(rounded.judge_whole(draft, &files, &mut gate, calibration, watch)?);
+            }
         }
         let written = Instant::now();
         commit(files).map_err(QuantizeError::Incomplete)?;
         let times = Times { threads, stages, syncing: written.elapsed().as_secs_f64() };
-        let outcomes = rounded.as_ref().map_or(&[][..], |rounded| &rounded.outcomes);
-        reports.push(Report::new(draft, output, outcomes, Some((started.elapsed(), times))));
+        let outcomes = rounded.as_ref().map(Rounded::outcomes).unwrap_or_default();
+        reports.push(Report::new(draft, output, outcomes, verdict, Some((started.elapsed(), times))));
         if let Some(rounded) = rounded {
             rounded.folder.remove().map_err(QuantizeError::Unfinished)?;
         }
@@ -78,8 +84,8 @@ fn commit(mut files: Vec<AtomicFile>) -> Result<(), crate::atomic_file::OutputEr
 /// complete.
 struct Rounded {
     folder: PartialFolder,
-    steps: usize,
-    outcomes: Vec<Outcome>,
+    /// Of every step.
+    outcomes: Vec<Vec<Outcome>>,
 }
 
 /// Rounds what has an input in the model, for all drafts in one pass, going on with what an interrupted run left. The
@@ -201,31 +207,85 @@ fn digest(types: &HashMap<String, TensorType>) -> String {
 impl Rounded {
     /// A finished folder.
     fn load(folder: PartialFolder, steps: usize) -> Result<Rounded, QuantizeError> {
-        let mut outcomes = Vec::new();
-        for step in 0..steps {
-            outcomes.extend(folder.load(step).map_err(QuantizeError::Unfinished)?.1);
-        }
-        Ok(Rounded { folder, steps, outcomes })
+        let outcomes = (0..steps).map(|step| folder.load(step).map(|(_, outcomes)| outcomes));
+        let outcomes = outcomes.collect::<Result<_, _>>().map_err(QuantizeError::Unfinished)?;
+        Ok(Rounded { folder, outcomes })
+    }
+
+    fn outcomes(&self) -> Vec<Outcome> {
+        self.outcomes.concat()
     }
 
     /// Names of the tensors that were rounded here.
     fn names(&self) -> HashSet<&str> {
-        self.outcomes.iter().map(|outcome| outcome.tensor.as_str()).collect()
+        self.outcomes.iter().flatten().map(|outcome| outcome.tensor.as_str()).collect()
     }
 
     /// Writes the tensors to their places in the output.
     fn write(&self, draft: &Draft<'_>, files: &[AtomicFile]) -> Result<(), QuantizeError> {
-        let places: HashMap<&str, _> =
-            draft.tensors.iter().map(|tensor| (tensor.source.name.as_str(), tensor.place())).collect();
-        for step in 0..self.steps {
+        for step in 0..self.outcomes.len() {
             let (gguf, _) = self.folder.load(step).map_err(QuantizeError::Unfinished)?;
-            for tensor in gguf.tensors() {
-                let Some(&(file, offset)) = places.get(tensor.name.as_str()) else { continue };
-                let file = &files[file];
-                os::write_all_at(file.file(), gguf.data(tensor)?, offset)
-                    .map_err(|source| PipelineError::Write { file: file.target().to_path_buf(), source })?;
-            }
+            write_step(&gguf, draft, files)?;
         }
         Ok(())
     }
+
+    /// Judges the written files as a whole, and puts what search gives in the place of layers in which feedback does harm.
+    /// Whoever comes first runs the original for `gate`.
+    fn judge_whole<'c>(
+        &mut self,
+        draft: &Draft<'_>,
+        files: &[AtomicFile],
+        gate: &mut Option<WholeGate<'c, 'c>>,
+        calibration: &'c Calibration<'c>,
+        watch: &dyn Watch,
+    ) -> Result<WholeVerdict, QuantizeError> {
+        let stop = watch.stop();
+        let judged = self.verdict(draft, files, gate, calibration, &stop, watch);
+        let stopped = stop.end();
+        match judged {
+            Ok(verdict) if !stopped => Ok(verdict),
+            Ok(_) | Err(QuantizeError::Interrupted(_)) => {
+                watch.warn(&format!("{GOES_ON}, all steps and what was judged"));
+                Err(Interrupted.into())
+            }
+            other => other,
+        }
+    }
+
+    fn verdict<'c>(
+        &mut self,
+        draft: &Draft<'_>,
+        files: &[AtomicFile],
+        gate: &mut Option<WholeGate<'c, 'c>>,
+        calibration: &'c Calibration<'c>,
+        stop: &Stop,
+        watch: &dyn Watch,
+    ) -> Result<WholeVerdict, QuantizeError> {
+        let gate = match gate {
+            Some(gate) => gate,
+            none => none.insert(WholeGate::new(calibration, stop.clone(), watch)?),
+        };
+        let steps = Steps::load(&self.folder, self.outcomes.len())?;
+        let candidate = Candidate::new(draft, files, &steps, calibration.model().n_layer())?;
+        let verdict = gate.judge(&candidate, &self.folder, stop, watch)?;
+        for &step in &verdict.searched_layers {
+            steps.searched(step).map_or(Ok(()), |gguf| write_step(gguf, draft, files))?;
+            self.outcomes[step].iter_mut().for_each(|outcome| steps.settle(step, outcome));
+        }
+        draft.record_verdict(&files[0], &verdict)?;
+        Ok(verdict)
+    }
+}
+
+/// Writes the tensors of a step to their places in the output.
+fn write_step(gguf: &Gguf, draft: &Draft<'_>, files: &[AtomicFile]) -> Result<(), QuantizeError> {
+    for tensor in gguf.tensors() {
+        let Some(drafted) = draft.tensors.iter().find(|drafted| drafted.source.name == tensor.name) else { continue };
+        let (file, offset) = drafted.place();
+        let file = &files[file];
+        os::write_all_at(file.file(), gguf.data(tensor)?, offset)
+            .map_err(|source| PipelineError::Write { file: file.target().to_path_buf(), source })?;
+    }
+    Ok(())
 }

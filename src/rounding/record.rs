@@ -13,6 +13,9 @@ pub struct RoundingRecord {
     pub method: RoundingMethod,
     /// What feedback went by.
     pub calibration: Option<CalibrationRecord>,
+    /// True if the file as a whole is held against one rounded by search.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub final_gate: bool,
 }
 
 /// The text and the damping of feedback.
@@ -27,6 +30,9 @@ pub struct CalibrationRecord {
     pub tokens: u64,
     /// Damping that was asked for; none where it was chosen for each input.
     pub damping: Option<f32>,
+    /// Digest of the moments of gradients that tied rows together; none where rows were rounded each by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gradients_sha256: Option<String>,
 }
 
 impl RoundingRecord {
@@ -45,6 +51,21 @@ impl RoundingRecord {
                 Some(damping) => metadata.set("lwq.rounding.damping", damping),
                 None => metadata.set("lwq.rounding.damping", "chosen"),
             }
+            if let Some(gradients) = &calibration.gradients_sha256 {
+                metadata.set("lwq.rounding.gradients_sha256", gradients.as_str());
+            }
         }
+        if self.final_gate {
+            // The file is judged when it is written: the numbers take their places then.
+            RoundingRecord::write_verdict(metadata, 0.0, 0.0, 0);
+        }
+    }
+
+    /// Sets the keys `lwq.rounding.gate.*`: mean KL divergences on the text of the gate, nats a token, of the file and of
+    /// the same types rounded by search, and the number of layers that keep search.
+    pub fn write_verdict(metadata: &mut Metadata, kld: f64, search_kld: f64, searched_layers: u32) {
+        metadata.set("lwq.rounding.gate.kld", kld as f32);
+        metadata.set("lwq.rounding.gate.search_kld", search_kld as f32);
+        metadata.set("lwq.rounding.gate.searched_layers", searched_layers);
     }
 }

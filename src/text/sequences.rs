@@ -78,6 +78,12 @@ impl Sequences {
         format!("{:x}", hash.finalize())
     }
 
+    /// All sequences as one group.
+    pub(crate) fn group(&self) -> Arc<TokenGroup> {
+        let sequences = self.tokens.chunks_exact(self.n_ctx);
+        Arc::new(TokenGroup::from_sequences(sequences).with_context(self.n_ctx))
+    }
+
     /// The sequences in groups that go through a layer together. They depend on nothing but the text, so that sums over
     /// them come out the same on every machine.
     pub(crate) fn batches(&self) -> Vec<Arc<TokenGroup>> {

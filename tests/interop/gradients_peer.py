@@ -23,8 +23,10 @@ def watch(model):
 
     def keep(name):
         def hook(_module, _inputs, output):
-            output.retain_grad()
-            outputs.setdefault(name, []).append(output)
+            # Routers that are linear layers give more than a product.
+            if isinstance(output, torch.Tensor):
+                output.retain_grad()
+                outputs.setdefault(name, []).append(output)
 
         return hook
 
@@ -35,8 +37,9 @@ def watch(model):
 
 
 def run(folder):
-    model, _ = load(folder)
-    model = model.double().eval()
+    model = load(folder, torch.float64)[0].eval()
+    # The faster kinds have no double precision.
+    model.set_experts_implementation("eager")
     outputs = watch(model)
     tokens, labels = (torch.from_numpy(np.load(folder / f"{name}.npy").astype(np.int64)) for name in ("tokens", "labels"))
     # One sequence after the other: kernels of delta nets take padding for granted otherwise.

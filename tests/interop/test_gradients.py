@@ -7,19 +7,21 @@ import subprocess
 
 import gguf
 import hf_families
-import hf_models
 import numpy as np
 import pytest
 from conftest import configurations
 from test_convert import convert
 from test_forward import LWQ
-from test_transformers import FOREIGN, OPTIONS, MADE
+from test_transformers import COMPUTED_OTHERWISE
+from test_transformers import NAMES as WITH_CLASS
 
 PYTHON = os.environ.get("LWQ_TORCH_PYTHON")
 pytestmark = pytest.mark.skipif(not PYTHON, reason="LWQ_TORCH_PYTHON names no Python with torch")
 
 LENGTH = 96
-NAMES = [name for name in (*hf_models.MODELS, *hf_models.FAMILIES, *hf_families.FAMILIES) if name not in FOREIGN]
+# Pairs of a head beyond the sections of its positions are turned by transformers, and left alone by llama.cpp and lwq.
+LIMITS = dict.fromkeys(("qwen35-multimodal", "qwen35moe", "qwen35moe-multimodal"), 1e-3)
+NAMES = [name for name in WITH_CLASS if name not in COMPUTED_OTHERWISE]
 CHOSEN = {
     "afmoe", "gemma2", "gemma3", "gemma4-moe", "gemma4-small", "granite", "llama", "llama4", "minimax_m2", "mixtral", "olmo2",
     "phi3", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "qwen35moe", "qwen3next",
@@ -45,7 +47,11 @@ def both(request, tmp_path_factory):
     wanted = [item for item in request.session.items if "both" in getattr(item, "fixturenames", ())]
     made = {}
     for name in sorted({item.callspec.params["name"] for item in wanted}):
-        folder = hf_families.make(name).write(root / name)
+        model = hf_families.make(name)
+        if model.dtype == "F16":
+            # The converter adds one to norms of such a model in its own 16 bits.
+            model.dtype = "BF16"
+        folder = model.write(root / name)
         path = convert(folder, root / f"{name}.gguf", "--type", "f32")
         tokens = np.random.default_rng(7).integers(0, 250, (2, LENGTH)).astype(np.int32)
         found, labels = lwq_gradients(path, tokens, folder)
@@ -95,4 +101,5 @@ def test_gradients_agree_with_automatic_differentiation(name, both):
     outputs = [part for part in compared if "attn_output" in part or "ssm_out" in part]
     assert {part.split(".")[1] for part in outputs} >= {layer for layer in layers if f"blk.{layer}.attn_output.weight" in found}
     assert len(compared) >= 2 * len(outputs), compared
-    assert max(worst.values()) < 1e-4, worst
+    far = {tensor: error for tensor, error in worst.items() if error >= LIMITS.get(name, 1e-4)}
+    assert not far, far

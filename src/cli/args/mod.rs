@@ -16,6 +16,6 @@ pub use importance::{ImportanceArgs, parse_missing};
 pub use model::{ActivationsArg, ModelArgs};
 pub use override_kv::parse_override;
 pub use probes::ProbeArgs;
-pub use rounding::{CalibrationFlags, RoundingArg, RoundingFlags, TargetsFlag, rounding};
+pub use rounding::{AimFlags, CalibrationFlags, RoundingArg, RoundingFlags, rounding};
 pub use text::TextArgs;
 pub use types::{TypeArgs, parse_target};

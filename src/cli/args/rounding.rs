@@ -1,13 +1,14 @@
 //! How weights are rounded: flags that `quantize` and `plan` share.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 
 use crate::cli::Usage;
 use lwq::gguf::Gguf;
-use lwq::moments::{Calibration, CalibrationOptions, Damping};
+use lwq::moments::{Calibration, CalibrationOptions, Damping, GradientMoments};
 use lwq::progress::Watch;
 use lwq::quantize::Rounding;
 use lwq::rounding::RoundingMethod;
@@ -40,6 +41,10 @@ pub struct RoundingFlags {
     /// How weights are rounded [default: as the plan says; feedback with a calibration text; else ggml]
     #[arg(long, value_enum)]
     rounding: Option<RoundingArg>,
+    /// Do not hold the finished file, as a whole, against one that is rounded by search, and keep search in the layers in
+    /// which feedback does harm
+    #[arg(long)]
+    no_final_gate: bool,
     #[command(flatten)]
     calibration: CalibrationFlags,
 }
@@ -83,18 +88,23 @@ enum TargetsArg {
     Corrected,
 }
 
-/// The flag that chooses the targets of feedback.
+/// Flags that say what feedback aims at.
 #[derive(Args, Debug, Clone, Default)]
-pub struct TargetsFlag {
+pub struct AimFlags {
     /// What feedback rounds to [default: model]
     #[arg(long, value_enum)]
     targets: Option<TargetsArg>,
+    /// Second moments of the loss's gradients, from `lwq measure --gradients`: rows of the matrices in it make up for each
+    /// other's errors, too
+    #[arg(long, value_name = "FILE")]
+    gradients: Option<PathBuf>,
 }
 
-impl TargetsFlag {
-    /// True if it is on the command line.
-    pub fn is_given(&self) -> bool {
-        self.targets.is_some()
+impl AimFlags {
+    /// The first of them that is on the command line, if any.
+    pub fn given(&self) -> Option<&'static str> {
+        let flags = [(self.targets.is_some(), "--targets"), (self.gradients.is_some(), "--gradients")];
+        flags.iter().find(|(given, _)| *given).map(|(_, flag)| *flag)
     }
 
     /// True if targets make up for errors.
@@ -102,18 +112,32 @@ impl TargetsFlag {
         self.targets == Some(TargetsArg::Corrected)
     }
 
-    /// Refuses the flag unless weights are rounded with feedback.
+    /// True if there are gradients.
+    pub fn has_gradients(&self) -> bool {
+        self.gradients.is_some()
+    }
+
+    /// Refuses the flags unless weights are rounded with feedback.
     ///
     /// # Errors
-    /// When it is given in vain.
+    /// When one is given in vain.
     pub fn check(&self, has_feedback: bool) -> Result<()> {
-        match self.targets {
-            Some(_) if !has_feedback => {
-                let problem = "--targets goes with --rounding feedback; add that, or leave --targets out";
-                Err(Usage(problem.to_owned()).into())
+        match self.given() {
+            Some(flag) if !has_feedback => {
+                let problem = format!("{flag} goes with --rounding feedback; add that, or leave {flag} out");
+                Err(Usage(problem).into())
             }
             _ => Ok(()),
         }
+    }
+
+    /// Adds what they say, with the file opened.
+    ///
+    /// # Errors
+    /// When it is no file of gradients.
+    pub fn apply(&self, options: CalibrationOptions) -> Result<CalibrationOptions> {
+        let gradients = self.gradients.as_deref().map(GradientMoments::open).transpose()?.map(Arc::new);
+        Ok(CalibrationOptions { corrected: self.corrected(), gradients, ..options })
     }
 }
 
@@ -137,7 +161,8 @@ impl RoundingFlags {
     pub fn method(&self, has_text: bool, planned: Option<RoundingMethod>) -> Result<RoundingMethod> {
         let implied = if has_text { Some(RoundingMethod::Feedback) } else { planned };
         let method = self.rounding.map(RoundingMethod::from).or(implied).unwrap_or_default();
-        match self.calibration.given(has_text).filter(|_| method != RoundingMethod::Feedback) {
+        let gate = self.no_final_gate.then_some("--no-final-gate");
+        match self.calibration.given(has_text).or(gate).filter(|_| method != RoundingMethod::Feedback) {
             Some(flag) => {
                 Err(Usage(format!("{flag} is used by --rounding feedback alone; the rounding is {method}")).into())
             }
@@ -146,7 +171,7 @@ impl RoundingFlags {
     }
 
     /// The texts and settings of feedback, if that is the method; `files` are the calibration text, the built-in one if there
-    /// are none, `corrected` says what is rounded to.
+    /// are none, `aim` says what is rounded to.
     ///
     /// # Errors
     /// When the model cannot be run, or a text cannot be read or is too short.
@@ -154,14 +179,15 @@ impl RoundingFlags {
         &self,
         method: RoundingMethod,
         files: &[PathBuf],
-        corrected: bool,
+        aim: &AimFlags,
         gguf: &'g Gguf,
         watch: &dyn Watch,
     ) -> Result<Option<Calibration<'g>>> {
         if method != RoundingMethod::Feedback {
             return Ok(None);
         }
-        let options = CalibrationOptions { corrected, ..self.calibration.options(files, watch)? };
+        let final_gate = !self.no_final_gate;
+        let options = CalibrationOptions { final_gate, ..aim.apply(self.calibration.options(files, watch)?)? };
         Ok(Some(Calibration::new(gguf, &options, watch)?))
     }
 }

@@ -12,7 +12,7 @@ mod neon;
 mod scalar;
 
 use super::Precision;
-use crate::cpu::Level;
+use crate::cpu::{self, Level};
 
 /// Elements (4 bytes: one f32, or two bfloat16) of one block of columns. Changing it changes results.
 pub(super) const DEPTH: usize = 256;
@@ -80,10 +80,10 @@ impl Kernel {
         self.columns_per_element == 2
     }
 
-    /// The kernel that the current level and `precision` select.
+    /// The kernel that the current level and `precision` select. Fast is never a slower one than accurate.
     pub fn best(precision: Precision) -> &'static Kernel {
-        let usable =
-            |kernel: &&&Kernel| kernel.level.is_available() && (precision == Precision::Fast || !kernel.is_bf16());
+        let takes_bf16 = precision == Precision::Fast && cpu::bf16_products().are_used();
+        let usable = |kernel: &&&Kernel| kernel.level.is_available() && (takes_bf16 || !kernel.is_bf16());
         KERNELS.iter().filter(usable).max_by_key(|kernel| kernel.level).expect("scalar is always available")
     }
 

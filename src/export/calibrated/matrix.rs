@@ -212,6 +212,7 @@ impl MatrixJob<'_> {
             with_feedback: usize::from(method == RoundingMethod::Feedback),
             held_out_ratio,
             damping,
+            two_sided: false,
             tokens: input.tokens,
         }
     }

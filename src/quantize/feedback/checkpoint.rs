@@ -1,9 +1,11 @@
 //! What an unfinished run leaves, so that the same command goes on behind its last finished layer.
 //!
 //! A folder `OUTPUT.partial` beside the output holds a GGUF file for each finished step, with the rounded tensors of that
-//! layer, and the hidden states that the next layer needs. Every file carries the fingerprints of all that its content
+//! layer, one with what search gives for them where the whole file is to be judged, and the hidden states that the next
+//! layer needs. Every file carries the fingerprints of all that its content
 //! depends on and appears when it is complete.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::RoundingError;
@@ -14,6 +16,7 @@ use crate::unfinished::{Conditions, key, partial_path};
 
 const KIND: &str = "lwq rounding checkpoint";
 const OUTCOMES: &str = "outcomes";
+const JUDGED: &str = "judged.json";
 
 /// The folder of an unfinished run.
 #[derive(Debug)]
@@ -49,6 +52,10 @@ impl PartialFolder {
         self.path.join(format!("step-{step:04}.gguf"))
     }
 
+    fn searched_path(&self, step: usize) -> PathBuf {
+        self.path.join(format!("searched-{step:04}.gguf"))
+    }
+
     /// Number of steps that are done.
     pub fn steps_done(&self) -> usize {
         (0..).take_while(|step| self.step_path(*step).exists()).count()
@@ -77,14 +84,42 @@ impl PartialFolder {
         tensors: &[(NewTensor, Vec<u8>)],
         outcomes: &[Outcome],
     ) -> Result<(), RoundingError> {
-        let path = self.step_path(step);
+        self.save_at(&self.step_path(step), tensors, |metadata| {
+            metadata.set(&key(OUTCOMES), serde_json::to_string(outcomes).unwrap_or_default());
+        })
+    }
+
+    /// Keeps what search gives for tensors of a step; before the step itself, which is what makes it count.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn save_searched(&self, step: usize, tensors: &[(NewTensor, Vec<u8>)]) -> Result<(), RoundingError> {
+        let path = self.searched_path(step);
+        match tensors.is_empty() {
+            false => self.save_at(&path, tensors, |_| {}),
+            // A run that was killed may have left one with fewer layers rounded.
+            true if path.exists() => std::fs::remove_file(&path).map_err(|source| RoundingError::Io {
+                path,
+                action: "cannot remove unfinished work",
+                source,
+            }),
+            true => Ok(()),
+        }
+    }
+
+    fn save_at(
+        &self,
+        path: &Path,
+        tensors: &[(NewTensor, Vec<u8>)],
+        more: impl FnOnce(&mut Metadata),
+    ) -> Result<(), RoundingError> {
         let label = path.display().to_string();
         let mut metadata = Metadata::new(label.clone());
         metadata.set("general.type", KIND);
         self.conditions.write(&mut metadata);
-        metadata.set(&key(OUTCOMES), serde_json::to_string(outcomes).unwrap_or_default());
+        more(&mut metadata);
         let layout = GgufLayout::carried(&label, &metadata, tensors.iter().map(|(tensor, _)| (tensor.clone(), None)))?;
-        let mut writer = GgufWriter::new(AtomicFile::create(&path, true)?, layout)?;
+        let mut writer = GgufWriter::new(AtomicFile::create(path, true)?, layout)?;
         for (index, (_, data)) in tensors.iter().enumerate() {
             writer.write(index, data)?;
         }
@@ -97,17 +132,50 @@ impl PartialFolder {
     /// When the file is damaged or was made under other conditions.
     pub fn load(&self, step: usize) -> Result<(Gguf, Vec<Outcome>), RoundingError> {
         let path = self.step_path(step);
-        let gguf = Gguf::open(&path).map_err(|error| self.damaged(&path, &format!("is damaged ({error})")))?;
-        let metadata = gguf.metadata();
-        if metadata.str("general.type")? != Some(KIND) {
-            return Err(self.damaged(&path, "is no unfinished work of lwq"));
-        }
-        if let Some(difference) = self.conditions.difference(metadata) {
-            return Err(self.damaged(&path, &format!("was made with {difference}")));
-        }
-        let outcomes = metadata.str(&key(OUTCOMES))?.and_then(|text| serde_json::from_str(text).ok());
+        let gguf = self.load_at(&path)?;
+        let outcomes = gguf.metadata().str(&key(OUTCOMES))?.and_then(|text| serde_json::from_str(text).ok());
         let outcomes = outcomes.ok_or_else(|| self.damaged(&path, "lacks what was done"))?;
         Ok((gguf, outcomes))
+    }
+
+    /// What search gives for tensors of a finished step, where any differ.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_searched(&self, step: usize) -> Result<Option<Gguf>, RoundingError> {
+        let path = self.searched_path(step);
+        path.exists().then(|| self.load_at(&path)).transpose()
+    }
+
+    fn load_at(&self, path: &Path) -> Result<Gguf, RoundingError> {
+        let gguf = Gguf::open(path).map_err(|error| self.damaged(path, &format!("is damaged ({error})")))?;
+        let metadata = gguf.metadata();
+        if metadata.str("general.type")? != Some(KIND) {
+            return Err(self.damaged(path, "is no unfinished work of lwq"));
+        }
+        match self.conditions.difference(metadata) {
+            Some(difference) => Err(self.damaged(path, &format!("was made with {difference}"))),
+            None => Ok(gguf),
+        }
+    }
+
+    /// Divergences of the whole with some steps rounded by search, as far as they were found; none from a damaged file,
+    /// which costs running the model again.
+    pub(crate) fn load_judged(&self) -> Vec<(Vec<bool>, f64)> {
+        let text = std::fs::read(self.path.join(JUDGED)).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
+    }
+
+    /// Keeps such divergences.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub(crate) fn save_judged(&self, found: &[(Vec<bool>, f64)]) -> Result<(), RoundingError> {
+        let path = self.path.join(JUDGED);
+        let mut file = AtomicFile::create(&path, true)?;
+        let text = serde_json::to_vec(found).unwrap_or_default();
+        file.write_all(&text).map_err(|source| RoundingError::Io { path, action: "cannot write", source })?;
+        Ok(file.commit()?)
     }
 
     /// Removes it with all that is in it.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::super::write::Overflow;
 use crate::atomic_file::OutputError;
 use crate::gguf::GgufError;
-use crate::moments::MomentsError;
+use crate::moments::{GradientsError, MomentsError};
 use crate::progress::Interrupted;
 use crate::rows::RowError;
 
@@ -15,6 +15,9 @@ pub enum RoundingError {
     /// The pass over the layers failed.
     #[error(transparent)]
     Moments(MomentsError),
+    /// Moments of gradients could not be read.
+    #[error(transparent)]
+    Gradients(#[from] GradientsError),
     /// The run was stopped.
     #[error("{0}")]
     Interrupted(#[from] Interrupted),

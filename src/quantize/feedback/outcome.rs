@@ -24,6 +24,8 @@ pub enum Kept {
     Unsound,
     /// The forward pass does not show its input.
     NoInput,
+    /// With it the whole file diverged more from the original.
+    WholeFile,
 }
 
 impl fmt::Display for Kept {
@@ -35,6 +37,7 @@ impl fmt::Display for Kept {
             Kept::Factorization => "no factorization",
             Kept::Unsound => "values out of range",
             Kept::NoInput => "no input",
+            Kept::WholeFile => "divergence of the whole file",
         })
     }
 }
@@ -56,8 +59,20 @@ pub struct Outcome {
     pub held_out_ratio: Option<f64>,
     /// Damping that the factorization took.
     pub damping: Option<f64>,
+    /// Feedback went from row to row, too, and errors are those that the loss's gradients weigh.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub two_sided: bool,
     /// Tokens of the calibration text that its input saw; of experts the fewest.
     pub tokens: u64,
+}
+
+impl Outcome {
+    /// Search was kept after all, for the sake of the whole file.
+    pub(crate) fn keep_search(&mut self) {
+        self.method = RoundingMethod::Search;
+        self.kept = Some(Kept::WholeFile);
+        self.with_feedback = 0;
+    }
 }
 
 /// A row of the closing table.
@@ -117,6 +132,7 @@ mod tests {
             with_feedback,
             held_out_ratio: ratio,
             damping: None,
+            two_sided: false,
             tokens: 100,
         }
     }

@@ -1,14 +1,15 @@
 //! The pass that rounds a model.
 
-use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+
+use rayon::prelude::*;
 
 use super::RoundingError;
 use super::checkpoint::PartialFolder;
 use super::outcome::Outcome;
-use super::tensor::TensorJob;
+use super::tensor::{RoundedTensor, TensorJob};
 use crate::gguf::{Gguf, NewTensor, TensorInfo, TensorType};
-use crate::moments::{Calibration, Input, Stream, Visitor, has_states};
+use crate::moments::{Calibration, GradientMoments, Input, Stream, Visitor, has_states};
 use crate::progress::{Stop, Watch};
 use crate::quant;
 
@@ -86,10 +87,13 @@ impl<'a, 'g> Run<'a, 'g> {
             output: *output,
             done: output.folder.steps_done(),
             tensors: Vec::new(),
+            searched: Vec::new(),
             outcomes: Vec::new(),
         });
         Rounder {
             gguf: self.calibration.model().gguf(),
+            gradients: self.calibration.gradients(),
+            keeps_search: self.calibration.has_final_gate(),
             outputs: outputs.collect(),
             step: first,
             stop: self.stop.clone(),
@@ -100,6 +104,9 @@ impl<'a, 'g> Run<'a, 'g> {
 /// Rounds what the pass shows.
 pub(crate) struct Rounder<'a> {
     gguf: &'a Gguf,
+    gradients: Option<&'a GradientMoments>,
+    /// What search gives is kept beside what feedback gives.
+    keeps_search: bool,
     outputs: Vec<RounderOutput<'a>>,
     /// The step at work.
     step: usize,
@@ -112,6 +119,8 @@ struct RounderOutput<'a> {
     done: usize,
     /// Of the step at work.
     tensors: Vec<(NewTensor, Vec<u8>)>,
+    /// Those that search rounds to other bytes, so rounded, where the whole is to be judged.
+    searched: Vec<(NewTensor, Vec<u8>)>,
     outcomes: Vec<Outcome>,
 }
 
@@ -124,19 +133,30 @@ impl Visitor for Rounder<'_> {
     }
 
     fn input(&mut self, input: Input) -> Result<(), RoundingError> {
-        for name in &input.tensors {
-            let Some(source) = self.gguf.tensor(name) else { continue };
-            let mut rounded: HashMap<TensorType, (Vec<u8>, Outcome)> = HashMap::new();
-            for output in self.outputs.iter_mut().filter(|output| self.step >= output.done) {
-                let Some(&ty) = output.output.types.get(name) else { continue };
-                let (data, outcome) = match rounded.entry(ty) {
-                    Entry::Occupied(known) => known.into_mut(),
-                    Entry::Vacant(new) => {
-                        let job = TensorJob { gguf: self.gguf, source, ty, stop: &self.stop };
-                        new.insert(job.round(&input)?)
-                    }
-                };
+        let step = self.step;
+        let sources: Vec<&TensorInfo> = input.tensors.iter().filter_map(|name| self.gguf.tensor(name)).collect();
+        let mut jobs: Vec<(&TensorInfo, TensorType)> = Vec::new();
+        for &source in &sources {
+            let unfinished = self.outputs.iter().filter(|output| step >= output.done);
+            for &ty in unfinished.filter_map(|output| output.output.types.get(&source.name)) {
+                if !jobs.contains(&(source, ty)) {
+                    jobs.push((source, ty));
+                }
+            }
+        }
+        let (gguf, gradients, keeps_search, stop) = (self.gguf, self.gradients, self.keeps_search, &self.stop);
+        // Side by side, as what ties rows together leaves threads idle in narrow matrices.
+        let round = |&(source, ty): &(&TensorInfo, TensorType)| {
+            TensorJob { gguf, source, ty, gradients, keeps_search, stop }.round(&input)
+        };
+        let rounded: Vec<RoundedTensor> = jobs.par_iter().map(round).collect::<Result<_, _>>()?;
+        for &source in &sources {
+            for output in self.outputs.iter_mut().filter(|output| step >= output.done) {
+                let Some(&ty) = output.output.types.get(&source.name) else { continue };
+                let Some(at) = jobs.iter().position(|job| *job == (source, ty)) else { continue };
+                let RoundedTensor { data, searched, outcome } = &rounded[at];
                 output.tensors.push((new_tensor(source, ty), data.clone()));
+                output.searched.extend(searched.clone().map(|data| (new_tensor(source, ty), data)));
                 output.outcomes.push(outcome.clone());
             }
         }
@@ -154,7 +174,9 @@ impl Visitor for Rounder<'_> {
 
     fn done(&mut self, step: usize) -> Result<(), RoundingError> {
         for output in self.outputs.iter_mut().filter(|output| step >= output.done) {
+            output.output.folder.save_searched(step, &output.searched)?;
             output.output.folder.save(step, &output.tensors, &output.outcomes)?;
+            output.searched.clear();
             output.tensors.clear();
             output.outcomes.clear();
         }

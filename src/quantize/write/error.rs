@@ -52,6 +52,14 @@ pub enum PipelineError {
         /// The system's answer.
         source: io::Error,
     },
+    /// The output could not be read again.
+    #[error("{}: cannot read what was written: {source}", .file.display())]
+    ReadBack {
+        /// The output file.
+        file: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// The run was stopped.
     #[error("{0}")]
     Interrupted(#[from] Interrupted),

@@ -17,6 +17,7 @@ use rayon::prelude::*;
 use super::error::FeedbackError;
 use super::factor::factor_in_place;
 use super::moment::{Cap, SecondMoment, lengths, zeros};
+use super::two_sided::OutputFactor;
 use crate::compute::{GemmOperand, gemm_f32};
 
 /// Part of the off-diagonal of H that is given up before it is solved with: a ridge, smaller than the damping of feedback.
@@ -350,13 +351,24 @@ impl CorrectedRows {
         wanted
     }
 
+    /// Outputs wanted minus those of `rounded` weights, `[tokens, rows]`.
+    fn output_errors(&self, first: usize, original: &[f32], rounded: &[f32]) -> Vec<f32> {
+        assert_eq!(original.len(), rounded.len(), "weights and rounded weights");
+        let mut wanted = self.outputs_wanted(original, |row| first + row);
+        let found = self.outputs(&self.rounded, rounded);
+        wanted.iter_mut().zip(&found).for_each(|(wanted, found)| *wanted -= found);
+        wanted
+    }
+
     /// Mean squared distance of the outputs of `rounded` weights from those wanted, summed over rows.
     pub(super) fn loss(&self, first: usize, original: &[f32], rounded: &[f32]) -> f64 {
-        assert_eq!(original.len(), rounded.len(), "weights and rounded weights");
-        let wanted = self.outputs_wanted(original, |row| first + row);
-        let found = self.outputs(&self.rounded, rounded);
-        let squares = wanted.iter().zip(&found).map(|(wanted, found)| f64::from(wanted - found).powi(2));
-        squares.sum::<f64>() / self.tokens().max(1) as f64
+        let errors = self.output_errors(first, original, rounded);
+        errors.iter().map(|error| f64::from(*error).powi(2)).sum::<f64>() / self.tokens().max(1) as f64
+    }
+
+    /// The same of all rows, weighed by `outputs`.
+    pub(super) fn weighed_loss(&self, outputs: &OutputFactor, original: &[f32], rounded: &[f32]) -> f64 {
+        outputs.squared(&self.output_errors(0, original, rounded)) / self.tokens().max(1) as f64
     }
 }
 

@@ -22,6 +22,14 @@ pub enum FeedbackError {
         /// Inputs of the second moments.
         found: usize,
     },
+    /// Rows and second moments of gradients belong to different outputs.
+    #[error("{rows} rows of weights cannot be rounded with second moments of {found} gradients")]
+    Outputs {
+        /// Rows of weights.
+        rows: usize,
+        /// Gradients of the second moments.
+        found: usize,
+    },
     /// A weight is NaN or infinite.
     #[error("weight {index} is {value}, not a finite number; the source is damaged")]
     NonFinite {

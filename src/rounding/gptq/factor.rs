@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use super::columns::TILE;
 use super::error::FeedbackError;
 use super::moment::{SecondMoment, zeros};
+use super::scaled::{FLOOR, Scaled};
 use crate::compute::{GemmOperand, gemm_f32};
 use crate::vectorized::vectorized;
 
@@ -28,12 +29,6 @@ const TASK_ROWS: usize = 140;
 
 /// Rows that are solved together.
 const SOLVED_ROWS: usize = 8;
-
-/// Added to the diagonal, in units of its mean.
-const FLOOR: f64 = 1e-6;
-
-/// Inputs whose mean square is below this part of the mean over all inputs are dead: nothing is known about them.
-const DEAD: f64 = 1e-12;
 
 /// Least pivot of a sound factorisation, in units of the diagonal of its column.
 const LEAST_PIVOT: f64 = 1e-6;
@@ -75,39 +70,23 @@ impl Factor {
     /// [`FeedbackError::TooLarge`] when there is no memory for it.
     pub fn new(moment: &SecondMoment, damping: f64) -> Result<Factor, FeedbackError> {
         let n = moment.n();
-        let diagonal: Vec<f64> = (0..n).map(|j| f64::from(moment.upper_row(j)[0])).collect();
-        let mean = diagonal.iter().sum::<f64>() / n.max(1) as f64;
-        if moment.weight() <= 0.0 || !mean.is_finite() || mean <= 0.0 {
-            return Ok(Factor::diagonal(&vec![1.0; n]));
-        }
-        let scale = 1.0 / mean;
-        let dead: Vec<bool> = diagonal.iter().map(|square| *square <= DEAD * mean).collect();
-        let plain: Vec<f32> = (diagonal.iter().zip(&dead))
-            .map(|(square, dead)| (FLOOR + if *dead { 1.0 } else { square * scale }) as f32)
-            .collect();
+        let Some(scaled) = Scaled::new(moment) else { return Ok(Factor::diagonal(&vec![1.0; n])) };
         let mut feedback = zeros(n)?;
         let mut damping = if damping.is_finite() { damping.clamp(0.0, 1.0) } else { DEFAULT_DAMPING };
         while damping < 1.0 {
-            let keep = (scale * (1.0 - damping)) as f32;
-            feedback.par_chunks_exact_mut(n).enumerate().for_each(|(i, row)| {
-                row[..i].fill(0.0);
-                row[i] = plain[i];
-                for (j, (target, sum)) in row[i..].iter_mut().zip(moment.upper_row(i)).enumerate().skip(1) {
-                    *target = if dead[i] || dead[i + j] { 0.0 } else { sum * keep };
-                }
-            });
+            scaled.damped(damping, &mut feedback);
             let tiles = (0..n).step_by(TILE).map(|start| diagonal_tile(&feedback, n, start)).collect();
             if let Some(weights) = factor_in_place(&mut feedback, n) {
-                let excess = |j: usize| f64::from(plain[j]) - (1.0 - damping) * scale * diagonal[j];
-                let excess = (0..n).map(|j| excess(j) as f32).collect();
+                let excess = scaled.excess(damping);
                 if feedback.par_iter().all(|a| *a == 0.0) {
                     return Ok(Factor { damping, ..Factor::diagonal(&weights) });
                 }
+                let plain = scaled.plain;
                 return Ok(Factor { n, feedback, weights, plain, excess, damping, tiles, order: None });
             }
             damping = (damping * GROWTH).max(DEFAULT_DAMPING);
         }
-        Ok(Factor { damping: 1.0, excess: vec![0.0; n], ..Factor::diagonal(&plain) })
+        Ok(Factor { damping: 1.0, excess: vec![0.0; n], ..Factor::diagonal(&scaled.plain) })
     }
 
     /// A factor without feedback: each column's errors count `weights`, and no column answers for another.

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::corrected::CorrectedRows;
 use super::moment::{Cap, SecondMoment, lengths};
+use super::two_sided::OutputFactor;
 use crate::compute::{GemmOperand, gemm_f32};
 
 /// Inputs of one or several weights that had no part in their rounding.
@@ -47,6 +48,21 @@ impl JudgedInputs {
             JudgedInputs::Rows(rows) => rows.loss(original, rounded),
             JudgedInputs::Corrected(rows) => rows.loss(first, original, rounded),
         }
+    }
+
+    /// As [`Self::loss`] for all rows of a matrix, with the squares of outputs as `outputs` weighs them: the mean of
+    /// `e^T H_O e` over the changes `e` of all outputs.
+    ///
+    /// # Panics
+    /// When there are other rows than outputs, or as [`Self::loss`].
+    pub fn weighed_loss(&self, outputs: &OutputFactor, original: &[f32], rounded: &[f32]) -> f64 {
+        if let JudgedInputs::Corrected(rows) = self {
+            return rows.weighed_loss(outputs, original, rounded);
+        }
+        assert_eq!(original.len(), rounded.len(), "weights and rounded weights");
+        let errors: Vec<f32> = original.par_iter().zip(rounded).map(|(w, q)| w - q).collect();
+        let weighed = outputs.weighed(&errors);
+        self.loss(0, &weighed, &vec![0.0; weighed.len()])
     }
 }
 

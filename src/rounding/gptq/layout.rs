@@ -1,10 +1,13 @@
 //! The formats whose weights are rounded one by one.
 
+use super::columns::TileRow;
+use super::format::{TileColumns, TileFormat};
 use super::grid::{Grid, Whole, level_number};
+use super::sweep::{TileState, descend};
 use crate::gguf::TensorType;
-use crate::quant::codec;
 use crate::quant::shape::{BlockShape, LevelSet, ScaleShape};
 use crate::quant::types::parts::Parts;
+use crate::quant::{QuantError, codec};
 
 /// One format.
 #[derive(Debug)]
@@ -73,5 +76,33 @@ impl Layout {
     /// The number that a stored level stands for, in units of the step.
     pub(super) fn level(&self, level: u8) -> f32 {
         level_number(level, self.whole)
+    }
+}
+
+impl TileFormat for Layout {
+    type Parts = Parts;
+    type Tile = ();
+
+    const ZERO: Parts = Parts::ZERO;
+
+    fn block_len(&self) -> usize {
+        self.len
+    }
+
+    fn tile(&self, _: TileColumns<'_>) {}
+
+    fn round(&self, _: &(), columns: TileColumns<'_>, row: TileRow<'_, Parts>) -> Result<(), QuantError> {
+        self.round_tile(row, columns.cost, Some((columns.feedback, columns.stride)));
+        Ok(())
+    }
+
+    fn descend(&self, _: &(), state: TileState<'_>, parts: &mut [Parts]) {
+        descend(self, state, parts);
+    }
+
+    fn write(&self, parts: &[Parts], bytes: &mut [u8]) {
+        for (parts, block) in parts.iter().zip(bytes.chunks_exact_mut(self.bytes)) {
+            parts.write(self.ty, block);
+        }
     }
 }

@@ -17,8 +17,9 @@
 //! - [`search_rows`] knows importance only and searches the scales of each block on the grid that readers decode.
 //! - [`improve_rows`] rounds with feedback, IQ2 and IQ3 eight columns at a time, and then improves levels and scales by
 //!   coordinate descent. No row ends worse on the calibration moment than it was; [`round_rows`] does both.
+//! - [`improve_two_sided`] does that with the second moment of gradients beside that of inputs: [`OutputFactor`].
 //!
-//! Rows are independent and divided among the threads of rayon's current pool; sums have a fixed order. The bytes
+//! Rows are independent (but for those of [`improve_two_sided`]) and divided among the threads of rayon's current pool; sums have a fixed order. The bytes
 //! depend neither on the number of threads nor on the instruction set.
 
 mod columns;
@@ -26,16 +27,19 @@ mod corrected;
 mod damping;
 mod error;
 mod factor;
+mod format;
 mod grid;
 mod judged;
 mod lattice;
 mod layout;
 mod moment;
 mod round;
+mod scaled;
 mod scales;
 mod sweep;
 #[cfg(test)]
 pub(in crate::rounding) mod tests;
+mod two_sided;
 
 pub(in crate::rounding) use columns::{TASK_ROWS, TILE, column_weights};
 pub(in crate::rounding) use factor::factor_in_place;
@@ -51,3 +55,4 @@ pub use factor::{DEFAULT_DAMPING, Factor};
 pub use judged::{InputRows, JudgedInputs};
 pub use moment::SecondMoment;
 pub use round::{improve_rows, round_rows, search_rows, supports_feedback, supports_search};
+pub use two_sided::{OUTPUT_DAMPING, OutputFactor, improve_two_sided};

@@ -265,13 +265,23 @@ impl SecondMoment {
     }
 
     /// Row `i` of the sums from the diagonal on.
-    pub(in crate::rounding) fn upper_row(&self, i: usize) -> &[f32] {
+    pub(crate) fn upper_row(&self, i: usize) -> &[f32] {
         &self.sums[i * self.n + i..(i + 1) * self.n]
     }
 
+    /// The same, for moments that come from elsewhere.
+    pub(crate) fn upper_row_mut(&mut self, i: usize) -> &mut [f32] {
+        &mut self.sums[i * self.n + i..(i + 1) * self.n]
+    }
+
     /// Sum of the weights of all tokens.
-    pub(in crate::rounding) fn weight(&self) -> f64 {
+    pub(crate) fn weight(&self) -> f64 {
         self.weight
+    }
+
+    /// Says how much the sums stand for, where they come from elsewhere.
+    pub(crate) fn set_counts(&mut self, weight: f64, tokens: u64) {
+        (self.weight, self.tokens) = (weight, tokens);
     }
 }
 

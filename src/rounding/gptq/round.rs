@@ -5,16 +5,16 @@ use rayon::prelude::*;
 use super::columns::{TASK_ROWS, TILE, TileRow, column_weights, rows_at_once};
 use super::error::FeedbackError;
 use super::factor::Factor;
+use super::format::{Prepared, TileFormat};
 use super::lattice::{self, LatticeLayout};
 use super::layout::Layout;
-use super::sweep::{Rounded, sweep};
 use crate::compute::{GemmOperand, gemm_f32};
 use crate::gguf::TensorType;
-use crate::quant::types::parts::{LatticeParts, Parts};
+use crate::quant::types::parts::Parts;
 use crate::quant::{self, QuantError, codec, first_non_finite};
 
 /// Passes of coordinate descent after rounding.
-const SWEEPS: usize = 2;
+pub(super) const SWEEPS: usize = 2;
 
 /// Rows of one task: every thread of the pool should have the same share of `rows`.
 pub(in crate::rounding) fn task_rows(n: usize, rows: usize) -> usize {
@@ -23,7 +23,7 @@ pub(in crate::rounding) fn task_rows(n: usize, rows: usize) -> usize {
 }
 
 /// A format that this module knows how to round to.
-enum Format {
+pub(super) enum Format {
     /// Weight by weight.
     Columns(Layout),
     /// Eight weights at a time.
@@ -91,36 +91,49 @@ pub fn improve_rows(
     let format = checked_format(ty, n, factor)?;
     let row_bytes = checked_row_bytes(ty, rows, n, out)?;
     let Some(feedback) = factor.feedback() else { return Ok(()) };
-    let task_rows = task_rows(n, rows.len() / n);
-    let tasks = rows.par_chunks(task_rows * n).zip(out.par_chunks_mut(task_rows * row_bytes));
-    tasks.try_for_each(|(rows, out)| {
-        let mut errors = decoded_errors(ty, rows, out)?;
-        let before = losses(&errors, n, factor, feedback);
-        let mut bytes = vec![0; out.len()];
-        let found = match &format {
-            Format::Columns(layout) => {
-                let (parts, losses) = round_task(layout, rows, factor, feedback, &mut errors, SWEEPS);
-                write(layout, &parts, &mut bytes);
-                losses
+    let task = Task { ty, n, row_bytes };
+    match &format {
+        Format::Columns(layout) => task.improve(&Prepared::new(layout, factor, feedback), rows, out),
+        Format::Lattice(layout) => task.improve(&Prepared::new(layout, factor, feedback), rows, out),
+    }
+}
+
+/// Rows that are rounded with feedback.
+struct Task {
+    ty: TensorType,
+    n: usize,
+    row_bytes: usize,
+}
+
+impl Task {
+    fn improve<F: TileFormat>(
+        &self,
+        prepared: &Prepared<'_, F>,
+        rows: &[f32],
+        out: &mut [u8],
+    ) -> Result<(), FeedbackError> {
+        let (n, row_bytes) = (self.n, self.row_bytes);
+        let task_rows = task_rows(n, rows.len() / n);
+        let tasks = rows.par_chunks(task_rows * n).zip(out.par_chunks_mut(task_rows * row_bytes));
+        tasks.try_for_each(|(rows, out)| {
+            let mut errors = decoded_errors(self.ty, rows, out)?;
+            let before = losses(&errors, n, prepared.factor, prepared.feedback);
+            let (parts, found) = prepared.round_task(rows, &mut errors, SWEEPS)?;
+            let mut bytes = vec![0; out.len()];
+            prepared.format.write(&parts, &mut bytes);
+            let rows = out.chunks_exact_mut(row_bytes).zip(bytes.chunks_exact(row_bytes));
+            for ((out, bytes), (found, before)) in rows.zip(found.iter().zip(&before)) {
+                if found < before {
+                    out.copy_from_slice(bytes);
+                }
             }
-            Format::Lattice(layout) => {
-                let (parts, losses) = lattice::round_task(layout, rows, factor, feedback, &mut errors, SWEEPS)?;
-                write_lattice(layout, &parts, &mut bytes);
-                losses
-            }
-        };
-        let rows = out.chunks_exact_mut(row_bytes).zip(bytes.chunks_exact(row_bytes));
-        for ((out, bytes), (found, before)) in rows.zip(found.iter().zip(&before)) {
-            if found < before {
-                out.copy_from_slice(bytes);
-            }
-        }
-        Ok(())
-    })
+            Ok(())
+        })
+    }
 }
 
 /// The format of `ty`, after checking that `factor` is of rows as long as these.
-fn checked_format(ty: TensorType, n: usize, factor: &Factor) -> Result<Format, FeedbackError> {
+pub(super) fn checked_format(ty: TensorType, n: usize, factor: &Factor) -> Result<Format, FeedbackError> {
     let format = Format::of(ty).ok_or(FeedbackError::NoFeedback { ty })?;
     if n == factor.n() { Ok(format) } else { Err(FeedbackError::Inputs { row_len: n, found: factor.n() }) }
 }
@@ -157,7 +170,7 @@ pub fn search_rows(
 }
 
 /// Bytes of an encoded row, after all lengths and weights have been checked.
-fn checked_row_bytes(ty: TensorType, rows: &[f32], n: usize, out: &[u8]) -> Result<usize, FeedbackError> {
+pub(super) fn checked_row_bytes(ty: TensorType, rows: &[f32], n: usize, out: &[u8]) -> Result<usize, FeedbackError> {
     let info = ty.info().filter(|_| supports_search(ty)).ok_or(QuantError::NoEncoder { ty })?;
     if n == 0 || !n.is_multiple_of(info.block_len) {
         return Err(QuantError::RowLength { ty, row_len: n, block_len: info.block_len }.into());
@@ -201,7 +214,7 @@ fn search_task(
     let mut bytes = vec![0; out.len()];
     match format {
         Format::Columns(layout) => search_columns(layout, rows, cost, &mut bytes),
-        Format::Lattice(layout) => write_lattice(layout, &lattice::search_task(layout, rows, cost, out), &mut bytes),
+        Format::Lattice(layout) => layout.write(&lattice::search_task(layout, rows, cost, out), &mut bytes),
     }
     keep_better(ty, rows, cost, &bytes, out)?;
     Ok(())
@@ -221,22 +234,8 @@ fn search_columns(layout: &Layout, rows: &[f32], cost: &[f32], bytes: &mut [u8])
             let errors = &mut errors[..weights.len()];
             let parts = &mut parts[..weights.len() / layout.len];
             layout.round_tile(TileRow { weights, targets, errors, parts }, &cost[columns], None);
-            write(layout, parts, bytes);
+            layout.write(parts, bytes);
         }
-    }
-}
-
-/// Writes consecutive blocks.
-pub(super) fn write(layout: &Layout, parts: &[Parts], bytes: &mut [u8]) {
-    for (parts, block) in parts.iter().zip(bytes.chunks_exact_mut(layout.bytes)) {
-        parts.write(layout.ty, block);
-    }
-}
-
-/// Writes consecutive blocks.
-fn write_lattice(layout: &LatticeLayout, parts: &[LatticeParts], bytes: &mut [u8]) {
-    for (parts, block) in parts.iter().zip(bytes.chunks_exact_mut(layout.bytes)) {
-        parts.write(layout.ty, block);
     }
 }
 
@@ -267,7 +266,7 @@ fn keep_better(ty: TensorType, rows: &[f32], cost: &[f32], bytes: &[u8], out: &m
 }
 
 /// Weights minus decoded weights, row-major.
-fn decoded_errors(ty: TensorType, rows: &[f32], bytes: &[u8]) -> Result<Vec<f32>, FeedbackError> {
+pub(super) fn decoded_errors(ty: TensorType, rows: &[f32], bytes: &[u8]) -> Result<Vec<f32>, FeedbackError> {
     let mut errors = vec![0.0; rows.len()];
     quant::dequantize(ty, bytes, &mut errors)?;
     for (error, w) in errors.iter_mut().zip(rows) {
@@ -286,46 +285,4 @@ pub(in crate::rounding) fn losses(errors: &[f32], n: usize, factor: &Factor, fee
         gemm_f32(rows, columns, start + columns, errors, n, a, &mut u[start..], n, true);
     }
     errors.chunks_exact(n).zip(u.chunks_exact(n)).map(|(errors, u)| factor.loss(errors, u)).collect()
-}
-
-/// Rounds a few rows with feedback; `errors`, `[rows, n]`, gets weights minus rounded weights. Gives the blocks and the
-/// losses of the rows.
-pub(super) fn round_task(
-    layout: &Layout,
-    rows: &[f32],
-    factor: &Factor,
-    feedback: &[f32],
-    errors: &mut [f32],
-    sweeps: usize,
-) -> (Vec<Parts>, Vec<f64>) {
-    let n = factor.n();
-    let count = rows.len() / n;
-    let blocks = n / layout.len;
-    let cost = column_weights(Some(factor.weights()), n);
-    let mut parts = vec![Parts::ZERO; count * blocks];
-    let mut u = rows.to_vec();
-    for start in (0..n).step_by(TILE) {
-        let columns = start..n.min(start + TILE);
-        let a = GemmOperand::Plain { data: &feedback[start..], stride: n };
-        gemm_f32(count, columns.len(), start, errors, n, a, &mut u[start..], n, true);
-        for row in 0..count {
-            let at = row * n + start..row * n + columns.end;
-            let row = TileRow {
-                weights: &rows[at.clone()],
-                targets: &mut u[at.clone()],
-                errors: &mut errors[at],
-                parts: &mut parts[row * blocks..][start / layout.len..columns.end / layout.len],
-            };
-            layout.round_tile(row, &cost[columns.clone()], Some((&feedback[start * n + start..], n)));
-        }
-    }
-    // What is left of the targets after the rounded weights: target - rounded = target - (weight - error).
-    for ((u, w), error) in u.iter_mut().zip(rows).zip(errors.iter()) {
-        *u -= w - error;
-    }
-    for _ in 0..sweeps {
-        sweep(layout, Rounded { weights: rows, errors, u: &mut u, parts: &mut parts }, factor, feedback);
-    }
-    let losses = errors.chunks_exact(n).zip(u.chunks_exact(n)).map(|(errors, u)| factor.loss(errors, u)).collect();
-    (parts, losses)
 }

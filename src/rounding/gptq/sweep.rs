@@ -31,11 +31,6 @@ pub(in crate::rounding) struct Rounded<'a, P> {
     pub parts: &'a mut [P],
 }
 
-/// Goes through all columns of weights that are rounded one by one.
-pub(super) fn sweep(layout: &Layout, rows: Rounded<'_, Parts>, factor: &Factor, feedback: &[f32]) {
-    sweep_tiles(layout.len, rows, factor, feedback, |_, tile, parts| descend(layout, tile, parts));
-}
-
 /// Goes through all columns once, in blocks of `len`: `descend` takes the number of a tile, one row of it, and the
 /// row's blocks.
 pub(in crate::rounding) fn sweep_tiles<P>(
@@ -49,38 +44,53 @@ pub(in crate::rounding) fn sweep_tiles<P>(
     let n = factor.n();
     let count = weights.len() / n;
     let blocks = n / len;
-    let mut weighed = vec![0.0f32; u.len()];
     let mut gradient = vec![0.0f32; count * TILE];
     let mut change = vec![0.0f32; count * TILE];
     for (index, (start, tile)) in (0..n).step_by(TILE).zip(factor.tiles()).enumerate() {
         let columns = TILE.min(n - start);
-        for (weighed, u) in weighed.chunks_exact_mut(n).zip(u.chunks_exact(n)) {
-            for ((weighed, u), cost) in weighed[start..].iter_mut().zip(&u[start..]).zip(&factor.weights()[start..]) {
-                *weighed = u * cost;
-            }
-        }
-        let a = &feedback[start * n + start..];
-        let transposed = GemmOperand::Transposed { data: a, stride: n };
-        gemm_f32(count, columns, n - start, &weighed[start..], n, transposed, &mut gradient, TILE, false);
+        tile_gradient(factor, feedback, u, start, &mut gradient);
         for row in 0..count {
             let at = row * n + start..row * n + start + columns;
             let (gradient, change) = (&mut gradient[row * TILE..][..columns], &mut change[row * TILE..][..columns]);
-            for (gradient, weighed) in gradient.iter_mut().zip(&weighed[at.clone()]) {
-                *gradient += weighed;
-            }
             change.copy_from_slice(&errors[at.clone()]);
             let first = row * blocks + start / len;
             let tile =
                 TileState { weights: &weights[at.clone()], errors: &mut errors[at.clone()], gradient, moment: tile };
             descend(index, tile, &mut parts[first..first + columns / len]);
-            for ((change, error), u) in change.iter_mut().zip(&errors[at.clone()]).zip(&mut u[at]) {
+            for (change, error) in change.iter_mut().zip(&errors[at]) {
                 *change = error - *change;
-                *u += *change;
             }
         }
-        let plain = GemmOperand::Plain { data: a, stride: n };
-        gemm_f32(count, n - start, columns, &change, TILE, plain, &mut u[start..], n, true);
+        pass_changes_on(feedback, &change, start, u, n);
     }
+}
+
+/// The gradient of the loss by the errors of a tile's columns, halved: `(u D) (I + A)^T` there. `u` is `[rows, n]`,
+/// `gradient` `[rows, 256]`; `start` is the first column.
+pub(super) fn tile_gradient(factor: &Factor, feedback: &[f32], u: &[f32], start: usize, gradient: &mut [f32]) {
+    let n = factor.n();
+    let (count, columns, rest) = (u.len() / n, TILE.min(n - start), n - start);
+    let mut weighed = vec![0.0f32; count * rest];
+    for (weighed, u) in weighed.chunks_exact_mut(rest).zip(u.chunks_exact(n)) {
+        for ((weighed, u), cost) in weighed.iter_mut().zip(&u[start..]).zip(&factor.weights()[start..]) {
+            *weighed = u * cost;
+        }
+    }
+    let transposed = GemmOperand::Transposed { data: &feedback[start * n + start..], stride: n };
+    gemm_f32(count, columns, rest, &weighed, rest, transposed, gradient, TILE, false);
+    for (gradient, weighed) in gradient.chunks_exact_mut(TILE).zip(weighed.chunks_exact(rest)) {
+        gradient.iter_mut().zip(&weighed[..columns]).for_each(|(gradient, weighed)| *gradient += weighed);
+    }
+}
+
+/// Adds what changes of the errors of a tile's columns, `[rows, 256]`, do to `u`, `[rows, n]`: `change (I + A)`.
+pub(super) fn pass_changes_on(feedback: &[f32], change: &[f32], start: usize, u: &mut [f32], n: usize) {
+    let (count, columns) = (u.len() / n, TILE.min(n - start));
+    for (u, change) in u.chunks_exact_mut(n).zip(change.chunks_exact(TILE)) {
+        u[start..].iter_mut().zip(&change[..columns]).for_each(|(u, change)| *u += change);
+    }
+    let plain = GemmOperand::Plain { data: &feedback[start * n + start..], stride: n };
+    gemm_f32(count, n - start, columns, change, TILE, plain, &mut u[start..], n, true);
 }
 
 /// One row of a tile: all slices have one element per column, `moment` is `[columns, columns]`.
@@ -168,7 +178,7 @@ fn add_scaled(sums: &mut [f32], factor: f32, values: &[f32]) {
 
 vectorized! {
     /// One pass over a row of a tile.
-    fn descend(layout: &Layout, tile: TileState<'_>, parts: &mut [Parts]) {
+    pub(super) fn descend(layout: &Layout, tile: TileState<'_>, parts: &mut [Parts]) {
         descend_blocks(layout, tile, parts);
     }
 }

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::columns::{TILE, column_weights};
+use super::format::{Prepared, TileFormat};
 use super::layout::Layout;
 use super::*;
 use crate::gguf::TensorType;
@@ -8,7 +9,7 @@ use crate::quant::types::parts::Parts;
 use crate::quant::{QuantError, dequantize, quantize_rows, validate};
 use crate::testing::Random;
 
-const BY_COLUMNS: [TensorType; 12] = [
+pub(super) const BY_COLUMNS: [TensorType; 12] = [
     TensorType::Q2_K,
     TensorType::Q3_K,
     TensorType::Q4_K,
@@ -23,7 +24,7 @@ const BY_COLUMNS: [TensorType; 12] = [
     TensorType::IQ4_XS,
 ];
 
-const ALL: [TensorType; 17] = {
+pub(super) const ALL: [TensorType; 17] = {
     let mut all = [TensorType::IQ2_XXS; 17];
     let mut i = 0;
     while i < BY_COLUMNS.len() {
@@ -101,7 +102,7 @@ pub(super) fn fed_back(weights: &[f32], errors: &[f32], feedback: &[f32], j: usi
 }
 
 /// What the tiled loop has to agree with: one row, column by column.
-fn naive_row(layout: &Layout, weights: &[f32], cost: &[f32], feedback: &[f32]) -> (Vec<u8>, Vec<f32>) {
+pub(super) fn naive_row(layout: &Layout, weights: &[f32], cost: &[f32], feedback: &[f32]) -> (Vec<u8>, Vec<f32>) {
     let n = weights.len();
     let mut errors = vec![0.0f32; n];
     let target = |errors: &[f32], j: usize, end: usize| fed_back(weights, errors, feedback, j, end);
@@ -143,8 +144,8 @@ fn the_tiled_loop_agrees_with_the_naive_one() {
             let cost = column_weights(Some(factor.weights()), n);
             let mut errors = vec![0.0; weights.len()];
             let mut bytes = vec![0; 3 * row_bytes(ty, n)];
-            let (parts, _) = round::round_task(&layout, &weights, &factor, feedback, &mut errors, 0);
-            round::write(&layout, &parts, &mut bytes);
+            let (parts, _) = Prepared::new(&layout, &factor, feedback).round_task(&weights, &mut errors, 0).unwrap();
+            layout.write(&parts, &mut bytes);
             for (row, weights) in weights.chunks_exact(n).enumerate() {
                 let (expected, expected_errors) = naive_row(&layout, weights, &cost, feedback);
                 assert!(bytes[row * expected.len()..][..expected.len()] == expected, "{ty}, {n} columns, row {row}");

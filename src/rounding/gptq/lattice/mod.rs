@@ -5,10 +5,9 @@
 //! `M = (I + A_g) D_g (I + A_g)^T`, A_g being the part of A on the diagonal. The points that are nearest by the
 //! diagonal of M are compared with all of M, with signs that may deviate from those of t.
 
-use super::columns::{TILE, TileRow, column_weights, pass_on};
-use super::factor::Factor;
-use super::sweep::{Rounded, sweep_tiles};
-use crate::compute::{GemmOperand, gemm_f32};
+use super::columns::{TILE, TileRow, pass_on};
+use super::format::{TileColumns, TileFormat};
+use super::sweep::TileState;
 use crate::gguf::TensorType;
 use crate::quant::shape::{BlockShape, LatticeShape};
 use crate::quant::types::parts::{LatticeParts, OCTETS};
@@ -28,64 +27,64 @@ mod tests;
 const LEN: usize = 256;
 const _: () = assert!(OCTETS * 8 == LEN && LEN == TILE);
 
+/// Bytes of the largest block.
+const MOST_BYTES: usize = 128;
+
 /// Highest scale code.
 const TOP: i32 = 15;
 
 /// Steps to either side of the first scale code that are tried.
 const REACH: i32 = 1;
 
-/// Rounds a few rows with feedback; `errors`, `[rows, n]`, gets weights minus rounded weights. Gives the blocks and the
-/// losses of the rows.
-pub(super) fn round_task(
-    layout: &LatticeLayout,
-    rows: &[f32],
-    factor: &Factor,
-    feedback: &[f32],
-    errors: &mut [f32],
-    sweeps: usize,
-) -> Result<(Vec<LatticeParts>, Vec<f64>), QuantError> {
-    let n = factor.n();
-    let count = rows.len() / n;
-    let cost = column_weights(Some(factor.weights()), n);
-    let mut parts = vec![LatticeParts::ZERO; count * (n / LEN)];
-    let mut u = rows.to_vec();
-    let mut targets = vec![0.0; count * LEN];
-    let mut guesses = vec![0; count * layout.bytes];
-    for (tile, start) in (0..n).step_by(LEN).enumerate() {
-        let a = GemmOperand::Plain { data: &feedback[start..], stride: n };
-        gemm_f32(count, LEN, start, errors, n, a, &mut u[start..], n, true);
-        for (targets, u) in targets.chunks_exact_mut(LEN).zip(u.chunks_exact(n)) {
-            targets.copy_from_slice(&u[start..start + LEN]);
-        }
-        let cost = &cost[start..start + LEN];
-        let feedback = Some((&feedback[start * n + start..], n));
-        let metrics: Vec<Metric> = (0..LEN).step_by(8).map(|first| Metric::new(cost, feedback, first)).collect();
-        // The first guess of all scales is what ggml would choose for the targets.
-        quant::quantize_rows(layout.ty, &targets, LEN, Some(cost), &mut guesses)?;
-        for row in 0..count {
-            let parts = &mut parts[row * (n / LEN) + tile..][..1];
-            parts[0].read_scales(layout.ty, &guesses[row * layout.bytes..][..layout.bytes]);
-            let at = row * n + start..row * n + start + LEN;
-            let targets = &mut u[at.clone()];
-            let row = TileRow { weights: &rows[at.clone()], targets, errors: &mut errors[at], parts };
-            layout.round_tile(row, &metrics, feedback);
+/// What rounding a tile goes by.
+pub(super) struct LatticeTile {
+    /// One for each eight columns.
+    metrics: Vec<Metric>,
+    descents: Vec<Descent>,
+}
+
+impl TileFormat for LatticeLayout {
+    type Parts = LatticeParts;
+    type Tile = LatticeTile;
+
+    const ZERO: LatticeParts = LatticeParts::ZERO;
+
+    fn block_len(&self) -> usize {
+        LEN
+    }
+
+    fn tile(&self, columns: TileColumns<'_>) -> LatticeTile {
+        let feedback = Some((columns.feedback, columns.stride));
+        LatticeTile {
+            metrics: (0..LEN).step_by(8).map(|first| Metric::new(columns.cost, feedback, first)).collect(),
+            descents: Descent::of_tile(columns.moment),
         }
     }
-    // What is left of the targets after the rounded weights.
-    for ((u, w), error) in u.iter_mut().zip(rows).zip(errors.iter()) {
-        *u -= w - error;
+
+    /// The first guess of all scales is what ggml would choose for the targets.
+    fn round(
+        &self,
+        tile: &LatticeTile,
+        columns: TileColumns<'_>,
+        row: TileRow<'_, LatticeParts>,
+    ) -> Result<(), QuantError> {
+        let mut guess = [0; MOST_BYTES];
+        let guess = &mut guess[..self.bytes];
+        quant::quantize_rows(self.ty, row.targets, LEN, Some(columns.cost), guess)?;
+        row.parts[0].read_scales(self.ty, guess);
+        self.round_tile(row, &tile.metrics, Some((columns.feedback, columns.stride)));
+        Ok(())
     }
-    if sweeps > 0 {
-        let descents: Vec<Vec<Descent>> = factor.tiles().iter().map(|tile| Descent::of_tile(tile)).collect();
-        for _ in 0..sweeps {
-            let rounded = Rounded { weights: rows, errors, u: &mut u, parts: &mut parts };
-            sweep_tiles(LEN, rounded, factor, feedback, |tile, state, parts| {
-                descend(layout, state, &descents[tile], &mut parts[0]);
-            });
+
+    fn descend(&self, tile: &LatticeTile, state: TileState<'_>, parts: &mut [LatticeParts]) {
+        descend(self, state, &tile.descents, &mut parts[0]);
+    }
+
+    fn write(&self, parts: &[LatticeParts], bytes: &mut [u8]) {
+        for (parts, block) in parts.iter().zip(bytes.chunks_exact_mut(self.bytes)) {
+            parts.write(self.ty, block);
         }
     }
-    let losses = errors.chunks_exact(n).zip(u.chunks_exact(n)).map(|(errors, u)| factor.loss(errors, u)).collect();
-    Ok((parts, losses))
 }
 
 /// Rounds a few rows, `[rows, n]` with `n` elements of `cost`, without feedback. `guesses` holds ggml's bytes for them.

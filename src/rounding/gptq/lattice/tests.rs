@@ -1,3 +1,6 @@
+use super::super::columns::column_weights;
+use super::super::factor::Factor;
+use super::super::format::Prepared;
 use super::super::tests::{fed_back, moment, noise};
 use super::points::{Lookup, Portable};
 use super::*;
@@ -134,11 +137,10 @@ fn naive_row(layout: &LatticeLayout, weights: &[f32], factor: &Factor) -> (Vec<u
 /// Blocks, errors and losses of the tiled loop.
 fn tiled(layout: &LatticeLayout, rows: &[f32], factor: &Factor, sweeps: usize) -> (Vec<u8>, Vec<f32>, Vec<f64>) {
     let mut errors = vec![0.0; rows.len()];
-    let (parts, losses) = round_task(layout, rows, factor, factor.feedback().unwrap(), &mut errors, sweeps).unwrap();
+    let prepared = Prepared::new(layout, factor, factor.feedback().unwrap());
+    let (parts, losses) = prepared.round_task(rows, &mut errors, sweeps).unwrap();
     let mut bytes = vec![0; parts.len() * layout.bytes];
-    for (parts, block) in parts.iter().zip(bytes.chunks_exact_mut(layout.bytes)) {
-        parts.write(layout.ty, block);
-    }
+    layout.write(&parts, &mut bytes);
     (bytes, errors, losses)
 }
 
