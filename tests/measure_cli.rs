@@ -9,6 +9,7 @@ use half::f16;
 use lwq::gguf::{Gguf, GgufLayout, GgufWriter, NewTensor, TensorType};
 use lwq::imatrix::Imatrix;
 use lwq::measure::Sensitivity;
+use lwq::moments::GradientMoments;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -206,4 +207,33 @@ fn experts_share_a_type_and_the_embedding_is_weighted_by_its_tokens() {
     };
     let (planned, standard) = (kld(&planned), kld(&standard));
     assert!(planned < standard, "{planned} {standard}");
+}
+
+#[test]
+fn gradients_are_measured_alone_and_are_the_same_with_any_number_of_threads() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model(&folder);
+    let path = |name: &str| folder.path().join(name);
+    let measure = |name: &str, more: &[&str]| {
+        let gradients = args!["measure", &model, "--gradients", path(name), "--gradient-tokens", "512", "--quiet"];
+        run_with(gradients, &[&["--gradient-ctx", "64"], more].concat())
+    };
+    let report = json_of(measure("a.gguf", &["--json", "--threads", "1"]));
+    assert_eq!((&report["gradients"]["matrices"], &report["gradients"]["tokens"]), (&30.into(), &512.into()));
+    assert!(report["output"].is_null(), "{report}");
+    let loss = report["gradients"]["loss"].as_f64().unwrap();
+    assert!((0.5..6.0).contains(&loss), "{loss}");
+    let found = GradientMoments::open(&path("a.gguf")).unwrap();
+    found.check_model(&Gguf::open(&model).unwrap()).unwrap();
+    assert!(found.moment("blk.3.ffn_down.weight").unwrap().unwrap().diagonal().iter().all(|square| *square > 0.0));
+    assert_eq!(files_in(folder.path()), ["a.gguf", "m.gguf"]);
+
+    stdout_of(measure("b.gguf", &["--threads", "3"]));
+    let bytes = |name: &str| std::fs::read(path(name)).unwrap();
+    assert!(bytes("a.gguf") == bytes("b.gguf"), "threads change the gradients");
+    stdout_of(measure("c.gguf", &["--gradient-seed", "7"]));
+    assert!(bytes("a.gguf") != bytes("c.gguf"), "the seed changes nothing");
+    assert!(error_line(&measure("a.gguf", &[])).contains("--force"));
+    let alone = run(args!["measure", &model, "--gradient-seed", "7"]);
+    assert_eq!(alone.status.code(), Some(2), "a seed without gradients");
 }

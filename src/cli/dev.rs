@@ -42,6 +42,7 @@ enum DevCommand {
     },
     Logits(super::dev_forward::LogitsArgs),
     Perplexity(super::dev_forward::PerplexityArgs),
+    Gradients(super::dev_backward::GradientsArgs),
     /// Check the scales of blocks from stdin
     ValidateRows {
         /// Type of the blocks
@@ -78,6 +79,7 @@ pub fn run(args: &DevArgs, common: &Common) -> anyhow::Result<()> {
             stdout_bytes(&weights.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())
         }
         DevCommand::Logits(args) => args.run(),
+        DevCommand::Gradients(args) => args.run(),
         DevCommand::Perplexity(args) => args.run(common),
         DevCommand::ValidateRows { ty } => Ok(quant::validate(*ty, &stdin_bytes()?)?),
     }

@@ -63,13 +63,17 @@ pub struct PerplexityArgs {
     memory: Option<u64>,
 }
 
+/// The token ids of a file.
+pub(super) fn read_tokens(path: &std::path::Path) -> anyhow::Result<Vec<u32>> {
+    let bytes = std::fs::read(path).with_context(|| format!("{}: cannot be read", path.display()))?;
+    let (ids, rest) = bytes.as_chunks::<4>();
+    ensure!(rest.is_empty(), "{}: {} bytes are not whole i32 values", path.display(), bytes.len());
+    Ok(ids.iter().map(|id| u32::from_le_bytes(*id)).collect())
+}
+
 impl RunArgs {
     fn tokens(&self) -> anyhow::Result<Vec<u32>> {
-        let path = &self.tokens_file;
-        let bytes = std::fs::read(path).with_context(|| format!("{}: cannot be read", path.display()))?;
-        let (ids, rest) = bytes.as_chunks::<4>();
-        ensure!(rest.is_empty(), "{}: {} bytes are not whole i32 values", path.display(), bytes.len());
-        Ok(ids.iter().map(|id| u32::from_le_bytes(*id)).collect())
+        read_tokens(&self.tokens_file)
     }
 
     fn options(&self) -> ForwardOptions {

@@ -8,6 +8,7 @@ mod bench;
 mod compare;
 mod convert;
 mod dev;
+mod dev_backward;
 mod dev_forward;
 mod eval;
 mod export;

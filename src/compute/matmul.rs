@@ -86,6 +86,14 @@ impl Plan {
         self.row_panels.div_ceil(self.tile_row_panels) * self.token_panels.div_ceil(self.tile_token_panels)
     }
 
+    /// Tiles of one unit of outputs each, so large that decoding it again for other tokens costs little, and of so many token
+    /// panels that all threads have several tiles.
+    pub(super) fn of_units(units: usize, token_panels: usize, threads: usize) -> Plan {
+        let parts = if threads > 1 { (threads * TILES_PER_THREAD).div_ceil(units.max(1)) } else { 1 };
+        let tile_token_panels = token_panels.div_ceil(parts).max(MIN_TILE_PANELS);
+        Plan { row_panels: units, token_panels, tile_row_panels: 1, tile_token_panels }
+    }
+
     /// Weight panels and token panels of one tile.
     pub(super) fn tile(&self, index: usize) -> (Range<usize>, Range<usize>) {
         let across = self.token_panels.div_ceil(self.tile_token_panels);
@@ -135,8 +143,7 @@ unsafe fn multiply_tile(
     scratch: &mut Scratch,
 ) {
     let kernel = x.kernel();
-    let (mr, nr) = (kernel.mr, kernel.nr);
-    let panel_elements = DEPTH * nr;
+    let panel_elements = DEPTH * kernel.nr;
     scratch.panels.reserve(row_panels.len() * panel_elements);
     scratch.tile.reserve(MAX_TILE);
     for block in 0..x.blocks() {
@@ -146,30 +153,59 @@ unsafe fn multiply_tile(
         for (panel, packed) in row_panels.clone().zip(scratch.panels.as_mut_slice().chunks_exact_mut(panel_elements)) {
             pack_weights(kernel, w, panel, first_column, columns, &mut scratch.decoded, packed);
         }
-        for token_panel in token_panels.clone() {
-            let token = token_panel * mr;
-            let tokens = mr.min(x.tokens() - token);
-            let a = x.panel(block, token_panel);
-            for (index, panel) in row_panels.clone().enumerate() {
-                prefetch_following(kernel, a, index, row_panels.len());
-                let row = panel * nr;
-                let rows = nr.min(w.rows() - row);
-                // SAFETY: the panel was packed above; the level was checked when `x` was made; a whole panel of
-                // outputs lies within `output` by contract, and a part of one goes through `scratch.tile`, which
-                // holds any register tile.
-                unsafe {
-                    let b = scratch.panels.as_ptr().add(index * panel_elements);
-                    let c = output.start.add(token * output.stride + row);
-                    if rows == nr {
-                        (kernel.tile)(tokens, depth, a, b, c, output.stride, block > 0);
-                        continue;
-                    }
-                    let tile = scratch.tile.as_mut_f32();
-                    (kernel.tile)(tokens, depth, a, b, tile.as_mut_ptr(), nr, false);
-                    for (index, sums) in tile.chunks_exact(nr).take(tokens).enumerate() {
-                        let target = std::slice::from_raw_parts_mut(c.add(index * output.stride), rows);
-                        add_or_store(target, sums, block > 0);
-                    }
+        let tile = PackedTile { block, depth, token_panels: token_panels.clone(), output_panels: row_panels.clone() };
+        // SAFETY: as promised for this function; the panels were packed above, all of them within `w.rows()` outputs.
+        unsafe { multiply_packed(x, &tile, w.rows(), output, scratch, block > 0) };
+    }
+}
+
+/// Some token panels of a block of activations and the panels of outputs that they are multiplied by.
+pub(super) struct PackedTile {
+    pub block: usize,
+    /// Elements per lane.
+    pub depth: usize,
+    pub token_panels: Range<usize>,
+    /// Panels of outputs, which lie packed in the scratch from its start.
+    pub output_panels: Range<usize>,
+}
+
+/// Multiplies a tile of one block and stores the products, or adds them.
+///
+/// # Safety
+/// Rows of `output` have `outputs` floats, every panel begins within them, and nobody else uses the tile's part of them;
+/// `scratch.panels` holds the panels, packed for `x`'s kernel, and `scratch.tile` any register tile.
+pub(super) unsafe fn multiply_packed(
+    x: &PackedActivations,
+    tile: &PackedTile,
+    outputs: usize,
+    output: Output,
+    scratch: &mut Scratch,
+    add: bool,
+) {
+    let kernel = x.kernel();
+    let (mr, nr) = (kernel.mr, kernel.nr);
+    for token_panel in tile.token_panels.clone() {
+        let token = token_panel * mr;
+        let tokens = mr.min(x.tokens() - token);
+        let a = x.panel(tile.block, token_panel);
+        for (index, panel) in tile.output_panels.clone().enumerate() {
+            prefetch_following(kernel, a, index, tile.output_panels.len());
+            let first = panel * nr;
+            let width = nr.min(outputs - first);
+            // SAFETY: the panel is packed by contract; the level was checked when `x` was made; a whole panel of
+            // outputs lies within `output` by contract, and a part of one goes through `scratch.tile`.
+            unsafe {
+                let b = scratch.panels.as_ptr().add(index * DEPTH * nr);
+                let c = output.start.add(token * output.stride + first);
+                if width == nr {
+                    (kernel.tile)(tokens, tile.depth, a, b, c, output.stride, add);
+                    continue;
+                }
+                let sums = scratch.tile.as_mut_f32();
+                (kernel.tile)(tokens, tile.depth, a, b, sums.as_mut_ptr(), nr, false);
+                for (index, sums) in sums.chunks_exact(nr).take(tokens).enumerate() {
+                    let target = std::slice::from_raw_parts_mut(c.add(index * output.stride), width);
+                    add_or_store(target, sums, add);
                 }
             }
         }

@@ -23,6 +23,9 @@
 //!   above. Where the CPU lacks AVX512-BF16 or is slow at it (or `LWQ_ISA` forbids it) fast is the same as accurate, see
 //!   [`bf16_products`](crate::cpu::bf16_products).
 //!
+//! Gradients go the other way, `X[t, i] = sum over o of Y[t, o] * W[o, i]` ([`matmul_transposed`]), with blocks of rows of W in
+//! place of columns.
+//!
 //! Products of quantized weights with activations rounded to integers are a matter of their own ([`matmul_integer`]).
 //!
 //! All are deterministic: the same machine and `LWQ_ISA` give the same bytes for any number of threads, since
@@ -39,6 +42,7 @@ pub mod peak;
 mod second_moment;
 #[cfg(test)]
 mod tests;
+mod transposed;
 
 pub use activations::PackedActivations;
 pub use gemm::{GemmOperand, gemm_f32};
@@ -47,6 +51,7 @@ pub use matmul::matmul;
 pub use matrix::{Matrix, MatrixError};
 pub use micro::Kernel;
 pub use second_moment::accumulate_second_moment;
+pub use transposed::matmul_transposed;
 
 /// How the products are computed; see the module's documentation for bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

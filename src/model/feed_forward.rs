@@ -152,7 +152,7 @@ impl<'g> Pass<'_, 'g, '_> {
         self.linear(&network.down, mat, &mut input, out, place)
     }
 
-    fn activate(&self, gate: &[f32], up: &mut [f32], clamp: Option<f32>) {
+    pub(super) fn activate(&self, gate: &[f32], up: &mut [f32], clamp: Option<f32>) {
         match (self.model.hparams.arch.feed_forward.activation, clamp) {
             (Activation::Silu, None) => math::silu_mul(gate, up),
             (Activation::Silu, Some(limit)) => math::silu_clamped_mul(gate, up, limit),
@@ -163,7 +163,7 @@ impl<'g> Pass<'_, 'g, '_> {
 
     /// Weighted sum of the chosen experts' outputs and those of the shared one, `[n, n_embd]`, added up in the order of the
     /// experts.
-    fn mixture(
+    pub(super) fn mixture(
         &self,
         mixture: &MixtureWeights<'g>,
         router_input: &[f32],

@@ -126,6 +126,17 @@ impl TokenGroup {
         positions
     }
 
+    /// Number of the sequence that `row` belongs to, and its position there.
+    ///
+    /// # Panics
+    /// When `row` is not below the group's length.
+    pub(super) fn place_of(&self, row: usize) -> (usize, usize) {
+        let index = self.segments.partition_point(|segment| segment.rows.end <= row);
+        let segment = &self.segments[index];
+        let sequences = self.segments[..=index].iter().filter(|segment| segment.parent.is_none()).count();
+        (sequences - 1, segment.first_position + row - segment.rows.start)
+    }
+
     /// Cuts the group between sequences into tiles of at least `target` rows (the last may be smaller).
     pub(super) fn tiles(&self, target: usize) -> Vec<Tile> {
         let mut tiles = Vec::new();
@@ -213,7 +224,7 @@ pub struct HiddenStates {
 }
 
 /// Keys and values of all tokens of a group in a layer, `[n, n_head_kv * head]` each.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Kept {
     pub k: Vec<f32>,
     pub v: Vec<f32>,
@@ -339,12 +350,14 @@ mod tests {
         group.push_continuation(a, &[7]).unwrap();
         assert_eq!(group.positions(0..7), [0, 1, 2, 3, 4, 3, 5]);
         assert_eq!(group.longest(), 6);
+        assert_eq!((group.place_of(2), group.place_of(5)), ((0, 2), (0, 3)));
         let tiles = group.tiles(1);
         assert_eq!(tiles.len(), 1);
         assert_eq!(tiles[0].spans[3], Span { rows: 6..7, past: vec![0..3, 3..5], parent: Some(1), first_position: 5 });
         group.push(&[9]);
         assert!(group.push_continuation(prefix, &[1]).is_err());
         assert_eq!(group.tiles(1)[1].rows, 7..8);
+        assert_eq!(group.place_of(7), (1, 0));
     }
 
     #[test]

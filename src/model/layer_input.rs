@@ -40,7 +40,7 @@ impl<'g> Pass<'_, 'g, '_> {
 
     /// The input of layer `il` for some tokens, `[n, width]`: the part of the table's row, scaled, plus the part of the
     /// embedding's product, scaled and normed, over the root of two.
-    fn layer_input(
+    pub(super) fn layer_input(
         &self,
         il: usize,
         inputs: &LayerInputs<'g>,

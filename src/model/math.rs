@@ -31,7 +31,7 @@ pub(super) fn exp(x: f32) -> f32 {
 
 /// Hyperbolic tangent, relative error below 3e-7.
 #[inline(always)]
-fn tanh(x: f32) -> f32 {
+pub(super) fn tanh(x: f32) -> f32 {
     let a = x.abs();
     let large = 1.0 - 2.0 / (exp(2.0 * a) + 1.0);
     let z = x * x;
@@ -181,13 +181,13 @@ vectorized! {
 }
 
 #[inline(always)]
-fn rms_scale(x: &[f32], epsilon: f32) -> f32 {
+pub(super) fn rms_scale(x: &[f32], epsilon: f32) -> f32 {
     let mean = (square_sum(x) / x.len() as f64) as f32;
     1.0 / (mean + epsilon).sqrt()
 }
 
 #[inline(always)]
-fn square_sum(x: &[f32]) -> f64 {
+pub(super) fn square_sum(x: &[f32]) -> f64 {
     let mut lanes = [0.0f64; LANES];
     let chunks = x.chunks_exact(LANES);
     let rest = chunks.remainder();

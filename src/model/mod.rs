@@ -27,6 +27,7 @@
 
 mod activation_rounding;
 mod arch;
+mod backward;
 mod cache;
 mod error;
 mod feed_forward;
@@ -50,6 +51,7 @@ mod weights;
 pub(crate) use arch::{ARCHITECTURES, Activation, Architecture, Gating, OutputMatrix, RopeFree};
 #[cfg(test)]
 pub(crate) use arch::{AttentionGate, DenseLayers, QkNorm, SharedExpert, Sinks};
+pub use backward::{GradientTaps, OutputLoss, SampledLabels, TapGradient};
 pub(crate) use cache::{LayerCache, caches};
 pub use error::{ModelError, UnknownArchitecture};
 pub use group::{HiddenStates, KeptWidths, TokenGroup};

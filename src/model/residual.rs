@@ -4,7 +4,7 @@ use super::Model;
 use super::feed_forward::tile_rows;
 use super::hparams::{AttentionShape, Mixer};
 use super::mixer::MIXER_TILE;
-use super::weights::{FeedForwardWeights, MixerWeights};
+use super::weights::{FeedForwardWeights, MixerWeights, Projections};
 
 impl Model<'_> {
     /// True if the product with this matrix of layer `il` is added to the residual stream without a norm or a scale between.
@@ -26,6 +26,30 @@ impl Model<'_> {
             FeedForwardWeights::Dense(network) => plain(&network.down) && layer.post_ffn_norm.is_none(),
             FeedForwardWeights::Experts(_) | FeedForwardWeights::Both { .. } => false,
         }
+    }
+
+    /// The matrices whose outputs have the gradients that rounding can use best: queries, keys and values, and those that write
+    /// to the residual stream, of attention and of dense networks; in the order of layers.
+    pub fn gradient_matrices(&self) -> Vec<&str> {
+        let mut names = Vec::new();
+        for layer in &self.weights.layers {
+            if let MixerWeights::Attention(attention) = &layer.mixer {
+                match &attention.projections {
+                    Projections::Separate { q, k, v } => {
+                        names.extend([Some(q), k.as_ref(), v.as_ref()].into_iter().flatten().map(|l| l.weight.name));
+                    }
+                    Projections::Fused(qkv) => names.push(qkv.weight.name),
+                }
+                names.push(attention.output.weight.name);
+            }
+            match &layer.feed_forward {
+                FeedForwardWeights::Dense(network) | FeedForwardWeights::Both { dense: network, .. } => {
+                    names.push(network.down.weight.name);
+                }
+                FeedForwardWeights::Experts(_) => {}
+            }
+        }
+        names
     }
 
     /// Rows that layer `il` runs from its start to its end before it begins with others.

@@ -47,13 +47,22 @@ impl RopeTable {
 
     /// Turns every head of one row in place.
     pub(super) fn apply(&self, pairs: RopePairs, position: usize, row: &mut [f32], head: usize) {
+        self.turn(pairs, position, row, head, 1.0);
+    }
+
+    /// Turns the gradient at what [`Self::apply`] gave into that at what it took: back by the same angles.
+    pub(super) fn apply_transposed(&self, pairs: RopePairs, position: usize, row: &mut [f32], head: usize) {
+        self.turn(pairs, position, row, head, -1.0);
+    }
+
+    fn turn(&self, pairs: RopePairs, position: usize, row: &mut [f32], head: usize, direction: f32) {
         let cos = &self.cos[position * self.half..(position + 1) * self.half];
         let sin = &self.sin[position * self.half..(position + 1) * self.half];
         for values in row.chunks_exact_mut(head) {
             match pairs {
                 RopePairs::Adjacent => {
                     for ((pair, &c), &s) in values[..2 * self.half].chunks_exact_mut(2).zip(cos).zip(sin) {
-                        let (a, b) = (pair[0], pair[1]);
+                        let (a, b, s) = (pair[0], pair[1], direction * s);
                         pair[0] = a * c - b * s;
                         pair[1] = a * s + b * c;
                     }
@@ -61,7 +70,7 @@ impl RopeTable {
                 RopePairs::Halves => {
                     let (low, rest) = values.split_at_mut(self.half);
                     for (((a, b), &c), &s) in low.iter_mut().zip(rest).zip(cos).zip(sin) {
-                        let (x, y) = (*a, *b);
+                        let (x, y, s) = (*a, *b, direction * s);
                         *a = x * c - y * s;
                         *b = x * s + y * c;
                     }

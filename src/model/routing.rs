@@ -5,7 +5,7 @@ use super::hparams::Experts;
 use super::math;
 
 /// Smallest normal binary16 number, below which llama.cpp does not let the sum of expert weights fall.
-const LEAST_WEIGHT_SUM: f32 = 6.103_515_6e-5;
+pub(super) const LEAST_WEIGHT_SUM: f32 = 6.103_515_6e-5;
 
 /// The experts of some tokens.
 #[derive(Debug, PartialEq)]
@@ -95,6 +95,22 @@ impl Routing {
     /// The experts of all tokens, `[n, used]`.
     pub(super) fn chosen(&self) -> &[u32] {
         &self.chosen
+    }
+
+    /// Their weights, `[n, used]`.
+    pub(super) fn weights(&self) -> &[f32] {
+        &self.weights
+    }
+
+    /// Experts per token.
+    pub(super) fn used(&self) -> usize {
+        self.used
+    }
+
+    /// Which of the experts of `token` is number `expert`, one that it chose.
+    pub(super) fn slot(&self, token: usize, expert: usize) -> usize {
+        let chosen = &self.chosen[token * self.used..][..self.used];
+        chosen.iter().position(|&of| of as usize == expert).expect("the token chose the expert")
     }
 
     /// Tokens and weights of each of `count` experts, tokens ascending. With `all`, every token goes to every expert, with no

@@ -18,6 +18,7 @@ mod calibration;
 mod corrected;
 mod damping;
 mod error;
+mod gradients;
 mod gradients_file;
 mod inputs;
 mod states;
@@ -29,6 +30,9 @@ use crate::recipe::roles;
 pub use calibration::{Calibration, CalibrationOptions, DEFAULT_TOKENS, FactorOrder};
 pub use damping::Damping;
 pub use error::{GradientsError, MomentsError};
+pub use gradients::{
+    DEFAULT_GRADIENT_TOKENS, DEFAULT_STATES_MEMORY, GradientReport, GradientRequest, GradientSettings, gradient_moments,
+};
 pub use gradients_file::{GradientMoments, GradientProvenance, GradientsWriter, save_gradients};
 pub use inputs::{Input, InputMatrix, Unusable};
 pub(crate) use states::are_there as has_states;

@@ -23,12 +23,12 @@ OWN = ("options.json", "tokens.npy")
 PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
 
-def load(folder):
+def load(folder, dtype="auto"):
     """The model of a folder by the first class that has one for it."""
     for auto in CLASSES:
         try:
             # The faster kinds of attention leave soft caps out.
-            options = {"dtype": "auto", "ignore_mismatched_sizes": True, "attn_implementation": "eager"}
+            options = {"dtype": dtype, "ignore_mismatched_sizes": True, "attn_implementation": "eager"}
             return auto.from_pretrained(folder, output_loading_info=True, **options)
         except ValueError as error:
             if "nrecognized" not in str(error):

@@ -5,7 +5,7 @@ mod keys;
 mod mixers;
 mod rope;
 
-use super::arch::{Architecture, DeltaNet, Multipliers, WindowedRope};
+use super::arch::{Architecture, DeltaNet, Multipliers, ValueHeads, WindowedRope};
 use super::error::ModelError;
 use super::nearest;
 use crate::gguf::Gguf;
@@ -153,6 +153,25 @@ impl DeltaShape {
     /// Values per token that go through the convolution: queries, keys, values.
     pub(super) fn channels(&self) -> usize {
         (2 * self.n_key + self.n_value) * self.head
+    }
+
+    /// Factor of queries of length one.
+    pub(super) fn query_scale(&self) -> f32 {
+        1.0 / (self.head as f32).sqrt()
+    }
+
+    /// The key head that value head `head` uses.
+    pub(super) fn key_head(&self, head: usize) -> usize {
+        match self.row.heads {
+            ValueHeads::Tiled => head % self.n_key,
+            ValueHeads::Grouped => head / (self.n_value / self.n_key),
+        }
+    }
+
+    /// Where query, key and value of value head `head` begin among the channels.
+    pub(super) fn first_channels(&self, head: usize) -> [usize; 3] {
+        let key_head = self.key_head(head);
+        [key_head, self.n_key + key_head, 2 * self.n_key + head].map(|head| head * self.head)
     }
 
     /// Values per token of all value heads.

@@ -1,17 +1,19 @@
 //! Attention over the sequences of a tile, causal or both ways.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::compute::{GemmOperand, gemm_f32};
-use crate::model::group::Tile;
+use crate::model::group::{Span, Tile};
 use crate::model::hparams::Window;
 use crate::model::math;
 
 /// Queries handled by one task: enough to amortize packing keys, few enough to waste little above the diagonal.
-const QUERY_BLOCK: usize = 96;
+pub(in crate::model) const QUERY_BLOCK: usize = 96;
 
 /// Shapes and rules of one layer's attention.
-pub(super) struct AttentionParams<'a> {
+pub(in crate::model) struct AttentionParams<'a> {
     pub n_head: usize,
     pub n_head_kv: usize,
     /// Values of a query's or key's head.
@@ -28,6 +30,31 @@ pub(super) struct AttentionParams<'a> {
     pub sinks: Option<&'a [f32]>,
 }
 
+impl AttentionParams<'_> {
+    /// The head of keys and values that a head of queries uses.
+    pub(in crate::model) fn kv_head(&self, head: usize) -> usize {
+        head / (self.n_head / self.n_head_kv)
+    }
+
+    /// Values per row of queries, and in the same way of keys and of values.
+    pub(in crate::model) fn q_stride(&self) -> usize {
+        self.n_head * self.head_k
+    }
+
+    pub(in crate::model) fn k_stride(&self) -> usize {
+        self.n_head_kv * self.head_k
+    }
+
+    pub(in crate::model) fn v_stride(&self) -> usize {
+        self.n_head_kv * self.head_v
+    }
+
+    /// The first position that a query at `position` sees.
+    fn visible_from(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| window.start(position))
+    }
+}
+
 struct Task<'a> {
     head: usize,
     span: usize,
@@ -38,7 +65,7 @@ struct Task<'a> {
 
 /// Attends with queries `[n, n_head * head_k]`, keys `[n, n_head_kv * head_k]` and values `[n, n_head_kv * head_v]` of the
 /// tile's rows. Gives the mixed values, `[n, n_head * head_v]`.
-pub(super) fn attend(tile: &Tile, params: &AttentionParams<'_>, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
+pub(in crate::model) fn attend(tile: &Tile, params: &AttentionParams<'_>, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
     let n = tile.rows.len();
     let head = params.head_v;
     let mut mixed = vec![0.0; n * params.n_head * head];
@@ -72,6 +99,87 @@ pub(super) fn rows_of_heads(by_head: &[f32], n_head: usize, head: usize) -> Vec<
     rows
 }
 
+/// A block of queries of one head and what these see.
+pub(in crate::model) struct QueryBlock {
+    pub head: usize,
+    /// Row of the tile that the first query is.
+    pub first_row: usize,
+    pub queries: usize,
+    first_position: usize,
+    /// First position that is seen.
+    start: usize,
+    /// Positions from there that a query of the block may see.
+    pub width: usize,
+    /// Rows of the tile that hold them, in order, each run with the first of its columns.
+    pub pieces: Vec<(usize, Range<usize>)>,
+}
+
+impl QueryBlock {
+    /// Queries `first..first + queries` of a span.
+    pub(in crate::model) fn new(
+        params: &AttentionParams<'_>,
+        head: usize,
+        span: &Span,
+        first: usize,
+        queries: usize,
+    ) -> QueryBlock {
+        let first_position = span.first_position + first;
+        // What a block of queries sees ends with its last one, or with the sequence.
+        let own_rows = if params.causal { first + queries } else { span.rows.len() };
+        let end_position = span.first_position + own_rows;
+        let start = params.visible_from(first_position);
+        let mut pieces = Vec::with_capacity(span.past.len() + 1);
+        let mut position = 0;
+        let own = span.rows.start..span.rows.start + own_rows;
+        for rows in span.past.iter().chain([&own]) {
+            let skipped = start.saturating_sub(position).min(rows.len());
+            if skipped < rows.len() {
+                pieces.push((position + skipped - start, rows.start + skipped..rows.end));
+            }
+            position += rows.len();
+        }
+        let first_row = span.rows.start + first;
+        QueryBlock { head, first_row, queries, first_position, start, width: end_position - start, pieces }
+    }
+
+    /// Shares of what each query sees, `[queries, width]`. `capped` is shown the scores of each query as they enter the
+    /// softmax, with the first of their columns.
+    pub(in crate::model) fn shares(
+        &self,
+        params: &AttentionParams<'_>,
+        q: &[f32],
+        k: &[f32],
+        scores: &mut Vec<f32>,
+        mut capped: impl FnMut(usize, usize, &[f32]),
+    ) {
+        let QueryBlock { head, queries, width, .. } = *self;
+        let (head_k, q_stride, k_stride) = (params.head_k, params.q_stride(), params.k_stride());
+        scores.clear();
+        scores.resize(queries * width, 0.0);
+        let q_block = &q[self.first_row * q_stride + head * head_k..];
+        let kv_head = params.kv_head(head);
+        for (column, rows) in &self.pieces {
+            let data = &k[rows.start * k_stride + kv_head * head_k..];
+            let keys = GemmOperand::Transposed { data, stride: k_stride };
+            gemm_f32(queries, rows.len(), head_k, q_block, q_stride, keys, &mut scores[*column..], width, false);
+        }
+        for (i, row) in scores.chunks_exact_mut(width).enumerate() {
+            let position = self.first_position + i;
+            let to = if params.causal { position + 1 - self.start } else { width };
+            let from = params.visible_from(position) - self.start;
+            row[..from].fill(0.0);
+            row[to..].fill(0.0);
+            let visible = &mut row[from..to];
+            math::scale(visible, params.scale);
+            if let Some(cap) = params.cap {
+                math::soft_cap(visible, cap);
+            }
+            capped(i, from, visible);
+            math::soft_max(visible, params.sinks.map(|sinks| sinks[head]));
+        }
+    }
+}
+
 fn attend_block(
     tile: &Tile,
     params: &AttentionParams<'_>,
@@ -81,53 +189,15 @@ fn attend_block(
     scores: &mut Vec<f32>,
     task: Task<'_>,
 ) {
-    let span = &tile.spans[task.span];
-    let (head_k, head_v) = (params.head_k, params.head_v);
-    let (q_stride, k_stride, v_stride) = (params.n_head * head_k, params.n_head_kv * head_k, params.n_head_kv * head_v);
-    let kv_head = task.head / (params.n_head / params.n_head_kv);
+    let head_v = params.head_v;
     let queries = task.out.len() / head_v;
-    let first_position = span.first_position + task.first;
-    // What a block of queries sees ends with its last one, or with the sequence.
-    let own_rows = if params.causal { task.first + queries } else { span.rows.len() };
-    let end_position = span.first_position + own_rows;
-    let visible_from = |position: usize| params.window.map_or(0, |window| window.start(position));
-    let start = visible_from(first_position);
-    let width = end_position - start;
-    scores.clear();
-    scores.resize(queries * width, 0.0);
-    // Rows of the tile that hold positions start..end_position, in order.
-    let mut pieces = Vec::with_capacity(span.past.len() + 1);
-    let mut position = 0;
-    let own = span.rows.start..span.rows.start + own_rows;
-    for rows in span.past.iter().chain([&own]) {
-        let skipped = start.saturating_sub(position).min(rows.len());
-        if skipped < rows.len() {
-            pieces.push((position + skipped - start, rows.start + skipped..rows.end));
-        }
-        position += rows.len();
-    }
-    let first_row = span.rows.start + task.first;
-    let q_block = &q[first_row * q_stride + task.head * head_k..];
-    for (column, rows) in &pieces {
-        let keys = GemmOperand::Transposed { data: &k[rows.start * k_stride + kv_head * head_k..], stride: k_stride };
-        gemm_f32(queries, rows.len(), head_k, q_block, q_stride, keys, &mut scores[*column..], width, false);
-    }
-    for (i, row) in scores.chunks_exact_mut(width).enumerate() {
-        let position = first_position + i;
-        let to = if params.causal { position + 1 - start } else { width };
-        let from = visible_from(position) - start;
-        row[..from].fill(0.0);
-        row[to..].fill(0.0);
-        let visible = &mut row[from..to];
-        math::scale(visible, params.scale);
-        if let Some(cap) = params.cap {
-            math::soft_cap(visible, cap);
-        }
-        math::soft_max(visible, params.sinks.map(|sinks| sinks[task.head]));
-    }
-    for (index, (column, rows)) in pieces.iter().enumerate() {
+    let block = QueryBlock::new(params, task.head, &tile.spans[task.span], task.first, queries);
+    block.shares(params, q, k, scores, |_, _, _| {});
+    let (kv_head, v_stride) = (params.kv_head(task.head), params.v_stride());
+    for (index, (column, rows)) in block.pieces.iter().enumerate() {
         let values = GemmOperand::Plain { data: &v[rows.start * v_stride + kv_head * head_v..], stride: v_stride };
-        gemm_f32(queries, head_v, rows.len(), &scores[*column..], width, values, task.out, head_v, index > 0);
+        let (shares, width) = (&scores[*column..], block.width);
+        gemm_f32(queries, head_v, rows.len(), shares, width, values, task.out, head_v, index > 0);
     }
 }
 

@@ -15,7 +15,7 @@ use crate::model::taps::Taps;
 use crate::model::weights::{AttentionWeights, Linear, Projections};
 
 /// Attention of one layer over one tile.
-pub(super) struct Heads<'a, 'm, 'g, 'o> {
+pub(in crate::model) struct Heads<'a, 'm, 'g, 'o> {
     pub pass: &'a Pass<'m, 'g, 'o>,
     pub shape: &'a AttentionShape,
     pub weights: &'a AttentionWeights<'g>,
@@ -24,16 +24,16 @@ pub(super) struct Heads<'a, 'm, 'g, 'o> {
 }
 
 /// What the projections give, before anything else happens to it.
-#[derive(Default)]
-struct Projected {
+#[derive(Clone, Default)]
+pub(in crate::model) struct Projected {
     /// `[n, n_head * head_k]`.
-    q: Vec<f32>,
+    pub q: Vec<f32>,
     /// `[n, n_head_kv * head_k]`, empty where an earlier layer's are used.
-    k: Vec<f32>,
+    pub k: Vec<f32>,
     /// `[n, n_head_kv * head_v]`, empty where keys are the values.
-    v: Vec<f32>,
+    pub v: Vec<f32>,
     /// One value per head, or per value; empty without a gate.
-    gate: Vec<f32>,
+    pub gate: Vec<f32>,
 }
 
 impl<'g> Heads<'_, '_, 'g, '_> {
@@ -49,45 +49,31 @@ impl<'g> Heads<'_, '_, 'g, '_> {
         taps: &mut dyn Taps,
     ) -> Result<Vec<f32>, ModelError> {
         let shape = self.shape;
-        let h = &self.pass.model.hparams;
-        let Projected { mut q, mut k, mut v, gate } = self.project(input, taps)?;
+        let mut projected = self.project(input, taps)?;
         let positions = group.positions(self.tile.rows.clone());
-        let q_norm = self.pass.decode_optional(self.weights.q_norm.as_ref())?;
-        self.finish(&mut q, shape.n_embd_q(), q_norm.as_deref(), rope, &positions);
-        if let Some(temperature) = shape.temperature {
-            q.par_chunks_mut(shape.n_embd_q()).zip(&positions).with_min_len(ROWS_PER_TASK).for_each(
-                |(row, &position)| {
-                    math::scale(row, temperature.at(position));
-                },
-            );
-        }
+        self.finish_queries(&mut projected.q, rope, &positions)?;
         if earlier.is_none() {
-            if v.is_empty() {
-                v.clone_from(&k);
-            }
-            if h.arch.attention.values_normed {
-                v.par_chunks_mut(shape.head_v)
-                    .with_min_len(ROWS_PER_TASK)
-                    .for_each(|x| math::rms_unit(x, h.norm_epsilon));
-            }
-            let k_norm = self.pass.decode_optional(self.weights.k_norm.as_ref())?;
-            self.finish(&mut k, shape.n_embd_k(), k_norm.as_deref(), rope, &positions);
-            if self.pass.options.activations == Activations::Ggml {
-                for values in [&mut k, &mut v] {
-                    values.par_chunks_mut(4096).for_each(|part| ActivationRounding::F16.apply(part));
-                }
-            }
+            self.finish_keys(&mut projected, rope, &positions)?;
             if shape.keys_are_kept {
-                kept.k.extend_from_slice(&k);
-                kept.v.extend_from_slice(&v);
+                kept.k.extend_from_slice(&projected.k);
+                kept.v.extend_from_slice(&projected.v);
             }
         }
+        let Projected { q, k, v, gate } = projected;
         let (k, v) = match earlier {
             Some(earlier) => earlier.rows(self.tile.rows.clone(), group.len()),
             None => (k.as_slice(), v.as_slice()),
         };
         let sinks = self.pass.decode_optional(self.weights.sinks.as_ref())?;
-        let params = AttentionParams {
+        let mut mixed = attend(self.tile, &self.params(sinks.as_deref()), &q, k, v);
+        self.gate(&mut mixed, &gate);
+        Ok(mixed)
+    }
+
+    /// Shapes and rules of the attention itself.
+    pub(in crate::model) fn params<'s>(&self, sinks: Option<&'s [f32]>) -> AttentionParams<'s> {
+        let (h, shape) = (&self.pass.model.hparams, self.shape);
+        AttentionParams {
             n_head: shape.n_head,
             n_head_kv: shape.n_head_kv,
             head_k: shape.head_k,
@@ -96,11 +82,52 @@ impl<'g> Heads<'_, '_, 'g, '_> {
             cap: h.score_cap,
             window: shape.window,
             causal: h.causal,
-            sinks: sinks.as_deref(),
-        };
-        let mut mixed = attend(self.tile, &params, &q, k, v);
-        self.gate(&mut mixed, &gate);
-        Ok(mixed)
+            sinks,
+        }
+    }
+
+    /// From what the projection gives to queries.
+    pub(in crate::model) fn finish_queries(
+        &self,
+        q: &mut [f32],
+        rope: Option<&RopeTable>,
+        positions: &[usize],
+    ) -> Result<(), ModelError> {
+        let width = self.shape.n_embd_q();
+        let norm = self.pass.decode_optional(self.weights.q_norm.as_ref())?;
+        self.finish(q, width, norm.as_deref(), rope, positions);
+        if let Some(temperature) = self.shape.temperature {
+            q.par_chunks_mut(width)
+                .zip(positions)
+                .with_min_len(ROWS_PER_TASK)
+                .for_each(|(row, &position)| math::scale(row, temperature.at(position)));
+        }
+        Ok(())
+    }
+
+    /// From what the projections give to keys and values of the layer's own.
+    pub(in crate::model) fn finish_keys(
+        &self,
+        projected: &mut Projected,
+        rope: Option<&RopeTable>,
+        positions: &[usize],
+    ) -> Result<(), ModelError> {
+        let (h, shape) = (&self.pass.model.hparams, self.shape);
+        let Projected { k, v, .. } = projected;
+        if v.is_empty() {
+            v.clone_from(k);
+        }
+        if h.arch.attention.values_normed {
+            v.par_chunks_mut(shape.head_v).with_min_len(ROWS_PER_TASK).for_each(|x| math::rms_unit(x, h.norm_epsilon));
+        }
+        let norm = self.pass.decode_optional(self.weights.k_norm.as_ref())?;
+        self.finish(k, shape.n_embd_k(), norm.as_deref(), rope, positions);
+        if self.pass.options.activations == Activations::Ggml {
+            for values in [k, v] {
+                values.par_chunks_mut(4096).for_each(|part| ActivationRounding::F16.apply(part));
+            }
+        }
+        Ok(())
     }
 
     /// Norm and rotary embedding of queries or keys, in the architecture's order.
@@ -113,8 +140,7 @@ impl<'g> Heads<'_, '_, 'g, '_> {
         positions: &[usize],
     ) {
         let h = &self.pass.model.hparams;
-        let head = self.shape.head_k;
-        let pairs = if h.rope.in_halves { RopePairs::Halves } else { h.arch.rope.pairs };
+        let (head, pairs) = (self.shape.head_k, self.rope_pairs());
         let late = h.arch.attention.qk_norm == QkNorm::HeadAfterRope;
         let apply_norm = |row: &mut [f32]| {
             if let Some(norm) = norm {
@@ -138,7 +164,13 @@ impl<'g> Heads<'_, '_, 'g, '_> {
         });
     }
 
-    fn project(&self, input: &[f32], taps: &mut dyn Taps) -> Result<Projected, ModelError> {
+    /// Which values of a head turn together.
+    pub(in crate::model) fn rope_pairs(&self) -> RopePairs {
+        let h = &self.pass.model.hparams;
+        if h.rope.in_halves { RopePairs::Halves } else { h.arch.rope.pairs }
+    }
+
+    pub(in crate::model) fn project(&self, input: &[f32], taps: &mut dyn Taps) -> Result<Projected, ModelError> {
         let (pass, shape) = (self.pass, self.shape);
         let n_embd = pass.model.hparams.n_embd;
         let rows = self.tile.rows.len();
@@ -186,7 +218,7 @@ impl<'g> Heads<'_, '_, 'g, '_> {
     }
 
     /// Multiplies what attention gives by the sigmoid of the gate, one per head or per value.
-    fn gate(&self, mixed: &mut [f32], gate: &[f32]) {
+    pub(in crate::model) fn gate(&self, mixed: &mut [f32], gate: &[f32]) {
         if gate.is_empty() {
             return;
         }

@@ -4,7 +4,6 @@ use rayon::prelude::*;
 
 use super::attend::rows_of_heads;
 use super::recurrence::{HeadRun, Scratch};
-use crate::model::arch::ValueHeads;
 use crate::model::error::ModelError;
 use crate::model::group::{Span, Tile};
 use crate::model::hparams::DeltaShape;
@@ -17,15 +16,15 @@ use crate::model::weights::{DeltaGates, DeltaInputs, DeltaWeights, Linear};
 const CONVOLVED: usize = 1024;
 
 /// What the projections give for a tile of `n` tokens.
-struct Projected {
+pub(in crate::model) struct Projected {
     /// What goes into the convolution: query heads, key heads, value heads, `[n, channels]`.
-    qkv: Vec<f32>,
+    pub qkv: Vec<f32>,
     /// Gate of the output, `[n, inner]`.
-    gate: Vec<f32>,
+    pub gate: Vec<f32>,
     /// Before the sigmoid, `[n, n_value]`.
-    step: Vec<f32>,
+    pub step: Vec<f32>,
     /// Before the softplus, `[n, n_value]`.
-    decay: Vec<f32>,
+    pub decay: Vec<f32>,
 }
 
 impl<'g> Pass<'_, 'g, '_> {
@@ -39,25 +38,53 @@ impl<'g> Pass<'_, 'g, '_> {
         place: Place<'_>,
         taps: &mut dyn Taps,
     ) -> Result<Vec<f32>, ModelError> {
-        let epsilon = self.model.hparams.norm_epsilon;
         let Projected { qkv, gate, mut step, mut decay } =
             self.delta_inputs(shape, weights, tile, input, place, taps)?;
+        self.finish_gates(weights, &mut step, &mut decay)?;
+        let kernel = weights.conv.decode(&self.overrides, 0)?;
+        let mut mixed = convolve(shape, tile, &qkv, &kernel, math::silu);
+        drop(qkv);
+        self.norm_keys(shape, &mut mixed);
+        let mut out = recur(shape, tile, &mixed, &decay, &step);
+        self.norm_and_gate(shape, weights, &gate, &mut out)?;
+        Ok(out)
+    }
+
+    /// From what the projections give to the steps and decays of the recurrence.
+    pub(in crate::model) fn finish_gates(
+        &self,
+        weights: &DeltaWeights<'g>,
+        step: &mut [f32],
+        decay: &mut [f32],
+    ) -> Result<(), ModelError> {
         let dt_bias = weights.dt_bias.decode(&self.overrides, 0)?;
         let a = weights.a.decode(&self.overrides, 0)?;
         step.iter_mut().for_each(|x| *x = math::sigmoid(*x));
-        for row in decay.chunks_exact_mut(shape.n_value) {
+        for row in decay.chunks_exact_mut(a.len()) {
             row.iter_mut().zip(&dt_bias).zip(&a).for_each(|((x, bias), a)| *x = math::softplus(*x + bias) * a);
         }
-        let kernel = weights.conv.decode(&self.overrides, 0)?;
-        let mut mixed = convolve(shape, tile, &qkv, &kernel);
-        drop(qkv);
+        Ok(())
+    }
+
+    /// Makes queries and keys among rows of all channels as long as the recurrence wants them.
+    pub(in crate::model) fn norm_keys(&self, shape: DeltaShape, mixed: &mut [f32]) {
+        let epsilon = self.model.hparams.norm_epsilon;
         let keys = 2 * shape.n_key * shape.head;
-        let scale = 1.0 / (shape.head as f32).sqrt();
         mixed.par_chunks_mut(shape.channels()).with_min_len(ROWS_PER_TASK).for_each(|row| {
             row[..keys].chunks_exact_mut(shape.head).for_each(|x| math::l2_unit(x, epsilon));
-            math::scale(&mut row[..keys / 2], scale);
+            math::scale(&mut row[..keys / 2], shape.query_scale());
         });
-        let mut out = recur(shape, tile, &mixed, &decay, &step);
+    }
+
+    /// Norms what the recurrence gave and multiplies it by the silu of the gate.
+    pub(in crate::model) fn norm_and_gate(
+        &self,
+        shape: DeltaShape,
+        weights: &DeltaWeights<'g>,
+        gate: &[f32],
+        out: &mut [f32],
+    ) -> Result<(), ModelError> {
+        let epsilon = self.model.hparams.norm_epsilon;
         let norm = weights.norm.decode(&self.overrides, 0)?;
         out.par_chunks_mut(shape.inner()).zip(gate.par_chunks(shape.inner())).with_min_len(ROWS_PER_TASK).for_each(
             |(row, gate)| {
@@ -65,10 +92,10 @@ impl<'g> Pass<'_, 'g, '_> {
                 math::silu_mul(gate, row);
             },
         );
-        Ok(out)
+        Ok(())
     }
 
-    fn delta_inputs(
+    pub(in crate::model) fn delta_inputs(
         &self,
         shape: DeltaShape,
         weights: &DeltaWeights<'g>,
@@ -109,7 +136,7 @@ impl<'g> Pass<'_, 'g, '_> {
 
 /// From rows that go key head by key head (query, key, its value heads, their gates) to queries, keys and values of all
 /// heads, and gates.
-fn split_inputs(shape: DeltaShape, rows: &[f32]) -> (Vec<f32>, Vec<f32>) {
+pub(in crate::model) fn split_inputs(shape: DeltaShape, rows: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let (d, values) = (shape.head, shape.n_value / shape.n_key * shape.head);
     let n = rows.len() / (shape.channels() + shape.inner());
     let (mut qkv, mut gates) = (Vec::with_capacity(n * shape.channels()), Vec::with_capacity(n * shape.inner()));
@@ -124,7 +151,7 @@ fn split_inputs(shape: DeltaShape, rows: &[f32]) -> (Vec<f32>, Vec<f32>) {
 }
 
 /// From rows that go key head by key head (steps of its value heads, their decays) to steps and decays of all.
-fn split_gates(shape: DeltaShape, rows: &[f32]) -> (Vec<f32>, Vec<f32>) {
+pub(in crate::model) fn split_gates(shape: DeltaShape, rows: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let values = shape.n_value / shape.n_key;
     let heads = || rows.chunks_exact(2 * values);
     let steps = heads().flat_map(|head| &head[..values]).copied().collect();
@@ -132,8 +159,15 @@ fn split_gates(shape: DeltaShape, rows: &[f32]) -> (Vec<f32>, Vec<f32>) {
     (steps, decays)
 }
 
-/// A causal convolution of every channel with its own `kernel` (`[channels, taps]`), then silu. Before a sequence lie zeros.
-fn convolve(shape: DeltaShape, tile: &Tile, x: &[f32], kernel: &[f32]) -> Vec<f32> {
+/// A causal convolution of every channel with its own `kernel` (`[channels, taps]`), then `activate`. Before a sequence lie
+/// zeros.
+pub(in crate::model) fn convolve(
+    shape: DeltaShape,
+    tile: &Tile,
+    x: &[f32],
+    kernel: &[f32],
+    activate: fn(&mut [f32]),
+) -> Vec<f32> {
     let (channels, taps) = (shape.channels(), shape.kernel);
     // One row of factors per tap.
     let mut factors = vec![0.0; kernel.len()];
@@ -160,7 +194,7 @@ fn convolve(shape: DeltaShape, tile: &Tile, x: &[f32], kernel: &[f32]) -> Vec<f3
                         math::add_product(row, own, &factors[first..][..row.len()]);
                     }
                 }
-                math::silu(row);
+                activate(row);
             }
         });
     }
@@ -175,18 +209,14 @@ fn rows_before(span: &Span, count: usize) -> Vec<usize> {
 }
 
 /// The recurrence of all value heads over all spans, `[n, inner]`. A span that continues another begins with its state.
-fn recur(shape: DeltaShape, tile: &Tile, qkv: &[f32], decay: &[f32], step: &[f32]) -> Vec<f32> {
+pub(in crate::model) fn recur(shape: DeltaShape, tile: &Tile, qkv: &[f32], decay: &[f32], step: &[f32]) -> Vec<f32> {
     let (d, n) = (shape.head, tile.rows.len());
     let channels = shape.channels();
     let mut by_head = vec![0.0; n * shape.inner()];
     let continued: Vec<bool> =
         (0..tile.spans.len()).map(|index| tile.spans.iter().any(|span| span.parent == Some(index))).collect();
     by_head.par_chunks_mut(n * d).enumerate().for_each_init(Scratch::default, |scratch, (head, out)| {
-        let key_head = match shape.row.heads {
-            ValueHeads::Tiled => head % shape.n_key,
-            ValueHeads::Grouped => head / (shape.n_value / shape.n_key),
-        };
-        let firsts = [key_head * d, (shape.n_key + key_head) * d, (2 * shape.n_key + head) * d];
+        let firsts = shape.first_channels(head);
         let mut states: Vec<Option<Vec<f32>>> = vec![None; tile.spans.len()];
         let mut rest = out;
         for (index, span) in tile.spans.iter().enumerate() {
@@ -209,7 +239,7 @@ fn recur(shape: DeltaShape, tile: &Tile, qkv: &[f32], decay: &[f32], step: &[f32
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::arch::DeltaNet;
+    use crate::model::arch::{DeltaNet, ValueHeads};
     use crate::model::group::TokenGroup;
     use crate::testing::Random;
 
@@ -222,7 +252,7 @@ mod tests {
     fn mix(shape: DeltaShape, group: &TokenGroup, x: &[f32], decay: &[f32], step: &[f32]) -> Vec<f32> {
         let tile = &group.tiles(usize::MAX)[0];
         let kernel: Vec<f32> = (0..shape.channels() * shape.kernel).map(|i| (i % 7) as f32 * 0.1 - 0.2).collect();
-        recur(shape, tile, &convolve(shape, tile, x, &kernel), decay, step)
+        recur(shape, tile, &convolve(shape, tile, x, &kernel, math::silu), decay, step)
     }
 
     #[test]

@@ -1,17 +1,17 @@
 //! What mixes tokens: the first half of a layer, around a norm and a residual connection.
 
-mod attend;
-mod attention;
-mod delta_net;
-mod recurrence;
+pub(super) mod attend;
+pub(super) mod attention;
+pub(super) mod delta_net;
+pub(super) mod recurrence;
 
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use super::error::ModelError;
-use super::group::{HiddenStates, Kept};
-use super::hparams::{AttentionShape, LayerRope, Mixer};
+use super::group::{HiddenStates, Kept, TokenGroup};
+use super::hparams::{AttentionShape, Mixer};
 use super::math;
 use super::pass::{Pass, Place, ProductInput};
 use super::rope::RopeTable;
@@ -34,17 +34,7 @@ impl<'g> Pass<'_, 'g, '_> {
         let h = &self.model.hparams;
         let group = Arc::clone(&hidden.group);
         let norm = self.decode_optional(layer.mixer_norm.as_ref())?;
-        let rope = match &h.layers[il].mixer {
-            Mixer::Attention(shape) => {
-                let factors = self.rope_factors(group.context())?;
-                let table = |rope: LayerRope| {
-                    let factors = factors.as_deref().filter(|_| rope.factors);
-                    RopeTable::new(&h.rope, rope, factors, group.longest())
-                };
-                shape.rope.map(table)
-            }
-            Mixer::DeltaNet(_) => None,
-        };
+        let rope = self.rope_table(il, &group)?;
         let mut kept = Kept::default();
         for tile in group.tiles(MIXER_TILE) {
             self.check_cancelled()?;
@@ -81,7 +71,7 @@ impl<'g> Pass<'_, 'g, '_> {
         Ok(())
     }
 
-    fn mixer_output(
+    pub(super) fn mixer_output(
         &self,
         output: &Linear<'g>,
         mixed: &[f32],
@@ -95,6 +85,15 @@ impl<'g> Pass<'_, 'g, '_> {
         let mut input = ProductInput::new(mixed, width, self.options.precision);
         self.linear(output, 0, &mut input, &mut added, place)?;
         Ok(added)
+    }
+
+    /// The rotary embedding of layer `il`, where it has one.
+    pub(super) fn rope_table(&self, il: usize, group: &TokenGroup) -> Result<Option<RopeTable>, ModelError> {
+        let h = &self.model.hparams;
+        let Mixer::Attention(AttentionShape { rope: Some(rope), .. }) = h.layers[il].mixer else { return Ok(None) };
+        let factors = self.rope_factors(group.context())?;
+        let factors = factors.as_deref().filter(|_| rope.factors);
+        Ok(Some(RopeTable::new(&h.rope, rope, factors, group.longest())))
     }
 
     fn rope_factors(&self, context: usize) -> Result<Option<Vec<f32>>, ModelError> {

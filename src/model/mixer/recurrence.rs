@@ -21,10 +21,10 @@ use crate::compute::{GemmOperand, gemm_f32};
 use crate::model::math;
 
 /// Tokens of a block.
-const BLOCK: usize = 64;
+pub(in crate::model) const BLOCK: usize = 64;
 
 /// Inputs of one head over a run of tokens: `[n, head]` each, whose rows are `stride` apart, and one decay and step per token.
-pub(super) struct HeadRun<'a> {
+pub(in crate::model) struct HeadRun<'a> {
     pub head: usize,
     pub stride: usize,
     pub q: &'a [f32],
@@ -36,45 +36,56 @@ pub(super) struct HeadRun<'a> {
 
 /// Memory of one thread's blocks.
 #[derive(Default)]
-pub(super) struct Scratch {
+pub(in crate::model) struct Scratch {
     /// Updates, `[block, head]`.
-    u: Vec<f32>,
+    pub u: Vec<f32>,
     /// What is left at a token (row) of each token before and of itself, `[block, block]`.
-    left: Vec<f32>,
+    pub left: Vec<f32>,
     /// Products of keys, or of queries with keys, `[block, block]`.
-    products: Vec<f32>,
+    pub products: Vec<f32>,
     /// Keys as columns, `[head, block]`.
     columns: Vec<f32>,
 }
 
 impl<'a> HeadRun<'a> {
     /// Runs all tokens from `state`, which becomes that after the last one; `out` is `[n, head]`.
-    pub(super) fn run(&self, state: &mut [f32], out: &mut [f32], scratch: &mut Scratch) {
-        let d = self.head;
-        for (index, out) in out.chunks_mut(BLOCK * d).enumerate() {
-            let n = out.len() / d;
-            let first = index * BLOCK;
-            let (decay, step) = (&self.decay[first..][..n], &self.step[first..][..n]);
-            let rows = |all: &'a [f32]| &all[first * self.stride..][..(n - 1) * self.stride + d];
-            let (q, k, v) = (rows(self.q), rows(self.k), rows(self.v));
-            Block { d, n, stride: self.stride, q, k, v, decay, step }.run(state, out, scratch);
+    pub(in crate::model) fn run(&self, state: &mut [f32], out: &mut [f32], scratch: &mut Scratch) {
+        for (index, out) in out.chunks_mut(BLOCK * self.head).enumerate() {
+            self.block(index).run(state, out, scratch);
         }
+    }
+
+    /// Block `index` of the run's tokens.
+    pub(in crate::model) fn block(&self, index: usize) -> Block<'a> {
+        let (d, first) = (self.head, index * BLOCK);
+        let n = BLOCK.min(self.decay.len() - first);
+        let rows = |all: &'a [f32]| &all[first * self.stride..][..(n - 1) * self.stride + d];
+        let (q, k, v) = (rows(self.q), rows(self.k), rows(self.v));
+        Block { d, n, stride: self.stride, q, k, v, decay: &self.decay[first..][..n], step: &self.step[first..][..n] }
     }
 }
 
-struct Block<'a> {
-    d: usize,
-    n: usize,
-    stride: usize,
-    q: &'a [f32],
-    k: &'a [f32],
-    v: &'a [f32],
+/// The tokens of a run that are taken together: `n` of them, at most [`BLOCK`].
+pub(in crate::model) struct Block<'a> {
+    pub d: usize,
+    pub n: usize,
+    pub stride: usize,
+    pub q: &'a [f32],
+    pub k: &'a [f32],
+    pub v: &'a [f32],
     decay: &'a [f32],
-    step: &'a [f32],
+    pub step: &'a [f32],
 }
 
 impl Block<'_> {
-    fn run(&self, state: &mut [f32], out: &mut [f32], scratch: &mut Scratch) {
+    /// Leaves in the scratch the updates, what is left of each token at each, and the products of the keys. Gives what is left
+    /// at each token of `state`. Each update is shown before it is multiplied by its step.
+    pub(in crate::model) fn updates(
+        &self,
+        state: &[f32],
+        scratch: &mut Scratch,
+        mut before_step: impl FnMut(usize, &[f32]),
+    ) -> [f32; BLOCK] {
         let (d, n, stride) = (self.d, self.n, self.stride);
         // Sums in f64: their differences are what counts.
         let mut sums = [0.0f64; BLOCK];
@@ -83,8 +94,9 @@ impl Block<'_> {
             sum += f64::from(decay);
             *total = sum;
         }
-        let of_state = |t: usize| math::exp(sums[t] as f32);
-        let Scratch { u, left, products, columns } = scratch;
+        let of_state = sums.map(|sum| math::exp(sum as f32));
+        let Scratch { u, left, products, .. } = scratch;
+        left.clear();
         left.resize(n * n, 0.0);
         for (t, row) in left.chunks_exact_mut(n).enumerate() {
             math::decays(&sums[..=t], sums[t], &mut row[..=t]);
@@ -94,33 +106,36 @@ impl Block<'_> {
         products.clear();
         products.resize(n * n, 0.0);
 
-        let by_state = |rows: &[f32], out: &mut [f32]| {
-            gemm_f32(n, d, d, rows, stride, GemmOperand::Plain { data: state, stride: d }, out, d, false);
-        };
-        by_state(self.k, u);
-        by_state(self.q, out);
+        gemm_f32(n, d, d, self.k, stride, GemmOperand::Plain { data: state, stride: d }, u, d, false);
         let keys = GemmOperand::Transposed { data: self.k, stride };
         gemm_f32(n, n, d, self.k, stride, keys, products, n, false);
         for t in 0..n {
             let (before, rest) = u.split_at_mut(t * d);
             let row = &mut rest[..d];
-            let seen = of_state(t);
             for (u, &v) in row.iter_mut().zip(&self.v[t * stride..]) {
-                *u = v - seen * *u;
+                *u = v - of_state[t] * *u;
             }
             for (s, earlier) in before.chunks_exact(d).enumerate() {
                 math::add_scaled(row, earlier, -left[t * n + s] * products[t * n + s]);
             }
+            before_step(t, row);
             math::scale(row, self.step[t]);
         }
+        of_state
+    }
 
+    pub(in crate::model) fn run(&self, state: &mut [f32], out: &mut [f32], scratch: &mut Scratch) {
+        let (d, n, stride) = (self.d, self.n, self.stride);
+        let of_state = self.updates(state, scratch, |_, _| {});
+        let Scratch { u, left, products, columns } = scratch;
+        gemm_f32(n, d, d, self.q, stride, GemmOperand::Plain { data: state, stride: d }, out, d, false);
         let keys = GemmOperand::Transposed { data: self.k, stride };
         gemm_f32(n, n, d, self.q, stride, keys, products, n, false);
         for (t, (row, left)) in products.chunks_exact_mut(n).zip(left.chunks_exact(n)).enumerate() {
             let (seen, unseen) = row.split_at_mut(t + 1);
             seen.iter_mut().zip(left).for_each(|(product, left)| *product *= left);
             unseen.fill(0.0);
-            math::scale(&mut out[t * d..][..d], of_state(t));
+            math::scale(&mut out[t * d..][..d], of_state[t]);
         }
         let updates = GemmOperand::Plain { data: u, stride: d };
         gemm_f32(n, d, n, products, n, updates, out, d, true);
@@ -130,7 +145,7 @@ impl Block<'_> {
         for (s, (key, left)) in self.k.chunks(stride).zip(&left[(n - 1) * n..]).enumerate() {
             key[..d].iter().enumerate().for_each(|(i, &k)| columns[i * n + s] = left * k);
         }
-        math::scale(state, of_state(n - 1));
+        math::scale(state, of_state[n - 1]);
         let updates = GemmOperand::Plain { data: u, stride: d };
         gemm_f32(d, d, n, columns, n, updates, state, d, true);
     }

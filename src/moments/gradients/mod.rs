@@ -1,0 +1,252 @@
+//! The second moments of the gradients at the outputs of a model's matrices: what an error in each output does to what the
+//! model says.
+//!
+//! The loss is cross entropy with labels drawn from the model's own distribution, summed over all positions, so that the mean
+//! of `g gᵀ` is the Fisher information of a matrix's outputs. One pass forward keeps the hidden states at the boundaries of the
+//! layers, in 16 bits; one pass backward computes the inside of each layer again, from the last to the first, over all tokens.
+//! Each weight is read once in either pass and given back, so that a model larger than memory works. The moments belong to the
+//! model and the text, not to a type of weights.
+//!
+//! # Memory
+//! Gradients of the stream of all tokens, 4 bytes for each value (16,384 tokens of a model 4,096 wide take 268 MB); hidden
+//! states of half as much for each layer, in files where that is more than 512 MB; the moments of one layer, 4 n² bytes for
+//! each matrix of n outputs; and what a batch of 8,192 tokens takes in a layer.
+
+mod capped;
+mod request;
+mod states;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::MomentsError;
+use crate::model::{
+    ForwardOptions, GradientTaps, HiddenStates, Model, ModelError, NoTaps, Overrides, Pass, SampledLabels, TapGradient,
+    TokenGroup,
+};
+use crate::progress::{Unit, Watch};
+use crate::recipe::roles;
+use crate::rounding::gptq::SecondMoment;
+use crate::text::Sequences;
+use capped::CappedMoment;
+pub use request::{GradientReport, GradientRequest};
+use states::States;
+
+/// Tokens of the text that gradients are taken of, unless another number is asked for.
+pub const DEFAULT_GRADIENT_TOKENS: usize = 16_384;
+
+/// Work of the way back through a layer beside the way there, in that of the latter: its inside again, and the gradients.
+const BACKWARD: f64 = 2.0;
+
+/// Work of the head, there and back.
+const HEAD: f64 = 2.0;
+
+/// What the gradients are of, and which are wanted.
+#[derive(Clone, Debug)]
+pub struct GradientSettings {
+    /// Labels are drawn from this seed.
+    pub seed: u64,
+    /// Names of the matrices, such as those of [`Model::gradient_matrices`].
+    pub tensors: Vec<String>,
+    /// Most bytes of hidden states that stay in memory; more lie in files.
+    pub states_memory: u64,
+}
+
+/// Bytes of hidden states that stay in memory by default.
+pub const DEFAULT_STATES_MEMORY: u64 = 1 << 29;
+
+/// Runs a model forward and backward over a text and shows `sink` the second moment of the gradients at the outputs of each
+/// matrix, by name: the mean of `g gᵀ`, where the longest of a thousand gradients are scaled down to the length of the next.
+/// Gives the mean cross entropy with the drawn labels, nats per token: about the entropy of what the model says.
+///
+/// Hidden states that are too large for memory lie in `folder`, which must be there, while it runs; a run that is stopped
+/// begins again.
+///
+/// # Errors
+/// When the model does not predict the next token, the forward pass or `sink` fails, there is no space, or `watch` asks to
+/// stop.
+pub fn gradient_moments(
+    model: &Model<'_>,
+    text: &Sequences,
+    settings: &GradientSettings,
+    folder: &Path,
+    watch: &dyn Watch,
+    sink: &mut dyn FnMut(&str, SecondMoment) -> Result<(), MomentsError>,
+) -> Result<f64, MomentsError> {
+    model.check_predicts()?;
+    let stop = watch.abandon();
+    let options = ForwardOptions { cancel: Some(stop.flag().clone()), ..ForwardOptions::default() };
+    let run = Run {
+        pass: model.pass(options, Overrides::new())?,
+        groups: text.batches(),
+        n_ctx: text.n_ctx(),
+        settings,
+        tokens: text.len(),
+        watch,
+    };
+    watch.begin("gradients", run.total_work(), Unit::Megaflop);
+    let loss = run.run(folder, sink);
+    watch.end();
+    stop.check()?;
+    loss
+}
+
+/// One pass there and back.
+struct Run<'a, 'm, 'g> {
+    pass: Pass<'m, 'g, 'static>,
+    groups: Vec<Arc<TokenGroup>>,
+    n_ctx: usize,
+    settings: &'a GradientSettings,
+    tokens: usize,
+    watch: &'a dyn Watch,
+}
+
+impl Run<'_, '_, '_> {
+    fn run(
+        &self,
+        folder: &Path,
+        sink: &mut dyn FnMut(&str, SecondMoment) -> Result<(), MomentsError>,
+    ) -> Result<f64, MomentsError> {
+        let model = self.pass.model();
+        let layers = model.n_layer();
+        let mut states = States::new(model, self.tokens, folder, self.settings.states_memory)?;
+        self.forward(&mut states)?;
+        let mut moments = self.moments();
+        let (mut gradients, loss) = self.head_back(&states, &mut moments)?;
+        moments.finish(sink)?;
+        states.remove(layers);
+        // Below the lowest matrix that is wanted nobody needs gradients.
+        let wanted = self.settings.tensors.iter().filter_map(|name| roles::block_number(name));
+        let lowest = wanted.min().map_or(layers, |block| usize::try_from(block).unwrap_or(layers));
+        for layer in (lowest..layers).rev() {
+            let mut moments = self.moments();
+            gradients = self.layer_back(layer, &states, gradients, &mut moments)?;
+            moments.finish(sink)?;
+            states.remove(layer);
+        }
+        Ok(loss / self.tokens.max(1) as f64)
+    }
+
+    fn moments(&self) -> Moments<'_> {
+        Moments { wanted: &self.settings.tensors, tokens: self.tokens, moments: BTreeMap::new() }
+    }
+
+    /// The gradients of each group at what left the last layer, and the loss, summed over all tokens.
+    fn head_back(&self, states: &States, moments: &mut Moments<'_>) -> Result<(Vec<HiddenStates>, f64), MomentsError> {
+        let model = self.pass.model();
+        let layers = model.n_layer();
+        let mut loss = 0.0;
+        let mut gradients = Vec::with_capacity(self.groups.len());
+        for (first, group) in self.placed_groups() {
+            let hidden = states.read(model, layers, first, group)?;
+            let mut labels = SampledLabels::new(self.settings.seed, (first / self.n_ctx) as u64);
+            gradients.push(self.pass.head_gradient(&hidden, &mut labels, moments)?);
+            loss += labels.loss();
+            self.advance(HEAD * self.work_of(layers) * group.len() as f64, "output");
+        }
+        Ok((gradients, loss))
+    }
+
+    /// Keeps the states at all boundaries. Each layer sees those that were kept, as it will on the way back.
+    fn forward(&self, states: &mut States) -> Result<(), MomentsError> {
+        let model = self.pass.model();
+        for (first, group) in self.placed_groups() {
+            states.write(model, first, &self.pass.embed(group.clone())?)?;
+        }
+        for layer in 0..model.n_layer() {
+            let what = format!("layer {} of {} forward", layer + 1, model.n_layer());
+            for (first, group) in self.placed_groups() {
+                let mut hidden = states.read(model, layer, first, group)?;
+                self.pass.run_layer(&mut hidden, &mut NoTaps)?;
+                states.write(model, first, &hidden)?;
+                self.advance(self.work_of(layer) * group.len() as f64, &what);
+            }
+        }
+        Ok(())
+    }
+
+    fn layer_back(
+        &self,
+        layer: usize,
+        states: &States,
+        before: Vec<HiddenStates>,
+        moments: &mut Moments<'_>,
+    ) -> Result<Vec<HiddenStates>, MomentsError> {
+        let model = self.pass.model();
+        let what = format!("layer {} of {} backward", layer + 1, model.n_layer());
+        let mut gradients = Vec::with_capacity(before.len());
+        for ((first, group), gradient) in self.placed_groups().zip(before) {
+            let hidden = states.read(model, layer, first, group)?;
+            gradients.push(self.pass.layer_gradient(&hidden, gradient, moments)?);
+            self.advance(BACKWARD * self.work_of(layer) * group.len() as f64, &what);
+        }
+        Ok(gradients)
+    }
+
+    /// The groups, each with the number of its first token.
+    fn placed_groups(&self) -> impl Iterator<Item = (usize, &Arc<TokenGroup>)> {
+        self.groups.iter().scan(0, |next, group| {
+            let first = *next;
+            *next += group.len();
+            Some((first, group))
+        })
+    }
+
+    /// Flop of a layer's products for a token, or, behind the last layer, of the output matrix.
+    fn work_of(&self, layer: usize) -> f64 {
+        let model = self.pass.model();
+        let tensors = model.gguf().tensors().iter().filter(|tensor| match roles::block_number(&tensor.name) {
+            Some(block) => usize::try_from(block) == Ok(layer),
+            None => layer == model.n_layer() && tensor.name == model.output_tensor(),
+        });
+        2.0 * tensors.map(|tensor| tensor.elements() as f64).sum::<f64>()
+    }
+
+    fn total_work(&self) -> u64 {
+        let layers = self.pass.model().n_layer();
+        let of_layers: f64 = (0..layers).map(|layer| (1.0 + BACKWARD) * self.work_of(layer)).sum();
+        ((of_layers + HEAD * self.work_of(layers)) * self.tokens as f64 / FLOP_PER_UNIT) as u64
+    }
+
+    fn advance(&self, flop: f64, what: &str) {
+        self.watch.advance((flop / FLOP_PER_UNIT) as u64, what);
+    }
+}
+
+/// Flop in a unit of progress.
+const FLOP_PER_UNIT: f64 = 1e6;
+
+/// Moments of the matrices that are seen.
+struct Moments<'a> {
+    wanted: &'a [String],
+    tokens: usize,
+    moments: BTreeMap<String, CappedMoment>,
+}
+
+impl Moments<'_> {
+    fn finish(self, sink: &mut dyn FnMut(&str, SecondMoment) -> Result<(), MomentsError>) -> Result<(), MomentsError> {
+        self.moments.into_iter().try_for_each(|(name, moment)| sink(&name, moment.finish()))
+    }
+}
+
+impl GradientTaps for Moments<'_> {
+    fn wants(&self, tensor: &str) -> bool {
+        self.wanted.iter().any(|wanted| wanted == tensor)
+    }
+
+    fn gradient(&mut self, gradient: &TapGradient<'_>) -> Result<(), ModelError> {
+        let n = gradient.rows.width();
+        if !self.moments.contains_key(gradient.tensor) {
+            let moment = CappedMoment::new(n, self.tokens)
+                .map_err(|error| ModelError::BadInput { reason: format!("tensor {}: {error}", gradient.tensor) })?;
+            self.moments.insert(gradient.tensor.to_owned(), moment);
+        }
+        if let Some(moment) = self.moments.get_mut(gradient.tensor) {
+            moment.add(gradient.rows.data());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,141 @@
+//! The request: a model and a text in, a file of moments out.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::{DEFAULT_GRADIENT_TOKENS, DEFAULT_STATES_MEMORY, GradientSettings, gradient_moments};
+use crate::atomic_file::{Replace, check_target};
+use crate::display::printable;
+use crate::gguf::{Gguf, fingerprint};
+use crate::model::Model;
+use crate::moments::{GradientProvenance, GradientsWriter, MomentsError};
+use crate::progress::Watch;
+use crate::text::{Sequences, Set, Text, calibration_context, leading_bos, open_tokenizer};
+use crate::unfinished::states_folder;
+
+/// A request to measure the second moments of a model's gradients.
+///
+/// ```
+/// use lwq::atomic_file::Replace;
+/// use lwq::gguf::Gguf;
+/// use lwq::moments::{GradientMoments, GradientRequest};
+///
+/// let model = Gguf::open("tests/data/doclet-4m-f16.gguf")?;
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("doclet.gradients.gguf");
+/// let report = GradientRequest::new(&model).tokens(1024).ctx(64).run(&path, Replace::No, &())?;
+/// assert_eq!(GradientMoments::open(&path)?.outputs().len(), report.matrices);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct GradientRequest<'a> {
+    model: &'a Gguf,
+    text: Text,
+    tokens: usize,
+    ctx: Option<usize>,
+    seed: u64,
+}
+
+/// What a [`GradientRequest`] has done.
+#[derive(Clone, Copy, Debug)]
+pub struct GradientReport {
+    /// Matrices that have a moment.
+    pub matrices: usize,
+    /// Tokens, one gradient of each matrix for each.
+    pub tokens: usize,
+    /// Mean cross entropy with the drawn labels, nats per token: about the entropy of what the model says.
+    pub loss: f64,
+}
+
+impl<'a> GradientRequest<'a> {
+    /// Measures `model` on the built-in calibration text.
+    pub fn new(model: &'a Gguf) -> GradientRequest<'a> {
+        let text = Text::built_in(Set::Calibration);
+        GradientRequest { model, text, tokens: DEFAULT_GRADIENT_TOKENS, ctx: None, seed: 0 }
+    }
+
+    /// Measures on another text.
+    pub fn text(mut self, text: Text) -> GradientRequest<'a> {
+        self.text = text;
+        self
+    }
+
+    /// Uses at most so many tokens of the text, spread over it.
+    pub fn tokens(mut self, tokens: usize) -> GradientRequest<'a> {
+        self.tokens = tokens;
+        self
+    }
+
+    /// Cuts the text into sequences of so many tokens; otherwise 512, or the model's context if that is shorter.
+    pub fn ctx(mut self, ctx: usize) -> GradientRequest<'a> {
+        self.ctx = Some(ctx);
+        self
+    }
+
+    /// Draws labels from another seed than 0.
+    pub fn seed(mut self, seed: u64) -> GradientRequest<'a> {
+        self.seed = seed;
+        self
+    }
+
+    /// Measures and writes `output`. Hidden states that do not fit into memory lie beside it meanwhile. A run that is stopped
+    /// leaves nothing, and the next one begins again.
+    ///
+    /// # Errors
+    /// When the model cannot be run or does not predict the next token, the text is too short, `output` cannot be written, or
+    /// `watch` stops the run.
+    pub fn run(self, output: &Path, replace: Replace, watch: &dyn Watch) -> Result<GradientReport, MomentsError> {
+        check_target(output, replace.is_allowed())?;
+        let model = Model::open(self.model)?;
+        model.warn(watch);
+        let tokenizer = open_tokenizer(&model, None, watch)?;
+        let n_ctx = calibration_context(self.ctx, &model, "sequences", watch);
+        let tokens = tokenizer.encode(self.text.joined(), true, false);
+        let name = printable(&self.text.name());
+        let text = Sequences::new(&name, &tokens, self.tokens, n_ctx, leading_bos(&tokenizer))?;
+        let settings = GradientSettings {
+            seed: self.seed,
+            tensors: model.gradient_matrices().into_iter().map(str::to_owned).collect(),
+            states_memory: DEFAULT_STATES_MEMORY,
+        };
+        let provenance = GradientProvenance {
+            model: printable(self.model.label()),
+            model_sha256: fingerprint(self.model),
+            text: text.name().to_owned(),
+            text_sha256: text.sha256(),
+            tokens: text.len() as u64,
+            seed: self.seed,
+        };
+        let rows = |name: &String| self.model.tensor(name).map_or(0, |tensor| tensor.rows_per_matrix() as usize);
+        let outputs: BTreeMap<String, usize> = settings.tensors.iter().map(|name| (name.clone(), rows(name))).collect();
+        let mut writer = GradientsWriter::create(output, replace.is_allowed(), &provenance, &outputs)?;
+        let states = StatesFolder::create(output)?;
+        let loss = gradient_moments(&model, &text, &settings, states.path(), watch, &mut |name, moment| {
+            Ok(writer.write(name, &moment)?)
+        })?;
+        writer.finish()?;
+        Ok(GradientReport { matrices: outputs.len(), tokens: text.len(), loss })
+    }
+}
+
+/// A folder beside an output, which goes when the work is over.
+struct StatesFolder(std::path::PathBuf);
+
+impl StatesFolder {
+    fn create(output: &Path) -> Result<StatesFolder, MomentsError> {
+        let path = states_folder(output);
+        let failed = |source| MomentsError::Io { path: path.clone(), action: "cannot make the folder", source };
+        std::fs::create_dir_all(&path).map_err(failed)?;
+        Ok(StatesFolder(path))
+    }
+
+    fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for StatesFolder {
+    fn drop(&mut self) {
+        // What stays costs space and nothing else; files of another run in it are not this one's to remove.
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}

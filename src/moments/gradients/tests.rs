@@ -1,0 +1,93 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::gguf::Gguf;
+
+const MODEL: &str = "tests/data/doclet-4m-f16.gguf";
+
+fn text(tokens: usize) -> Sequences {
+    let tokens: Vec<u32> = (0..tokens as u32).map(|at| (at * at * 7 + at * 31 + 11) % 1000).collect();
+    Sequences::new("text", &tokens, usize::MAX, 64, None).unwrap()
+}
+
+fn moments(model: &Model<'_>, seed: u64, memory: u64) -> (f64, BTreeMap<String, SecondMoment>) {
+    let folder = tempfile::tempdir().unwrap();
+    let tensors = model.gradient_matrices().into_iter().map(str::to_owned).collect();
+    let settings = GradientSettings { seed, tensors, states_memory: memory };
+    let mut found = BTreeMap::new();
+    let loss = gradient_moments(model, &text(256), &settings, folder.path(), &(), &mut |name, moment| {
+        found.insert(name.to_owned(), moment);
+        Ok(())
+    });
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "states stay behind");
+    (loss.unwrap(), found)
+}
+
+/// The gradients of all tokens, from states that nothing was rounded of.
+#[derive(Default)]
+struct Exact(BTreeMap<String, (usize, Vec<f32>)>);
+
+impl GradientTaps for Exact {
+    fn wants(&self, _tensor: &str) -> bool {
+        true
+    }
+
+    fn gradient(&mut self, gradient: &TapGradient<'_>) -> Result<(), ModelError> {
+        let (_, rows) = self.0.entry(gradient.tensor.to_owned()).or_insert((gradient.rows.width(), Vec::new()));
+        rows.extend_from_slice(gradient.rows.data());
+        Ok(())
+    }
+}
+
+fn exact(model: &Model<'_>, seed: u64) -> Exact {
+    let pass = model.pass(ForwardOptions::default(), Overrides::new()).unwrap();
+    let mut states = vec![pass.embed(text(256).batches()[0].clone()).unwrap()];
+    for layer in 0..model.n_layer() {
+        let mut hidden = states[layer].clone();
+        pass.run_layer(&mut hidden, &mut NoTaps).unwrap();
+        states.push(hidden);
+    }
+    let mut exact = Exact::default();
+    let mut gradient =
+        pass.head_gradient(&states[model.n_layer()], &mut SampledLabels::new(seed, 0), &mut exact).unwrap();
+    for input in states[..model.n_layer()].iter().rev() {
+        gradient = pass.layer_gradient(input, gradient, &mut exact).unwrap();
+    }
+    exact
+}
+
+#[test]
+fn moments_are_the_mean_products_of_the_gradients() {
+    let gguf = Gguf::open(MODEL).unwrap();
+    let model = Model::open(&gguf).unwrap();
+    let (loss, found) = moments(&model, 4, u64::MAX);
+    assert!(loss > 0.5 && loss < 7.0, "{loss}");
+    assert_eq!(found.len(), 5 * model.n_layer());
+    let exact = exact(&model, 4);
+    for (name, found) in &found {
+        let (n, rows) = &exact.0[name];
+        assert_eq!((found.n(), found.tokens()), (*n, 256));
+        let mut squares = vec![0.0f64; *n];
+        for row in rows.chunks(*n) {
+            squares.iter_mut().zip(row).for_each(|(sum, g)| *sum += f64::from(*g) * f64::from(*g) / 256.0);
+        }
+        let all: f64 = squares.iter().sum();
+        for (found, square) in found.diagonal().iter().zip(&squares) {
+            // States were rounded to 11 bits; a label falls to its neighbour once in a while.
+            assert!((f64::from(*found) - square).abs() < 0.02 * square + 1e-3 * all, "{name}: {found} {square}");
+        }
+    }
+}
+
+#[test]
+fn moments_depend_on_the_seed_and_on_neither_threads_nor_files() {
+    let gguf = Gguf::open(MODEL).unwrap();
+    let model = Model::open(&gguf).unwrap();
+    let diagonals = |(loss, found): (f64, BTreeMap<String, SecondMoment>)| {
+        (loss, found.into_iter().map(|(name, moment)| (name, moment.diagonal())).collect::<BTreeMap<_, _>>())
+    };
+    let one = diagonals(moments(&model, 1, u64::MAX));
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    assert!(one == pool.install(|| diagonals(moments(&model, 1, 0))), "three threads, states in files");
+    assert!(one != diagonals(moments(&model, 2, u64::MAX)), "another seed");
+}
