@@ -1,17 +1,18 @@
 //! `lwq measure`: what rounding each tensor does to a model, once for all plans.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::args::{ImportanceArgs, ProbeArgs, measurement_path};
-use super::{Common, count, decimal_size, printable};
+use super::{Common, Usage, count, decimal_size, printable};
 use lwq::gguf::Gguf;
-use lwq::measure::Request;
-use lwq::moments::GradientRequest;
+use lwq::measure::{CurvatureCheck, ProbeOptions, Request};
+use lwq::moments::{GradientMoments, GradientRequest};
 use lwq::os;
 use lwq::quantize::open_source;
 use lwq::text::Text;
@@ -28,8 +29,21 @@ pub struct MeasureArgs {
     output: Option<PathBuf>,
     #[command(flatten)]
     probes: ProbeArgs,
+    /// How divergences are found
+    #[arg(long, value_enum, default_value = "probes")]
+    method: MethodArg,
     #[command(flatten)]
     gradients: GradientArgs,
+}
+
+/// Ways to find divergences.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum MethodArg {
+    /// Runs the model with each tensor rounded by itself
+    Probes,
+    /// Tells them from gradients and the importance matrix, and scales that by a probe for each role: a fraction of the time.
+    /// The gradients are those of --gradients, made if they are not there [default: beside the output, .gradients.gguf]
+    Gradient,
 }
 
 /// Flags of gradients.
@@ -40,17 +54,17 @@ struct GradientArgs {
     #[arg(long, value_name = "FILE")]
     gradients: Option<PathBuf>,
     /// Use at most this many tokens of the text that gradients are taken of, spread over it [default: 16384]
-    #[arg(long, value_name = "N", requires = "gradients", value_parser = clap::value_parser!(u32).range(64..=1 << 26))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(64..=1 << 26))]
     gradient_tokens: Option<u32>,
     /// Tokens of a sequence of that text [default: 512, or the model's context if that is shorter]
-    #[arg(long, value_name = "TOKENS", requires = "gradients", value_parser = clap::value_parser!(u32).range(8..=1 << 20))]
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(8..=1 << 20))]
     gradient_ctx: Option<u32>,
     /// Text that gradients are taken of; repeatable [default: the built-in calibration text]
-    #[arg(long, value_name = "TEXT", requires = "gradients")]
+    #[arg(long, value_name = "TEXT")]
     gradient_file: Vec<PathBuf>,
     /// Draw the labels of the loss from this seed
-    #[arg(long, value_name = "N", requires = "gradients", default_value_t = 0)]
-    gradient_seed: u64,
+    #[arg(long, value_name = "N")]
+    gradient_seed: Option<u64>,
 }
 
 /// What `lwq measure --json` prints.
@@ -70,6 +84,9 @@ struct MeasuredReport {
     tensors: usize,
     probe_tokens: u64,
     scored: u64,
+    /// How what was told from gradients compares with what was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    curvature: Option<CurvatureCheck>,
 }
 
 #[derive(Serialize)]
@@ -89,9 +106,22 @@ impl MeasureArgs {
     pub fn run(&self, common: &Common) -> Result<()> {
         let started = Instant::now();
         let gguf = open_source(&self.model)?;
-        let gradients = self.gradients.measure(&gguf, common)?;
-        let wanted = self.output.is_some() || gradients.is_none();
-        let measured = wanted.then(|| self.measure(&gguf, common)).transpose()?;
+        self.gradients.check(self.method)?;
+        let output = || self.output.clone().unwrap_or_else(|| measurement_path(&self.model, None, true, common));
+        let told = self.method == MethodArg::Gradient;
+        let path = match &self.gradients.gradients {
+            None if told => Some(output().with_extension("").with_extension("gradients.gguf")),
+            given => given.clone(),
+        };
+        // What is there already serves every measurement of the model.
+        let kept = path.as_deref().filter(|path| told && path.exists() && !common.force);
+        let gradients = match (&path, kept) {
+            (Some(path), None) => Some(self.gradients.measure(&gguf, path, common)?),
+            _ => None,
+        };
+        let moments = path.filter(|_| told).map(|path| opened(&path, &gguf)).transpose()?;
+        let wanted = self.output.is_some() || self.gradients.gradients.is_none() || told;
+        let measured = wanted.then(|| self.measure(&gguf, &output(), moments, common)).transpose()?;
         let (seconds, peak_memory_bytes) = (started.elapsed().as_secs_f64(), os::peak_memory());
         let report = MeasureReport { measured, gradients, seconds, peak_memory_bytes };
         if common.json {
@@ -103,29 +133,62 @@ impl MeasureArgs {
         common.result(report.text())
     }
 
-    fn measure(&self, gguf: &Gguf, common: &Common) -> Result<MeasuredReport> {
-        let output = self.output.clone().unwrap_or_else(|| measurement_path(&self.model, None, true, common));
+    fn measure(
+        &self,
+        gguf: &Gguf,
+        output: &Path,
+        gradients: Option<Arc<GradientMoments>>,
+        common: &Common,
+    ) -> Result<MeasuredReport> {
         let importance = self.importance.open(&self.model, true, common)?;
-        let mut request = Request::new(gguf).probes(self.probes.options(&common.watch())?);
+        if gradients.is_some() && importance.is_none() {
+            let problem = "--method gradient goes by the inputs of an importance matrix; give --imatrix";
+            return Err(Usage(problem.to_owned()).into());
+        }
+        let probes = ProbeOptions { gradients, ..self.probes.options(&common.watch())? };
+        let mut request = Request::new(gguf).probes(probes);
         if let Some(opened) = &importance {
             request = request.imatrix(opened.named());
         }
-        let measured = request.run(&output, common.replace(), &common.watch())?;
+        let measured = request.run(output, common.replace(), &common.watch())?;
         Ok(MeasuredReport {
             output: output.display().to_string(),
             tensors: measured.tensors.len(),
             probe_tokens: measured.provenance.tokens,
             scored: measured.provenance.scored,
+            curvature: measured.curvature,
         })
     }
 }
 
+/// Gradients from a file, which must be those of the model.
+fn opened(path: &Path, model: &Gguf) -> Result<Arc<GradientMoments>> {
+    let gradients = GradientMoments::open(path)?;
+    gradients.check_model(model)?;
+    Ok(Arc::new(gradients))
+}
+
 impl GradientArgs {
-    /// Measures gradients, if they are asked for.
-    fn measure(&self, gguf: &Gguf, common: &Common) -> Result<Option<GradientsReport>> {
-        let Some(output) = &self.gradients else { return Ok(None) };
+    /// Refuses flags of gradients where none are made.
+    fn check(&self, method: MethodArg) -> Result<()> {
+        let flags = [
+            (self.gradient_tokens.is_some(), "--gradient-tokens"),
+            (self.gradient_ctx.is_some(), "--gradient-ctx"),
+            (!self.gradient_file.is_empty(), "--gradient-file"),
+            (self.gradient_seed.is_some(), "--gradient-seed"),
+        ];
+        match flags.iter().find(|(given, _)| *given) {
+            Some((_, flag)) if self.gradients.is_none() && method != MethodArg::Gradient => {
+                Err(Usage(format!("{flag} goes with --gradients or --method gradient")).into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Measures gradients.
+    fn measure(&self, gguf: &Gguf, output: &Path, common: &Common) -> Result<GradientsReport> {
         let watch = common.watch();
-        let mut request = GradientRequest::new(gguf).seed(self.gradient_seed);
+        let mut request = GradientRequest::new(gguf).seed(self.gradient_seed.unwrap_or_default());
         if !self.gradient_file.is_empty() {
             request = request.text(Text::read(&self.gradient_file, &watch)?);
         }
@@ -137,7 +200,7 @@ impl GradientArgs {
         }
         let found = request.run(output, common.replace(), &watch)?;
         let output = output.display().to_string();
-        Ok(Some(GradientsReport { output, matrices: found.matrices, tokens: found.tokens, loss: found.loss }))
+        Ok(GradientsReport { output, matrices: found.matrices, tokens: found.tokens, loss: found.loss })
     }
 }
 
@@ -148,6 +211,12 @@ impl MeasureReport {
         if let Some(MeasuredReport { output, tensors, probe_tokens, .. }) = &self.measured {
             let tokens = count(*probe_tokens);
             lines.push(format!("{}: {tensors} tensors measured on {tokens} tokens", printable(output)));
+        }
+        if let Some(check) = self.measured.as_ref().and_then(|measured| measured.curvature.as_ref()) {
+            lines.push(format!(
+                "told from gradients, scaled by {} probes: {:.3} times as much, spread {:.2}",
+                check.probes, check.ratio, check.spread
+            ));
         }
         if let Some(GradientsReport { output, matrices, tokens, .. }) = &self.gradients {
             let tokens = count(*tokens as u64);

@@ -4,7 +4,7 @@ use super::Model;
 use super::feed_forward::tile_rows;
 use super::hparams::{AttentionShape, Mixer};
 use super::mixer::MIXER_TILE;
-use super::weights::{FeedForwardWeights, MixerWeights, Projections};
+use super::weights::{DeltaInputs, FeedForwardWeights, MixerWeights, Projections};
 
 impl Model<'_> {
     /// True if the product with this matrix of layer `il` is added to the residual stream without a norm or a scale between.
@@ -49,6 +49,32 @@ impl Model<'_> {
                 FeedForwardWeights::Experts(_) => {}
             }
         }
+        names
+    }
+
+    /// Further matrices at whose outputs the way back shows gradients of every token: gates, the inputs of delta nets, the wide
+    /// ones of dense networks, and the output matrix; in the order of layers.
+    pub fn further_gradient_matrices(&self) -> Vec<&str> {
+        let mut names = Vec::new();
+        for layer in &self.weights.layers {
+            match &layer.mixer {
+                MixerWeights::Attention(attention) => names.extend(attention.gate.iter().map(|gate| gate.weight.name)),
+                MixerWeights::DeltaNet(delta) => {
+                    match &delta.inputs {
+                        DeltaInputs::Separate { qkv, gate } => names.extend([qkv.weight.name, gate.weight.name]),
+                        DeltaInputs::Fused(all) => names.push(all.weight.name),
+                    }
+                    names.push(delta.output.weight.name);
+                }
+            }
+            match &layer.feed_forward {
+                FeedForwardWeights::Dense(network) | FeedForwardWeights::Both { dense: network, .. } => {
+                    names.extend(network.gate_up.names());
+                }
+                FeedForwardWeights::Experts(_) => {}
+            }
+        }
+        names.push(self.weights.output.weight.name);
         names
     }
 

@@ -31,9 +31,10 @@ pub use calibration::{Calibration, CalibrationOptions, DEFAULT_TOKENS, FactorOrd
 pub use damping::Damping;
 pub use error::{GradientsError, MomentsError};
 pub use gradients::{
-    DEFAULT_GRADIENT_TOKENS, DEFAULT_STATES_MEMORY, GradientReport, GradientRequest, GradientSettings, gradient_moments,
+    DEFAULT_GRADIENT_TOKENS, DEFAULT_STATES_MEMORY, GradientReport, GradientRequest, GradientSettings, OutputGradients,
+    gradient_moments,
 };
-pub use gradients_file::{GradientMoments, GradientProvenance, GradientsWriter, save_gradients};
+pub use gradients_file::{GradientMoments, GradientProvenance, GradientSquares, GradientsWriter, save_gradients};
 pub use inputs::{Input, InputMatrix, Unusable};
 pub(crate) use states::are_there as has_states;
 pub use stream::{DEFAULT_MOMENT_MEMORY, Stream, StreamSettings, Visitor};

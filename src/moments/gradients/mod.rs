@@ -22,7 +22,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::MomentsError;
+use rayon::prelude::*;
+
+use super::{GradientSquares, MomentsError};
 use crate::model::{
     ForwardOptions, GradientTaps, HiddenStates, Model, ModelError, NoTaps, Overrides, Pass, SampledLabels, TapGradient,
     TokenGroup,
@@ -51,9 +53,23 @@ pub struct GradientSettings {
     pub seed: u64,
     /// Names of the matrices, such as those of [`Model::gradient_matrices`].
     pub tensors: Vec<String>,
+    /// Others of which the squares alone are added up, such as those of [`Model::further_gradient_matrices`].
+    pub squares: Vec<String>,
     /// Most bytes of hidden states that stay in memory; more lie in files.
     pub states_memory: u64,
 }
+
+/// What is known of the gradients at a matrix's outputs.
+#[derive(Clone, Debug)]
+pub enum OutputGradients {
+    /// The mean of `g gᵀ`.
+    Moment(SecondMoment),
+    /// Its diagonal.
+    Squares(GradientSquares),
+}
+
+/// Takes what was found for a matrix, by its name.
+type Sink<'a> = dyn FnMut(&str, OutputGradients) -> Result<(), MomentsError> + 'a;
 
 /// Bytes of hidden states that stay in memory by default.
 pub const DEFAULT_STATES_MEMORY: u64 = 1 << 29;
@@ -74,7 +90,7 @@ pub fn gradient_moments(
     settings: &GradientSettings,
     folder: &Path,
     watch: &dyn Watch,
-    sink: &mut dyn FnMut(&str, SecondMoment) -> Result<(), MomentsError>,
+    sink: &mut Sink<'_>,
 ) -> Result<f64, MomentsError> {
     model.check_predicts()?;
     let stop = watch.abandon();
@@ -105,11 +121,7 @@ struct Run<'a, 'm, 'g> {
 }
 
 impl Run<'_, '_, '_> {
-    fn run(
-        &self,
-        folder: &Path,
-        sink: &mut dyn FnMut(&str, SecondMoment) -> Result<(), MomentsError>,
-    ) -> Result<f64, MomentsError> {
+    fn run(&self, folder: &Path, sink: &mut Sink<'_>) -> Result<f64, MomentsError> {
         let model = self.pass.model();
         let layers = model.n_layer();
         let mut states = States::new(model, self.tokens, folder, self.settings.states_memory)?;
@@ -119,7 +131,8 @@ impl Run<'_, '_, '_> {
         moments.finish(sink)?;
         states.remove(layers);
         // Below the lowest matrix that is wanted nobody needs gradients.
-        let wanted = self.settings.tensors.iter().filter_map(|name| roles::block_number(name));
+        let wanted =
+            self.settings.tensors.iter().chain(&self.settings.squares).filter_map(|name| roles::block_number(name));
         let lowest = wanted.min().map_or(layers, |block| usize::try_from(block).unwrap_or(layers));
         for layer in (lowest..layers).rev() {
             let mut moments = self.moments();
@@ -131,7 +144,7 @@ impl Run<'_, '_, '_> {
     }
 
     fn moments(&self) -> Moments<'_> {
-        Moments { wanted: &self.settings.tensors, tokens: self.tokens, moments: BTreeMap::new() }
+        Moments { settings: self.settings, tokens: self.tokens, moments: BTreeMap::new(), squares: BTreeMap::new() }
     }
 
     /// The gradients of each group at what left the last layer, and the loss, summed over all tokens.
@@ -221,30 +234,67 @@ const FLOP_PER_UNIT: f64 = 1e6;
 
 /// Moments of the matrices that are seen.
 struct Moments<'a> {
-    wanted: &'a [String],
+    settings: &'a GradientSettings,
     tokens: usize,
     moments: BTreeMap<String, CappedMoment>,
+    squares: BTreeMap<String, SquareSums>,
 }
 
+/// Sums of squares, and of how many gradients.
+struct SquareSums {
+    sums: Vec<f64>,
+    tokens: u64,
+}
+
+impl SquareSums {
+    fn add(&mut self, rows: &[f32]) {
+        let n = self.sums.len();
+        self.tokens += (rows.len() / n) as u64;
+        self.sums.par_chunks_mut(COLUMNS_PER_TASK).enumerate().for_each(|(task, sums)| {
+            let first = task * COLUMNS_PER_TASK;
+            for row in rows.chunks_exact(n) {
+                let part = &row[first..first + sums.len()];
+                sums.iter_mut().zip(part).for_each(|(sum, x)| *sum += f64::from(*x) * f64::from(*x));
+            }
+        });
+    }
+
+    fn mean(self) -> GradientSquares {
+        let tokens = self.tokens.max(1) as f64;
+        GradientSquares { mean: self.sums.iter().map(|sum| (sum / tokens) as f32).collect(), tokens: self.tokens }
+    }
+}
+
+/// Outputs whose squares one task adds up.
+const COLUMNS_PER_TASK: usize = 1024;
+
 impl Moments<'_> {
-    fn finish(self, sink: &mut dyn FnMut(&str, SecondMoment) -> Result<(), MomentsError>) -> Result<(), MomentsError> {
-        self.moments.into_iter().try_for_each(|(name, moment)| sink(&name, moment.finish()))
+    fn finish(self, sink: &mut Sink<'_>) -> Result<(), MomentsError> {
+        let moments = self.moments.into_iter().map(|(name, found)| (name, OutputGradients::Moment(found.finish())));
+        let squares = self.squares.into_iter().map(|(name, found)| (name, OutputGradients::Squares(found.mean())));
+        moments.chain(squares).try_for_each(|(name, found)| sink(&name, found))
     }
 }
 
 impl GradientTaps for Moments<'_> {
     fn wants(&self, tensor: &str) -> bool {
-        self.wanted.iter().any(|wanted| wanted == tensor)
+        let GradientSettings { tensors, squares, .. } = self.settings;
+        tensors.iter().chain(squares).any(|wanted| wanted == tensor)
     }
 
     fn gradient(&mut self, gradient: &TapGradient<'_>) -> Result<(), ModelError> {
-        let n = gradient.rows.width();
-        if !self.moments.contains_key(gradient.tensor) {
-            let moment = CappedMoment::new(n, self.tokens)
-                .map_err(|error| ModelError::BadInput { reason: format!("tensor {}: {error}", gradient.tensor) })?;
-            self.moments.insert(gradient.tensor.to_owned(), moment);
+        let (n, name) = (gradient.rows.width(), gradient.tensor);
+        if !self.settings.tensors.iter().any(|wanted| wanted == name) {
+            let new = || SquareSums { sums: vec![0.0; n], tokens: 0 };
+            self.squares.entry(name.to_owned()).or_insert_with(new).add(gradient.rows.data());
+            return Ok(());
         }
-        if let Some(moment) = self.moments.get_mut(gradient.tensor) {
+        if !self.moments.contains_key(name) {
+            let moment = CappedMoment::new(n, self.tokens)
+                .map_err(|error| ModelError::BadInput { reason: format!("tensor {name}: {error}") })?;
+            self.moments.insert(name.to_owned(), moment);
+        }
+        if let Some(moment) = self.moments.get_mut(name) {
             moment.add(gradient.rows.data());
         }
         Ok(())

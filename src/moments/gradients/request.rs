@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{DEFAULT_GRADIENT_TOKENS, DEFAULT_STATES_MEMORY, GradientSettings, gradient_moments};
+use super::{DEFAULT_GRADIENT_TOKENS, DEFAULT_STATES_MEMORY, GradientSettings, OutputGradients, gradient_moments};
 use crate::atomic_file::{Replace, check_target};
 use crate::display::printable;
 use crate::gguf::{Gguf, fingerprint};
@@ -92,9 +92,11 @@ impl<'a> GradientRequest<'a> {
         let tokens = tokenizer.encode(self.text.joined(), true, false);
         let name = printable(&self.text.name());
         let text = Sequences::new(&name, &tokens, self.tokens, n_ctx, leading_bos(&tokenizer))?;
+        let names = |found: Vec<&str>| found.into_iter().map(str::to_owned).collect();
         let settings = GradientSettings {
             seed: self.seed,
-            tensors: model.gradient_matrices().into_iter().map(str::to_owned).collect(),
+            tensors: names(model.gradient_matrices()),
+            squares: names(model.further_gradient_matrices()),
             states_memory: DEFAULT_STATES_MEMORY,
         };
         let provenance = GradientProvenance {
@@ -106,11 +108,18 @@ impl<'a> GradientRequest<'a> {
             seed: self.seed,
         };
         let rows = |name: &String| self.model.tensor(name).map_or(0, |tensor| tensor.rows_per_matrix() as usize);
-        let outputs: BTreeMap<String, usize> = settings.tensors.iter().map(|name| (name.clone(), rows(name))).collect();
-        let mut writer = GradientsWriter::create(output, replace.is_allowed(), &provenance, &outputs)?;
+        let outputs = |names: &[String]| -> BTreeMap<String, usize> {
+            names.iter().map(|name| (name.clone(), rows(name))).collect()
+        };
+        let (outputs, squares) = (outputs(&settings.tensors), outputs(&settings.squares));
+        let mut writer = GradientsWriter::create(output, replace.is_allowed(), &provenance, &outputs, &squares)?;
         let states = StatesFolder::create(output)?;
-        let loss = gradient_moments(&model, &text, &settings, states.path(), watch, &mut |name, moment| {
-            Ok(writer.write(name, &moment)?)
+        let loss = gradient_moments(&model, &text, &settings, states.path(), watch, &mut |name, found| {
+            match found {
+                OutputGradients::Moment(moment) => writer.write(name, &moment)?,
+                OutputGradients::Squares(squares) => writer.write_squares(name, &squares)?,
+            }
+            Ok(())
         })?;
         writer.finish()?;
         Ok(GradientReport { matrices: outputs.len(), tokens: text.len(), loss })

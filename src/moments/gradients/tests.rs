@@ -11,16 +11,28 @@ fn text(tokens: usize) -> Sequences {
 }
 
 fn moments(model: &Model<'_>, seed: u64, memory: u64) -> (f64, BTreeMap<String, SecondMoment>) {
+    let (loss, moments, _) = gradients(model, seed, memory);
+    (loss, moments)
+}
+
+/// Loss, moments of what is wanted whole, and squares of all else.
+type Found = (f64, BTreeMap<String, SecondMoment>, BTreeMap<String, GradientSquares>);
+
+fn gradients(model: &Model<'_>, seed: u64, memory: u64) -> Found {
     let folder = tempfile::tempdir().unwrap();
-    let tensors = model.gradient_matrices().into_iter().map(str::to_owned).collect();
-    let settings = GradientSettings { seed, tensors, states_memory: memory };
-    let mut found = BTreeMap::new();
-    let loss = gradient_moments(model, &text(256), &settings, folder.path(), &(), &mut |name, moment| {
-        found.insert(name.to_owned(), moment);
+    let names = |found: Vec<&str>| found.into_iter().map(str::to_owned).collect();
+    let (tensors, squares) = (names(model.gradient_matrices()), names(model.further_gradient_matrices()));
+    let settings = GradientSettings { seed, tensors, squares, states_memory: memory };
+    let (mut moments, mut squares) = (BTreeMap::new(), BTreeMap::new());
+    let loss = gradient_moments(model, &text(256), &settings, folder.path(), &(), &mut |name, found| {
+        match found {
+            OutputGradients::Moment(found) => drop(moments.insert(name.to_owned(), found)),
+            OutputGradients::Squares(found) => drop(squares.insert(name.to_owned(), found)),
+        }
         Ok(())
     });
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "states stay behind");
-    (loss.unwrap(), found)
+    (loss.unwrap(), moments, squares)
 }
 
 /// The gradients of all tokens, from states that nothing was rounded of.
@@ -54,6 +66,28 @@ fn exact(model: &Model<'_>, seed: u64) -> Exact {
         gradient = pass.layer_gradient(input, gradient, &mut exact).unwrap();
     }
     exact
+}
+
+#[test]
+fn squares_of_all_other_matrices_are_told() {
+    let gguf = Gguf::open(MODEL).unwrap();
+    let model = Model::open(&gguf).unwrap();
+    let (_, _, squares) = gradients(&model, 4, u64::MAX);
+    // Gate and up of every layer, and the embedding, which is the output here.
+    assert_eq!(squares.len(), 2 * model.n_layer() + 1);
+    let exact = exact(&model, 4);
+    for (name, found) in &squares {
+        let (n, rows) = &exact.0[name];
+        assert_eq!((found.mean.len(), found.tokens), (*n, 256));
+        let mut expected = vec![0.0f64; *n];
+        for row in rows.chunks(*n) {
+            expected.iter_mut().zip(row).for_each(|(sum, g)| *sum += f64::from(*g) * f64::from(*g) / 256.0);
+        }
+        let all: f64 = expected.iter().sum();
+        for (found, expected) in found.mean.iter().zip(&expected) {
+            assert!((f64::from(*found) - expected).abs() < 1e-2 * expected + 1e-4 * all / *n as f64, "{name}");
+        }
+    }
 }
 
 #[test]
