@@ -237,3 +237,68 @@ fn gradients_are_measured_alone_and_are_the_same_with_any_number_of_threads() {
     let alone = run(args!["measure", &model, "--gradient-seed", "7"]);
     assert_eq!(alone.status.code(), Some(2), "a seed without gradients");
 }
+
+#[cfg(unix)]
+#[test]
+fn gradients_go_on_where_they_were_interrupted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let measure = |name: &str| args!["measure", doclet(), "--gradients", path(name), "--gradient-tokens", "2048"];
+    stdout_of(run(measure("whole.gguf")));
+    let mut child = common::lwq()
+        .args(measure("o.gguf"))
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    // Step 6 is the output matrix, then come the layers from the last one on.
+    let step = path("o.gguf.partial/step-0003.gguf");
+    common::wait_for_work(&mut child, || step.exists());
+    common::interrupt(child, libc::SIGINT);
+    assert!(step.exists() && !path("o.gguf").exists());
+
+    let other = run_with(measure("o.gguf"), &["--gradient-seed", "1"]);
+    assert!(error_line(&other).contains("another model, text or seed"), "{other:?}");
+    let again = run(measure("o.gguf"));
+    assert!(String::from_utf8_lossy(&again.stderr).contains("going on after"), "{again:?}");
+    stdout_of(again);
+    assert!(std::fs::read(path("o.gguf")).unwrap() == std::fs::read(path("whole.gguf")).unwrap());
+    assert_eq!(files_in(folder.path()), ["o.gguf", "whole.gguf"]);
+}
+
+#[test]
+fn divergences_told_from_gradients_come_near_those_that_are_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model(&folder);
+    let path = |name: &str| folder.path().join(name);
+    let of = |name: &str, more: &[&str]| {
+        let output = path(name).display().to_string();
+        measure(&model, &[&["-o", output.as_str(), "--json"], more].concat())
+    };
+    stdout_of(of("probes.json", &[]));
+    let report = json_of(of("told.json", &["--method", "gradient", "--gradient-tokens", "4096"]));
+    // A probe for each of seven roles; the embedding is probed as ever.
+    assert_eq!(report["curvature"]["probes"], 7, "{report}");
+    assert!(report["curvature"]["spread"].as_f64().unwrap() < 1.0, "{report}");
+    let (probes, told) = (path("probes.json"), path("told.json"));
+    let (probes, told) = (Sensitivity::open(&probes).unwrap(), Sensitivity::open(&told).unwrap());
+    assert_eq!(told.tensors.iter().filter(|tensor| tensor.probes[0].foretold).count(), 42 - 7);
+    let mut logs: Vec<f64> = Vec::new();
+    for tensor in &told.tensors {
+        let measured = probes.tensor(&tensor.name).unwrap();
+        assert_eq!((tensor.probes.len(), &tensor.probes[0].ty), (1, &measured.probes[0].ty));
+        logs.push((tensor.probes[0].kld / measured.probes[0].kld).ln().abs());
+    }
+    logs.sort_by(f64::total_cmp);
+    assert!(logs[logs.len() / 2] < 0.4, "half of them within a factor of 1.5: {logs:?}");
+
+    // The gradients stay beside the output and serve again.
+    let kept = path("told.gradients.gguf");
+    let before = std::fs::read(&kept).unwrap();
+    let again = json_of(of("again.json", &["--method", "gradient", "--gradients", kept.to_str().unwrap()]));
+    assert!(again["gradients"].is_null() && std::fs::read(&kept).unwrap() == before);
+    assert!(std::fs::read(path("again.json")).unwrap() == std::fs::read(path("told.json")).unwrap());
+    let blind = run(args!["measure", &model, "--no-imatrix", "--method", "gradient", "--gradients", &kept]);
+    assert_eq!(blind.status.code(), Some(2), "{blind:?}");
+    assert!(String::from_utf8_lossy(&blind.stderr).contains("--imatrix"), "{blind:?}");
+}

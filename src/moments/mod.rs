@@ -31,8 +31,8 @@ pub use calibration::{Calibration, CalibrationOptions, DEFAULT_TOKENS, FactorOrd
 pub use damping::Damping;
 pub use error::{GradientsError, MomentsError};
 pub use gradients::{
-    DEFAULT_GRADIENT_TOKENS, DEFAULT_STATES_MEMORY, GradientReport, GradientRequest, GradientSettings, OutputGradients,
-    gradient_moments,
+    DEFAULT_GRADIENT_TOKENS, DEFAULT_STATES_MEMORY, GradientReport, GradientRequest, GradientSettings, GradientSink,
+    OutputGradients, Reached, gradient_moments,
 };
 pub use gradients_file::{GradientMoments, GradientProvenance, GradientSquares, GradientsWriter, save_gradients};
 pub use inputs::{Input, InputMatrix, Unusable};

@@ -13,6 +13,7 @@
 //! each matrix of n outputs; and what a batch of 8,192 tokens takes in a layer.
 
 mod capped;
+mod checkpoint;
 mod request;
 mod states;
 #[cfg(test)]
@@ -29,10 +30,11 @@ use crate::model::{
     ForwardOptions, GradientTaps, HiddenStates, Model, ModelError, NoTaps, Overrides, Pass, SampledLabels, TapGradient,
     TokenGroup,
 };
-use crate::progress::{Unit, Watch};
+use crate::progress::{Interrupted, Unit, Watch};
 use crate::recipe::roles;
 use crate::rounding::gptq::SecondMoment;
 use crate::text::Sequences;
+use crate::unfinished::{GOES_ON, going_on};
 use capped::CappedMoment;
 pub use request::{GradientReport, GradientRequest};
 use states::States;
@@ -68,8 +70,40 @@ pub enum OutputGradients {
     Squares(GradientSquares),
 }
 
-/// Takes what was found for a matrix, by its name.
-type Sink<'a> = dyn FnMut(&str, OutputGradients) -> Result<(), MomentsError> + 'a;
+/// Where an earlier run has come to.
+pub struct Reached {
+    /// The lowest layer whose matrices are done; the number of layers stands for the head.
+    pub layer: usize,
+    /// Gradients at what entered that layer, or the last one left, group by group.
+    pub gradients: Vec<HiddenStates>,
+    /// The loss, summed over all tokens.
+    pub loss: f64,
+}
+
+/// Takes what a pass finds, and may know what an earlier one has found.
+pub trait GradientSink {
+    /// Where to go on; `None` begins with the head.
+    ///
+    /// # Errors
+    /// When what is there cannot be read.
+    fn go_on(&mut self, groups: &[Arc<TokenGroup>]) -> Result<Option<Reached>, MomentsError> {
+        let _ = groups;
+        Ok(None)
+    }
+
+    /// What was found for the matrices of a layer by their names, the gradients at what entered it, and the loss; the head
+    /// comes first, as the layer behind the last one.
+    ///
+    /// # Errors
+    /// Whatever shall end the pass.
+    fn take(
+        &mut self,
+        layer: usize,
+        found: Vec<(String, OutputGradients)>,
+        gradients: &[HiddenStates],
+        loss: f64,
+    ) -> Result<(), MomentsError>;
+}
 
 /// Bytes of hidden states that stay in memory by default.
 pub const DEFAULT_STATES_MEMORY: u64 = 1 << 29;
@@ -78,8 +112,8 @@ pub const DEFAULT_STATES_MEMORY: u64 = 1 << 29;
 /// matrix, by name: the mean of `g gᵀ`, where the longest of a thousand gradients are scaled down to the length of the next.
 /// Gives the mean cross entropy with the drawn labels, nats per token: about the entropy of what the model says.
 ///
-/// Hidden states that are too large for memory lie in `folder`, which must be there, while it runs; a run that is stopped
-/// begins again.
+/// Hidden states that are too large for memory lie in `folder`, which must be there, while it runs. A run that is stopped goes
+/// on where `sink` knows how far it came; its hidden states are computed again.
 ///
 /// # Errors
 /// When the model does not predict the next token, the forward pass or `sink` fails, there is no space, or `watch` asks to
@@ -90,10 +124,10 @@ pub fn gradient_moments(
     settings: &GradientSettings,
     folder: &Path,
     watch: &dyn Watch,
-    sink: &mut Sink<'_>,
+    sink: &mut dyn GradientSink,
 ) -> Result<f64, MomentsError> {
     model.check_predicts()?;
-    let stop = watch.abandon();
+    let stop = watch.stop();
     let options = ForwardOptions { cancel: Some(stop.flag().clone()), ..ForwardOptions::default() };
     let run = Run {
         pass: model.pass(options, Overrides::new())?,
@@ -103,10 +137,17 @@ pub fn gradient_moments(
         tokens: text.len(),
         watch,
     };
-    watch.begin("gradients", run.total_work(), Unit::Megaflop);
-    let loss = run.run(folder, sink);
+    let reached = sink.go_on(&run.groups)?;
+    if let Some(reached) = &reached {
+        watch.note(&going_on(run.layers() + 1 - reached.layer, run.layers() + 1, "steps"));
+    }
+    watch.begin("gradients", run.work_left(reached.as_ref().map(|reached| reached.layer)), Unit::Megaflop);
+    let loss = run.run(folder, reached, sink);
+    if stop.end() {
+        watch.warn(GOES_ON);
+        return Err(Interrupted.into());
+    }
     watch.end();
-    stop.check()?;
     loss
 }
 
@@ -121,26 +162,41 @@ struct Run<'a, 'm, 'g> {
 }
 
 impl Run<'_, '_, '_> {
-    fn run(&self, folder: &Path, sink: &mut Sink<'_>) -> Result<f64, MomentsError> {
+    fn run(&self, folder: &Path, reached: Option<Reached>, sink: &mut dyn GradientSink) -> Result<f64, MomentsError> {
         let model = self.pass.model();
-        let layers = model.n_layer();
+        let layers = self.layers();
         let mut states = States::new(model, self.tokens, folder, self.settings.states_memory)?;
-        self.forward(&mut states)?;
-        let mut moments = self.moments();
-        let (mut gradients, loss) = self.head_back(&states, &mut moments)?;
-        moments.finish(sink)?;
+        // A layer that is done needs no states of its own.
+        let done = reached.as_ref().map_or(layers + 1, |reached| reached.layer);
+        self.forward(&mut states, done.saturating_sub(1))?;
+        let (mut gradients, loss) = match reached {
+            Some(Reached { gradients, loss, .. }) => (gradients, loss),
+            None => {
+                let mut moments = self.moments();
+                let (gradients, loss) = self.head_back(&states, &mut moments)?;
+                sink.take(layers, moments.finish(), &gradients, loss)?;
+                (gradients, loss)
+            }
+        };
         states.remove(layers);
-        // Below the lowest matrix that is wanted nobody needs gradients.
-        let wanted =
-            self.settings.tensors.iter().chain(&self.settings.squares).filter_map(|name| roles::block_number(name));
-        let lowest = wanted.min().map_or(layers, |block| usize::try_from(block).unwrap_or(layers));
-        for layer in (lowest..layers).rev() {
+        for layer in (self.lowest()..layers.min(done)).rev() {
             let mut moments = self.moments();
             gradients = self.layer_back(layer, &states, gradients, &mut moments)?;
-            moments.finish(sink)?;
+            sink.take(layer, moments.finish(), &gradients, loss)?;
             states.remove(layer);
         }
         Ok(loss / self.tokens.max(1) as f64)
+    }
+
+    fn layers(&self) -> usize {
+        self.pass.model().n_layer()
+    }
+
+    /// Below the lowest matrix that is wanted nobody needs gradients.
+    fn lowest(&self) -> usize {
+        let wanted = self.settings.tensors.iter().chain(&self.settings.squares);
+        let lowest = wanted.filter_map(|name| roles::block_number(name)).min();
+        lowest.map_or(self.layers(), |block| usize::try_from(block).unwrap_or_default())
     }
 
     fn moments(&self) -> Moments<'_> {
@@ -163,13 +219,14 @@ impl Run<'_, '_, '_> {
         Ok((gradients, loss))
     }
 
-    /// Keeps the states at all boundaries. Each layer sees those that were kept, as it will on the way back.
-    fn forward(&self, states: &mut States) -> Result<(), MomentsError> {
+    /// Keeps the states that enter the first `layers` layers and those that leave them. Each layer sees those that were kept, as
+    /// it will on the way back.
+    fn forward(&self, states: &mut States, layers: usize) -> Result<(), MomentsError> {
         let model = self.pass.model();
         for (first, group) in self.placed_groups() {
             states.write(model, first, &self.pass.embed(group.clone())?)?;
         }
-        for layer in 0..model.n_layer() {
+        for layer in 0..layers {
             let what = format!("layer {} of {} forward", layer + 1, model.n_layer());
             for (first, group) in self.placed_groups() {
                 let mut hidden = states.read(model, layer, first, group)?;
@@ -218,10 +275,14 @@ impl Run<'_, '_, '_> {
         2.0 * tensors.map(|tensor| tensor.elements() as f64).sum::<f64>()
     }
 
-    fn total_work(&self) -> u64 {
-        let layers = self.pass.model().n_layer();
-        let of_layers: f64 = (0..layers).map(|layer| (1.0 + BACKWARD) * self.work_of(layer)).sum();
-        ((of_layers + HEAD * self.work_of(layers)) * self.tokens as f64 / FLOP_PER_UNIT) as u64
+    /// Work that is left when the layers from `done` on are done.
+    fn work_left(&self, done: Option<usize>) -> u64 {
+        let layers = self.layers();
+        let upto = done.unwrap_or(layers + 1);
+        let forward: f64 = (0..upto.saturating_sub(1)).map(|layer| self.work_of(layer)).sum();
+        let back: f64 = (self.lowest()..layers.min(upto)).map(|layer| BACKWARD * self.work_of(layer)).sum();
+        let head = if done.is_none() { HEAD * self.work_of(layers) } else { 0.0 };
+        ((forward + back + head) * self.tokens as f64 / FLOP_PER_UNIT) as u64
     }
 
     fn advance(&self, flop: f64, what: &str) {
@@ -269,10 +330,10 @@ impl SquareSums {
 const COLUMNS_PER_TASK: usize = 1024;
 
 impl Moments<'_> {
-    fn finish(self, sink: &mut Sink<'_>) -> Result<(), MomentsError> {
+    fn finish(self) -> Vec<(String, OutputGradients)> {
         let moments = self.moments.into_iter().map(|(name, found)| (name, OutputGradients::Moment(found.finish())));
         let squares = self.squares.into_iter().map(|(name, found)| (name, OutputGradients::Squares(found.mean())));
-        moments.chain(squares).try_for_each(|(name, found)| sink(&name, found))
+        moments.chain(squares).collect()
     }
 }
 

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{DEFAULT_GRADIENT_TOKENS, DEFAULT_STATES_MEMORY, GradientSettings, OutputGradients, gradient_moments};
+use super::checkpoint::Checkpoint;
+use super::{DEFAULT_GRADIENT_TOKENS, DEFAULT_STATES_MEMORY, GradientSettings, gradient_moments};
 use crate::atomic_file::{Replace, check_target};
 use crate::display::printable;
 use crate::gguf::{Gguf, fingerprint};
@@ -11,7 +12,6 @@ use crate::model::Model;
 use crate::moments::{GradientProvenance, GradientsWriter, MomentsError};
 use crate::progress::Watch;
 use crate::text::{Sequences, Set, Text, calibration_context, leading_bos, open_tokenizer};
-use crate::unfinished::states_folder;
 
 /// A request to measure the second moments of a model's gradients.
 ///
@@ -78,7 +78,7 @@ impl<'a> GradientRequest<'a> {
     }
 
     /// Measures and writes `output`. Hidden states that do not fit into memory lie beside it meanwhile. A run that is stopped
-    /// leaves nothing, and the next one begins again.
+    /// leaves its finished layers, and the next one goes on behind them.
     ///
     /// # Errors
     /// When the model cannot be run or does not predict the next token, the text is too short, `output` cannot be written, or
@@ -112,39 +112,11 @@ impl<'a> GradientRequest<'a> {
             names.iter().map(|name| (name.clone(), rows(name))).collect()
         };
         let (outputs, squares) = (outputs(&settings.tensors), outputs(&settings.squares));
-        let mut writer = GradientsWriter::create(output, replace.is_allowed(), &provenance, &outputs, &squares)?;
-        let states = StatesFolder::create(output)?;
-        let loss = gradient_moments(&model, &text, &settings, states.path(), watch, &mut |name, found| {
-            match found {
-                OutputGradients::Moment(moment) => writer.write(name, &moment)?,
-                OutputGradients::Squares(squares) => writer.write_squares(name, &squares)?,
-            }
-            Ok(())
-        })?;
-        writer.finish()?;
+        let mut checkpoint = Checkpoint::open(output, &model, &provenance, replace.is_allowed())?;
+        let folder = checkpoint.path().to_path_buf();
+        let loss = gradient_moments(&model, &text, &settings, &folder, watch, &mut checkpoint)?;
+        checkpoint.write(GradientsWriter::create(output, replace.is_allowed(), &provenance, &outputs, &squares)?)?;
+        checkpoint.remove()?;
         Ok(GradientReport { matrices: outputs.len(), tokens: text.len(), loss })
-    }
-}
-
-/// A folder beside an output, which goes when the work is over.
-struct StatesFolder(std::path::PathBuf);
-
-impl StatesFolder {
-    fn create(output: &Path) -> Result<StatesFolder, MomentsError> {
-        let path = states_folder(output);
-        let failed = |source| MomentsError::Io { path: path.clone(), action: "cannot make the folder", source };
-        std::fs::create_dir_all(&path).map_err(failed)?;
-        Ok(StatesFolder(path))
-    }
-
-    fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for StatesFolder {
-    fn drop(&mut self) {
-        // What stays costs space and nothing else; files of another run in it are not this one's to remove.
-        let _ = std::fs::remove_dir(&self.0);
     }
 }

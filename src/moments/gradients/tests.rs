@@ -23,16 +23,35 @@ fn gradients(model: &Model<'_>, seed: u64, memory: u64) -> Found {
     let names = |found: Vec<&str>| found.into_iter().map(str::to_owned).collect();
     let (tensors, squares) = (names(model.gradient_matrices()), names(model.further_gradient_matrices()));
     let settings = GradientSettings { seed, tensors, squares, states_memory: memory };
-    let (mut moments, mut squares) = (BTreeMap::new(), BTreeMap::new());
-    let loss = gradient_moments(model, &text(256), &settings, folder.path(), &(), &mut |name, found| {
-        match found {
-            OutputGradients::Moment(found) => drop(moments.insert(name.to_owned(), found)),
-            OutputGradients::Squares(found) => drop(squares.insert(name.to_owned(), found)),
+    let mut all = All::default();
+    let loss = gradient_moments(model, &text(256), &settings, folder.path(), &(), &mut all);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "states stay behind");
+    (loss.unwrap(), all.moments, all.squares)
+}
+
+/// Keeps everything.
+#[derive(Default)]
+struct All {
+    moments: BTreeMap<String, SecondMoment>,
+    squares: BTreeMap<String, GradientSquares>,
+}
+
+impl GradientSink for All {
+    fn take(
+        &mut self,
+        _layer: usize,
+        found: Vec<(String, OutputGradients)>,
+        _gradients: &[HiddenStates],
+        _loss: f64,
+    ) -> Result<(), MomentsError> {
+        for (name, found) in found {
+            match found {
+                OutputGradients::Moment(found) => drop(self.moments.insert(name, found)),
+                OutputGradients::Squares(found) => drop(self.squares.insert(name, found)),
+            }
         }
         Ok(())
-    });
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "states stay behind");
-    (loss.unwrap(), moments, squares)
+    }
 }
 
 /// The gradients of all tokens, from states that nothing was rounded of.

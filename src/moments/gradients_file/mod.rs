@@ -375,6 +375,19 @@ impl GradientMoments {
         Ok(Some(sums.iter().map(|sum| if weight > 0.0 { f64::from(*sum) / weight } else { 0.0 }).collect()))
     }
 
+    /// All of which the squares alone are known, by the names of their matrices.
+    ///
+    /// # Errors
+    /// As [`Self::squares`].
+    pub(crate) fn only_squares(&self) -> Result<Vec<(String, GradientSquares)>, GradientsError> {
+        let of = |name: &String| {
+            let ([weight, tokens], sums) = self.diagonal(name)?;
+            let mean = |sum: &f32| if weight > 0.0 { (f64::from(*sum) / weight) as f32 } else { 0.0 };
+            Ok((name.clone(), GradientSquares { mean: sums.iter().map(mean).collect(), tokens: tokens as u64 }))
+        };
+        self.squares.keys().map(of).collect()
+    }
+
     /// Weight of the sums and number of tokens, and sums of squares.
     fn diagonal(&self, tensor: &str) -> Result<([f64; 2], Vec<f32>), GradientsError> {
         let data = self.part(tensor, COUNTS)?;
