@@ -12,10 +12,11 @@ use memmap2::Mmap;
 use super::byte_order;
 use super::bytes::Source;
 use super::error::{DAMAGED, GgufError, shown, shown_path};
-use super::metadata::Metadata;
+use super::metadata::{Metadata, is_layout_key};
 use super::parse::{MAX_TENSORS, ParsedFile, parse};
 use super::split;
 use super::tensor_info::{TensorInfo, TensorTotals};
+use super::value::Value;
 
 /// An open model: metadata, tensor table, and the mapped data of all its shards.
 pub struct Gguf {
@@ -34,6 +35,7 @@ pub struct Shard {
     big_endian: bool,
     alignment: u32,
     data_start: u64,
+    own_keys: Vec<String>,
     source: Arc<Source>,
 }
 
@@ -72,6 +74,19 @@ impl Shard {
     pub fn file_bytes(&self) -> u64 {
         self.source.as_slice().len() as u64
     }
+
+    /// Of a further shard of a split model: keys that the first shard lacks or has with another value, without those that
+    /// are about the file itself. [`Gguf::metadata`] does not show them.
+    pub fn own_keys(&self) -> &[String] {
+        &self.own_keys
+    }
+
+    /// The bytes before the tensor data, padding included.
+    pub(crate) fn header(&self) -> &[u8] {
+        // Checked when the file was opened: the data section lies in the file, or is empty behind its end.
+        let file = self.source.as_slice();
+        &file[..file.len().min(self.data_start as usize)]
+    }
 }
 
 impl Gguf {
@@ -104,9 +119,10 @@ impl Gguf {
                     advice: format!("put {} beside it", shown_path(&shard_path)),
                 });
             }
-            let (shard, mut parsed) = open_shard(&shard_path, usize::from(number))?;
+            let (mut shard, mut parsed) = open_shard(&shard_path, usize::from(number))?;
             tensors += parsed.tensors.len() as u64;
             check_belongs(&files[0], &shard, &parsed, number, count)?;
+            shard.own_keys = own_keys(&files[0].1.metadata, &parsed.metadata);
             if tensors > MAX_TENSORS {
                 return Err(GgufError::Split {
                     file: shard.label,
@@ -439,9 +455,17 @@ fn parse_shard(
         big_endian: parsed.big_endian,
         alignment: parsed.metadata.alignment()?,
         data_start: parsed.data_start,
+        own_keys: Vec::new(),
         source,
     };
     Ok((shard, parsed))
+}
+
+/// Keys of a further shard that the first lacks or has with another value. How a file is aligned and which shard it is are
+/// matters of that file.
+fn own_keys(first: &Metadata, further: &Metadata) -> Vec<String> {
+    let is_own = |(key, value): &(&str, &Value)| !is_layout_key(key) && first.get(key) != Some(*value);
+    further.iter().filter(is_own).map(|(key, _)| key.to_owned()).collect()
 }
 
 /// Checks that a further shard is the right one of the same model as the first.

@@ -23,6 +23,13 @@ pub fn shard_path(prefix: &Path, number: u16, count: u16) -> PathBuf {
     PathBuf::from(name)
 }
 
+/// The path of shard `number` (from 0) of `count` of an output that is named as a whole: its `.gguf` is left out.
+pub fn shard_path_of(output: &Path, number: u16, count: u16) -> PathBuf {
+    let named_gguf = output.extension().is_some_and(|extension| extension == "gguf");
+    let prefix = if named_gguf { output.with_extension("") } else { output.to_path_buf() };
+    shard_path(&prefix, number, count)
+}
+
 /// Takes a shard's path apart: prefix, number from 0, count. `None` if it is not named like a shard.
 pub fn parse_shard_path(path: &Path) -> Option<(PathBuf, u16, u16)> {
     let name = path.file_name()?.to_str()?;
