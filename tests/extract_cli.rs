@@ -120,8 +120,7 @@ fn doctor_measures_products_against_the_peak() {
     let json = json_of(run("doctor --seconds 1 --threads 1 --json".split(' ')));
     let rows = json["products"].as_array().unwrap();
     for ty in ["f32", "bf16"] {
-        let mut rows = rows.iter().filter(|row| row["type"] == ty);
-        assert!(rows.all(|row| row["gflops"].as_f64().unwrap() > 0.0 && row["share_of_peak"].as_f64().unwrap() > 0.0));
+        let row = rows.iter().find(|row| row["type"] == ty).unwrap_or_else(|| panic!("{ty}: {json}"));
+        assert!(row["gflops"].as_f64().unwrap() > 0.0 && row["share_of_peak"].as_f64().unwrap() > 0.0, "{row}");
     }
-    assert!(rows.len() >= 2, "{json}");
 }

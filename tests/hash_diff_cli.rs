@@ -4,7 +4,7 @@ mod common;
 
 use std::path::PathBuf;
 
-use common::{args, doclet, error_line, json_of, run, run_with, stdout_of};
+use common::{args, doclet, error_line, files_in, json_of, run, run_with, stdout_of};
 use lwq::gguf::testing::RawGguf;
 use lwq::gguf::{Gguf, TensorType};
 use sha2::{Digest, Sha256};
@@ -66,8 +66,7 @@ fn metadata_count_unless_they_are_left_out() {
 fn equal_models_have_no_differences() {
     let dir = tempfile::tempdir().unwrap();
     assert!(run(args!["split", doclet(), dir.path().join("p"), "--max-tensors", "30"]).status.success());
-    let first = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
-    let first = first.filter(|path| path.to_str().unwrap().contains("-00001-of-")).next().unwrap();
+    let first = dir.path().join(&files_in(dir.path())[0]);
     let report = json_of(run(args!["diff", doclet(), &first, "--exit-code", "--json"]));
     assert_eq!((&report["same"], report["metadata"].as_array().unwrap().len()), (&true.into(), 0));
     let text = stdout_of(run(args!["diff", doclet(), &first]));

@@ -54,6 +54,7 @@ pub struct Extracted {
     /// Dimensions as other programs have them, slowest first.
     pub shape: Vec<u64>,
     /// The file.
+    #[serde(serialize_with = "super::path_as_text")]
     pub file: PathBuf,
 }
 

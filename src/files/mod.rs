@@ -35,3 +35,8 @@ pub use error::FilesError;
 pub use extract::{Extracted, Extraction, Numbers};
 pub use merge::Merge;
 pub use split::{Limit, Part, SplitPlan};
+
+/// A path for JSON, which has no bytes that are not text.
+fn path_as_text<S: serde::Serializer>(path: &std::path::Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
+}

@@ -25,7 +25,7 @@ pub enum Limit {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Part {
     /// The file.
-    #[serde(rename = "file")]
+    #[serde(rename = "file", serialize_with = "super::path_as_text")]
     pub path: PathBuf,
     /// Tensors in it.
     pub tensors: usize,
@@ -109,7 +109,7 @@ impl<'a> SplitPlan<'a> {
 /// Which tensors each part has.
 fn deal(gguf: &Gguf, limit: Limit, metadata_alone: bool) -> Result<Vec<Range<usize>>, FilesError> {
     let count = gguf.tensors().len();
-    let first = if metadata_alone { vec![0..0] } else { Vec::new() };
+    let first = metadata_alone.then_some(0..0);
     let ranges = match limit {
         Limit::Tensors(most) => {
             let most = most.max(1);
@@ -207,21 +207,23 @@ mod tests {
         assert_eq!(deal(1024, &[128, 800, 900]), [0..0, 0..2, 2..3]);
         // A tensor that is too large for any part does not leave an empty one before it.
         assert_eq!(deal(1024, &[2000, 10]), [0..1, 1..2]);
-        assert_eq!(deal(4096, &[2000, 10]), [0..2]);
+        assert_eq!(deal(4096, &[2000, 10, 4000]), [0..2, 2..3]);
     }
 
     #[test]
     fn computed_sizes_are_those_of_the_layout() {
-        let file = RawGguf::new().str("general.architecture", "llama").u32("general.alignment", 64);
+        let file = RawGguf { alignment: 64, ..RawGguf::new() }.str("general.architecture", "llama");
         let values: Vec<f32> = (0..40).map(|at| at as f32).collect();
-        let file = file.f32_tensor("a", &[40], &values).f32_tensor("long.name", &[8, 5], &values);
-        let gguf = Gguf::from_bytes(RawGguf { alignment: 64, ..file }.build()).unwrap();
-        for most in [300, 400, 450, 500, 600] {
-            let Ok(plan) = SplitPlan::new(&gguf, Path::new("out"), Limit::Bytes(most), false) else { continue };
-            let sizes: u64 = plan.parts().iter().map(|part| part.size_bytes).max().unwrap();
-            assert!(sizes <= most, "{most}: {:?}", plan.parts());
+        let file = file.u32("general.alignment", 64).f32_tensor("a", &[40], &values);
+        let gguf = Gguf::from_bytes(file.f32_tensor("long.name", &[8, 5], &values).build()).unwrap();
+        for (most, parts) in [(320, 3), (400, 3), (448, 2), (600, 2)] {
+            let plan =
+                SplitPlan::new(&gguf, Path::new("out"), Limit::Bytes(most), false).unwrap_or_else(|e| panic!("{e}"));
+            let largest = plan.parts().iter().map(|part| part.size_bytes).max().unwrap();
+            assert!(largest <= most && plan.parts().len() == parts, "{most}: {:?}", plan.parts());
         }
-        let plan = SplitPlan::new(&gguf, Path::new("out.gguf"), Limit::Tensors(1), true).unwrap();
+        let plan =
+            SplitPlan::new(&gguf, Path::new("out.gguf"), Limit::Tensors(1), true).unwrap_or_else(|e| panic!("{e}"));
         let tensors: Vec<usize> = plan.parts().iter().map(|part| part.tensors).collect();
         assert_eq!(tensors, [0, 1, 1]);
         assert_eq!(plan.parts()[2].path, Path::new("out-00003-of-00003.gguf"));
