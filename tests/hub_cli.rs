@@ -96,7 +96,7 @@ fn what_is_not_there_is_named_with_the_command_that_brings_it() {
 fn export_and_publish_take_names_too() {
     let dir = tempfile::tempdir().unwrap();
     cache(dir.path());
-    let output = run(dir.path(), "export org/doclet-4m out --scheme W8A16");
+    let output = run(dir.path(), "export org/doclet-4m out --scheme W8A16 --rounding rtn");
     assert!(output.status.success(), "{output:?}");
     assert!(dir.path().join("work/out/config.json").is_file());
     // The model is read before the request is looked at as a whole.
