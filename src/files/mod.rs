@@ -1,4 +1,4 @@
-//! Verbs over whole GGUF files, which keep every weight as it is: [`split`](SplitPlan) and [`merge`](Merge), a [digest](digest)
+//! Verbs over whole GGUF files, which keep every weight as it is: [`split`](SplitPlan) and [`merge`](Merge), a [digest](digest())
 //! of what a file holds whatever its layout, [`compare`] of two files, [`edit`](Edit) of metadata, [`extract`](Extraction) of
 //! tensors for other programs. They know tensors and keys, not models.
 //!

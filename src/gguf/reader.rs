@@ -12,11 +12,10 @@ use memmap2::Mmap;
 use super::byte_order;
 use super::bytes::Source;
 use super::error::{DAMAGED, GgufError, shown, shown_path};
-use super::metadata::{Metadata, is_layout_key};
+use super::metadata::Metadata;
 use super::parse::{MAX_TENSORS, ParsedFile, parse};
 use super::split;
 use super::tensor_info::{TensorInfo, TensorTotals};
-use super::value::Value;
 
 /// An open model: metadata, tensor table, and the mapped data of all its shards.
 pub struct Gguf {
@@ -121,8 +120,8 @@ impl Gguf {
             }
             let (mut shard, mut parsed) = open_shard(&shard_path, usize::from(number))?;
             tensors += parsed.tensors.len() as u64;
-            check_belongs(&files[0], &shard, &parsed, number, count)?;
-            shard.own_keys = own_keys(&files[0].1.metadata, &parsed.metadata);
+            split::check_belongs(&files[0], (&shard, &parsed), number, count)?;
+            shard.own_keys = split::own_keys(&files[0].1.metadata, &parsed.metadata);
             if tensors > MAX_TENSORS {
                 return Err(GgufError::Split {
                     file: shard.label,
@@ -459,45 +458,4 @@ fn parse_shard(
         source,
     };
     Ok((shard, parsed))
-}
-
-/// Keys of a further shard that the first lacks or has with another value. How a file is aligned and which shard it is are
-/// matters of that file.
-fn own_keys(first: &Metadata, further: &Metadata) -> Vec<String> {
-    let is_own = |(key, value): &(&str, &Value)| !is_layout_key(key) && first.get(key) != Some(*value);
-    further.iter().filter(is_own).map(|(key, _)| key.to_owned()).collect()
-}
-
-/// Checks that a further shard is the right one of the same model as the first.
-fn check_belongs(
-    first: &(Shard, ParsedFile),
-    shard: &Shard,
-    parsed: &ParsedFile,
-    number: u16,
-    count: u16,
-) -> Result<(), GgufError> {
-    let wrong = |problem: String| GgufError::Split {
-        file: shard.label.clone(),
-        problem,
-        advice: "get all shards of the same model again".to_owned(),
-    };
-    split::check_further_shard(&parsed.metadata, number, count)?;
-    if (shard.version, shard.big_endian) != (first.0.version, first.0.big_endian) {
-        let order = |big| if big { "big" } else { "little" };
-        return Err(wrong(format!(
-            "is GGUF version {}, {} endian, the first shard is version {}, {} endian",
-            shard.version,
-            order(shard.big_endian),
-            first.0.version,
-            order(first.0.big_endian)
-        )));
-    }
-    for key in ["general.architecture", "general.name", split::TENSOR_COUNT_KEY] {
-        if let (Some(here), Some(there)) = (parsed.metadata.get(key), first.1.metadata.get(key))
-            && here != there
-        {
-            return Err(wrong(format!("{key} is {}, in the first shard {}", here.describe(), there.describe())));
-        }
-    }
-    Ok(())
 }
