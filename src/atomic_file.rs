@@ -187,6 +187,21 @@ impl Drop for AtomicFile {
     }
 }
 
+/// Syncs all files before the first gets its name, then names them last to first: the file that a reader opens
+/// first appears when all others are there.
+///
+/// # Errors
+/// As [`AtomicFile::commit`].
+pub fn commit_all(mut files: Vec<AtomicFile>) -> Result<(), OutputError> {
+    for file in &mut files {
+        file.sync()?;
+    }
+    while let Some(file) = files.pop() {
+        file.commit()?;
+    }
+    Ok(())
+}
+
 /// Checks that `target` may be written, without writing anything.
 ///
 /// # Errors

@@ -92,7 +92,7 @@ pub fn level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
     *LEVEL.get_or_init(|| {
         let cap = requested_cap().ok().flatten().unwrap_or(Level::Avx512Bf16);
-        detected_level().min(cap)
+        detected().min(cap)
     })
 }
 
@@ -162,6 +162,35 @@ fn maker() -> Option<String> {
 #[cfg(not(target_arch = "x86_64"))]
 fn maker() -> Option<String> {
     None
+}
+
+/// The best level that this CPU has, whatever `LWQ_ISA` says.
+pub fn detected() -> Level {
+    static DETECTED: OnceLock<Level> = OnceLock::new();
+    *DETECTED.get_or_init(detected_level)
+}
+
+/// The cap that `LWQ_ISA` sets, if it is set to a level of this architecture.
+pub fn cap() -> Option<Level> {
+    requested_cap().ok().flatten()
+}
+
+/// Features of this CPU that matter to products and encoders here, or may one day, by the names that compilers give them,
+/// and whether it has them.
+pub fn features() -> Vec<(&'static str, bool)> {
+    #[cfg(target_arch = "aarch64")]
+    use std::arch::is_aarch64_feature_detected as detected;
+    #[cfg(target_arch = "x86_64")]
+    use std::arch::is_x86_feature_detected as detected;
+    macro_rules! each {
+        ($($name:tt)*) => { vec![$(($name, detected!($name))),*] };
+    }
+    #[cfg(target_arch = "x86_64")]
+    return each!("avx2" "fma" "f16c" "avx512f" "avx512bw" "avx512cd" "avx512dq" "avx512vl" "avx512vnni" "avx512bf16");
+    #[cfg(target_arch = "aarch64")]
+    return each!("neon" "fp16" "dotprod" "bf16" "i8mm" "sve" "sve2");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    each!()
 }
 
 /// Defines types whose values prove that this CPU has certain instructions.

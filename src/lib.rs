@@ -32,6 +32,8 @@
 //! | To | begin at |
 //! |---|---|
 //! | read and write GGUF files | [`gguf::Gguf`], [`gguf::GgufWriter`] |
+//! | split, merge, digest, compare, edit and extract files | [`files`] |
+//! | find a model in the Hugging Face cache | [`hub::find_model`] |
 //! | make a GGUF of a Hugging Face folder | [`convert::Conversion`] |
 //! | make a folder for vLLM and transformers | [`export::Request`] |
 //! | collect an importance matrix | [`imatrix::Collection`] |
@@ -56,7 +58,9 @@ pub mod cpu;
 pub mod display;
 pub mod eval;
 pub mod export;
+pub mod files;
 pub mod gguf;
+pub mod hub;
 pub mod imatrix;
 pub mod interrupt;
 pub mod measure;

@@ -185,14 +185,26 @@ pub(crate) fn process_cpu_seconds() -> Option<f64> {
 /// Memory that new work may take without pushing others out, in bytes; `None` where the system does not tell.
 pub fn available_memory() -> Option<u64> {
     #[cfg(target_os = "linux")]
-    {
-        let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-        let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-        Some(kib * 1024)
-    }
+    return memory_field("MemAvailable:");
     #[cfg(not(target_os = "linux"))]
     None
+}
+
+/// Memory of this machine in bytes; `None` where the system does not tell.
+pub fn total_memory() -> Option<u64> {
+    #[cfg(target_os = "linux")]
+    return memory_field("MemTotal:");
+    #[cfg(not(target_os = "linux"))]
+    None
+}
+
+/// A line of `/proc/meminfo`, in bytes.
+#[cfg(target_os = "linux")]
+fn memory_field(name: &str) -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix(name))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
 }
 
 /// Columns of the terminal on stdout; `None` if there is none or it does not tell.

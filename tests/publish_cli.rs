@@ -280,7 +280,7 @@ fn a_folder_is_converted_and_exported_and_its_card_is_taken_over() {
         card.contains("\nlicense: apache-2.0\n") && card.contains("\n- docs\n- gguf\n- compressed-tensors\n"),
         "{card}"
     );
-    assert!(card.contains("lwq convert doclet doclet-f16.gguf"), "{card}");
+    assert!(card.contains("lwq convert doclet -o doclet-f16.gguf"), "{card}");
     assert!(out.join("doclet-W8A16/model.safetensors").is_file() && out.join("doclet-3MB.gguf").is_file());
     let exported = &report["folders"][0];
     let kld = exported["divergence"]["mean_kld"].as_f64().unwrap();

@@ -1,11 +1,13 @@
 //! What this machine can do, and how much of it the kernels use.
 
 mod codecs;
+mod doctor;
 mod kernels;
 
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 pub use codecs::{CodecRow, CodecsBench, CodecsReport, CopySpeed};
+pub use doctor::{Disk, Doctor, DoctorReport, Feature, KernelChoice};
 pub use kernels::{KernelsBench, KernelsReport, PeakRow, ProductRow, Shape};
 
 use crate::compute::MatrixError;

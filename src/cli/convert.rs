@@ -8,10 +8,12 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use serde_json::{Map, Value as Json};
 
+use super::args::RevisionArg;
 use super::{Common, count, decimal_size, printable};
 use lwq::atomic_file::AtomicFile;
 use lwq::convert::{Conversion, Options, OutputType};
 use lwq::gguf::{GgufLayout, TensorType, Value};
+use lwq::hub::repository_of;
 
 /// Convert a Hugging Face model folder to a 16-bit GGUF
 ///
@@ -19,13 +21,15 @@ use lwq::gguf::{GgufLayout, TensorType, Value};
 /// of llama.cpp's convert_hf_to_gguf.py.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  lwq convert path/to/model -o model-f16.gguf --type f16\n  lwq convert path/to/model --dry-run --json"
+    after_help = "Examples:\n  lwq convert path/to/model -o model-f16.gguf --type f16\n  lwq convert path/to/model --dry-run --json\n  lwq convert org/name    # a model that `hf download org/name` brought"
 )]
 pub struct ConvertArgs {
-    /// Folder with config.json, *.safetensors and the tokenizer
+    /// Folder with config.json, *.safetensors and the tokenizer, or ORG/NAME of a model in the Hugging Face cache
     #[arg(value_name = "FOLDER")]
     folder: PathBuf,
-    /// File to write [default: the folder's name with the type, beside it]
+    #[command(flatten)]
+    revision: RevisionArg,
+    /// File to write [default: the folder's name with the type, beside it; of a model in the cache in the current folder]
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Type of the matrices; auto keeps the source's 16-bit type, and MXFP4 and NVFP4 codes as they are; source keeps
@@ -119,10 +123,11 @@ impl ConvertArgs {
             name: self.name.clone(),
             drop_mtp: self.drop_mtp,
         };
-        let conversion = Conversion::open(&self.folder, &options)?;
+        let folder = self.revision.find(&self.folder, common)?;
+        let conversion = Conversion::open(&folder, &options)?;
         let output = match &self.output {
             Some(output) => output.clone(),
-            None => default_output(&self.folder, conversion.main_type()),
+            None => default_output(&folder, conversion.main_type()),
         };
         super::output_name::check_converted(common, &output, conversion.main_type());
         let layout = conversion.layout(&output.display().to_string())?;
@@ -138,13 +143,13 @@ impl ConvertArgs {
             conversion.write(&layout, file.file(), &common.watch())?;
             file.commit()?;
         }
-        self.report(common, &conversion, &layout, &output, started.elapsed())
+        self.report(common, (&folder, &conversion), &layout, &output, started.elapsed())
     }
 
     fn report(
         &self,
         common: &Common,
-        conversion: &Conversion,
+        (folder, conversion): (&Path, &Conversion),
         layout: &GgufLayout,
         output: &Path,
         elapsed: Duration,
@@ -154,7 +159,7 @@ impl ConvertArgs {
         let pre = conversion.metadata().str("tokenizer.ggml.pre")?.unwrap_or_default();
         if common.json {
             return common.result_json(&ConvertReport {
-                source: self.folder.display().to_string(),
+                source: folder.display().to_string(),
                 output: output.display().to_string(),
                 written: !self.dry_run,
                 class: conversion.class(),
@@ -212,9 +217,13 @@ impl ConvertArgs {
     }
 }
 
-/// `folder-f16.gguf` beside the folder.
+/// `folder-f16.gguf` beside the folder; of a snapshot in the hub's cache, where no other files belong, `name-f16.gguf` here.
 fn default_output(folder: &Path, ty: TensorType) -> PathBuf {
     let path = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_path_buf());
+    if let Some(repository) = repository_of(&path) {
+        let name = repository.rsplit('/').next().unwrap_or(&repository);
+        return PathBuf::from(format!("{name}-{ty}.gguf"));
+    }
     let name = path.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
     path.with_file_name(format!("{name}-{ty}.gguf"))
 }

@@ -11,7 +11,7 @@ use regex::Regex;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::args::{AimFlags, CalibrationFlags};
+use super::args::{AimFlags, CalibrationFlags, RevisionArg};
 use super::{Common, Usage, count, decimal_size, printable};
 use lwq::export::{
     self, AlsoGguf, CheckReport, CheckedTensor, Draft, GroupSize, Odd, Request, Rounding, Scheme, Written,
@@ -29,9 +29,12 @@ use lwq::rounding::RoundingMethod;
     after_help = "Examples:\n  lwq export path/to/model model-w4a16 --scheme W4A16\n  lwq export path/to/model model-fp8 --scheme FP8_DYNAMIC --check\n  lwq export path/to/model model-mixed --scheme W4A16 --like-bpw 4.6\n  lwq export path/to/model model-w4a16 --scheme W4A16 --also-gguf Q4_K_M\n  lwq export model-w4a16 --check"
 )]
 pub struct ExportArgs {
-    /// Folder with config.json, *.safetensors and the tokenizer; with --check alone the folder to check
+    /// Folder with config.json, *.safetensors and the tokenizer, or ORG/NAME of a model in the Hugging Face cache; with
+    /// --check alone the folder to check
     #[arg(value_name = "FOLDER")]
     folder: PathBuf,
+    #[command(flatten)]
+    revision: RevisionArg,
     /// Folder to write
     #[arg(value_name = "OUT", required_unless_present = "check")]
     output: Option<PathBuf>,
@@ -212,7 +215,8 @@ impl ExportArgs {
     /// # Errors
     /// Anything wrong with the source, the output or, with --check, what is in it.
     pub fn run(&self, common: &Common) -> Result<()> {
-        let Some(scheme) = self.scheme else { return self.check_only(common) };
+        let folder = self.revision.find(&self.folder, common)?;
+        let Some(scheme) = self.scheme else { return self.check_only(&folder, common) };
         let output = self.output.as_ref().ok_or_else(|| Usage("give the folder to write".to_owned()))?;
         let started = Instant::now();
         let mut request =
@@ -231,7 +235,7 @@ impl ExportArgs {
         if let Some(bits) = self.like_bpw {
             request = request.like_bits_per_weight(bits);
         }
-        let mut draft = request.decide(&self.folder)?;
+        let mut draft = request.decide(&folder)?;
         draft.warnings().iter().for_each(|warning| common.warn(warning));
         for odd in draft.odd() {
             common.warn(format!("{}: {}; it {}", odd.module, odd.problem, odd.becomes));
@@ -239,7 +243,7 @@ impl ExportArgs {
         let mut write = || draft.write(output, common.replace(), &common.watch());
         let written = (!self.dry_run).then(&mut write).transpose()?;
         let seconds = written.is_some().then(|| started.elapsed().as_secs_f64());
-        let check = self.check.then(|| export::check(output, Some(&self.folder), &common.watch())).transpose()?;
+        let check = self.check.then(|| export::check(output, Some(&folder), &common.watch())).transpose()?;
         report(common, &draft, output, (written.as_ref(), seconds), check.as_ref())?;
         check.map_or(Ok(()), |check| refuse(output, &check))
     }
@@ -277,10 +281,10 @@ impl ExportArgs {
     }
 
     /// Checks a folder that is there: the second, made from the first, or the only one.
-    fn check_only(&self, common: &Common) -> Result<()> {
+    fn check_only(&self, named: &Path, common: &Common) -> Result<()> {
         let (folder, source) = match &self.output {
-            Some(output) => (output.as_path(), Some(self.folder.as_path())),
-            None => (self.folder.as_path(), None),
+            Some(output) => (output.as_path(), Some(named)),
+            None => (named, None),
         };
         let found = export::check(folder, source, &common.watch())?;
         if common.json {

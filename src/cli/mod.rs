@@ -1,7 +1,7 @@
 //! The command line: flags, output and exit codes. It parses, calls the library, and prints.
 //!
-//! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 128 + n ended by
-//! signal n.
+//! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 files that were asked
+//! to be the same differ, 128 + n ended by signal n.
 
 mod args;
 mod bench;
@@ -10,18 +10,25 @@ mod convert;
 mod dev;
 mod dev_backward;
 mod dev_forward;
+mod diff;
+mod doctor;
+mod edit;
 mod eval;
 mod export;
+mod extract;
+mod hash;
 mod imatrix;
 mod inspect;
 mod list;
 mod manual;
 mod measure;
+mod merge;
 mod output_name;
 mod plan;
 mod progress;
 mod publish;
 mod quantize;
+mod split;
 mod tokenize;
 
 use std::io::{self, Write};
@@ -72,10 +79,17 @@ enum Command {
     Plan(plan::PlanArgs),
     Publish(publish::PublishArgs),
     Inspect(inspect::InspectArgs),
+    Split(split::SplitArgs),
+    Merge(merge::MergeArgs),
+    Hash(hash::HashArgs),
+    Diff(diff::DiffArgs),
+    Edit(edit::EditArgs),
+    Extract(extract::ExtractArgs),
     Tokenize(tokenize::TokenizeArgs),
     List(list::ListArgs),
     /// Measure kernels against this machine's own peak
     Bench(bench::BenchArgs),
+    Doctor(doctor::DoctorArgs),
     Completions(manual::CompletionsArgs),
     Man(manual::ManArgs),
     /// Raw access to the block formats, for tests
@@ -116,6 +130,13 @@ impl Cli {
             Command::Plan(args) => args.run(common),
             Command::Publish(args) => args.run(common),
             Command::Inspect(args) => args.run(common),
+            Command::Split(args) => args.run(common),
+            Command::Merge(args) => args.run(common),
+            Command::Hash(args) => args.run(common),
+            Command::Diff(args) => args.run(common),
+            Command::Edit(args) => args.run(common),
+            Command::Extract(args) => args.run(common),
+            Command::Doctor(args) => args.run(common),
             Command::Tokenize(args) => args.run(common),
             Command::List(args) => args.run(common),
             Command::Bench(args) => bench::run(args, common),
@@ -174,7 +195,7 @@ fn make_folder(folder: &Path) -> anyhow::Result<()> {
 struct Usage(String);
 
 /// Prints an error as one line on stderr and gives the exit code: 0 for a closed pipe, 128 + n for a run that signal
-/// n has stopped, which has said so itself, 2 for [`Usage`], else 1.
+/// n has stopped, which has said so itself, 3 for [`diff::Different`], which has been printed, 2 for [`Usage`], else 1.
 fn report_error(error: &anyhow::Error) -> ExitCode {
     let closed_pipe = error
         .chain()
@@ -184,6 +205,9 @@ fn report_error(error: &anyhow::Error) -> ExitCode {
     }
     if error.chain().any(|cause| cause.is::<Interrupted>()) {
         return ExitCode::from(lwq::interrupt::exit_code());
+    }
+    if error.is::<diff::Different>() {
+        return ExitCode::from(3);
     }
     // Contexts and sources in one line; some sources repeat themselves in their parents' text.
     let mut line = String::new();

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use super::args::{ActivationsArg, RoundingArg};
+use super::args::{ActivationsArg, RevisionArg, RoundingArg};
 use super::args::{CalibrationFlags, parse_size, parse_target};
 use super::progress::duration;
 use super::{Common, Usage, count, decimal_size, printable};
@@ -34,9 +34,11 @@ use lwq::text::{Set, Text};
     after_help = "Examples:\n  lwq publish path/to/model out\n  lwq publish model-f16.gguf out --targets IQ3_M,Q4_K_M,Q6_K --shrink\n  lwq publish path/to/model out --sizes 4GB,6GB --schemes W4A16,FP8_DYNAMIC\n  lwq publish path/to/model out --fit 8GB --ctx 16k --dry-run\n  lwq publish --list out"
 )]
 pub struct PublishArgs {
-    /// Model: a 16-bit GGUF, or a Hugging Face folder
+    /// Model: a 16-bit GGUF, a Hugging Face folder, or ORG/NAME of a model in the Hugging Face cache
     #[arg(value_name = "SOURCE", required_unless_present = "list")]
     source: Option<PathBuf>,
+    #[command(flatten)]
+    revision: RevisionArg,
     /// Folder of the repository, which is made
     #[arg(value_name = "OUT", required_unless_present = "list")]
     output: Option<PathBuf>,
@@ -172,7 +174,8 @@ impl PublishArgs {
         // The command line makes sure that both are there.
         let (Some(source), Some(output)) = (&self.source, &self.output) else { return Ok(()) };
         let watch = common.watch();
-        let request = self.request(Request::new(source, output), common)?;
+        let source = self.revision.find(source, common)?;
+        let request = self.request(Request::new(&source, output), common)?;
         let draft = request.decide(&watch)?;
         if self.dry_run {
             let forecast = draft.forecast();

@@ -1,12 +1,15 @@
 //! What describes a model without influencing a run: its name, its size, its licence; and the publisher's sampling
 //! defaults, which do.
 
+use std::path::PathBuf;
+
 use serde_json::Value;
 
 use super::ConvertError;
 use super::files::{Folder, kind};
 use super::plan::{Output, Plan};
 use crate::gguf::{Array, Metadata};
+use crate::hub::repository_of;
 
 /// Sampling defaults of `generation_config.json`, their keys, and whether they are integers.
 const SAMPLING: [(&str, &str, bool); 11] = [
@@ -56,7 +59,9 @@ pub(super) fn write(
 ) -> Result<(), ConvertError> {
     let card = front_matter(&folder.text("README.md").unwrap_or_default().unwrap_or_default());
     let path = std::fs::canonicalize(folder.path()).unwrap_or_else(|_| folder.path().to_path_buf());
-    let folder_name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    // A snapshot in the hub's cache is called by its commit.
+    let named = repository_of(&path).map_or(path, PathBuf::from);
+    let folder_name = named.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let card_name = card.iter().find(|(key, _)| key == "model_name").and_then(|(_, values)| values.first());
     let name = match (name, card_name) {
         (Some(name), _) => name.to_owned(),

@@ -16,11 +16,11 @@ mod files;
 mod folder;
 mod mixed;
 mod names;
-mod pack;
+pub(crate) mod pack;
 mod pieces;
 mod request;
 mod scheme;
-mod shards;
+pub(crate) mod shards;
 mod sink;
 mod write;
 

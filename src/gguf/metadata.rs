@@ -3,12 +3,18 @@
 use std::fmt;
 
 use super::error::{DAMAGED, GgufError, shown};
+use super::split::is_shard_key;
 use super::value::{Array, Value, ValueType};
 
 /// Alignment of tensor data where `general.alignment` does not say otherwise, in bytes.
 const DEFAULT_ALIGNMENT: u32 = 32;
 
 const ALIGNMENT_KEY: &str = "general.alignment";
+
+/// True for the keys that say how a file is laid out and nothing about the model.
+pub(crate) fn is_layout_key(key: &str) -> bool {
+    key == ALIGNMENT_KEY || is_shard_key(key)
+}
 
 /// Key-value pairs in file order, with exact types and bytes. Getters return `Ok(None)` for an absent key and an
 /// error that names file, key, found and expected type for a value that does not fit.

@@ -34,6 +34,7 @@ pub struct Shard {
     big_endian: bool,
     alignment: u32,
     data_start: u64,
+    own_keys: Vec<String>,
     source: Arc<Source>,
 }
 
@@ -72,6 +73,19 @@ impl Shard {
     pub fn file_bytes(&self) -> u64 {
         self.source.as_slice().len() as u64
     }
+
+    /// Of a further shard of a split model: keys that the first shard lacks or has with another value, without those that
+    /// are about the file itself. [`Gguf::metadata`] does not show them.
+    pub fn own_keys(&self) -> &[String] {
+        &self.own_keys
+    }
+
+    /// The bytes before the tensor data, padding included.
+    pub(crate) fn header(&self) -> &[u8] {
+        // Checked when the file was opened: the data section lies in the file, or is empty behind its end.
+        let file = self.source.as_slice();
+        &file[..file.len().min(self.data_start as usize)]
+    }
 }
 
 impl Gguf {
@@ -104,9 +118,10 @@ impl Gguf {
                     advice: format!("put {} beside it", shown_path(&shard_path)),
                 });
             }
-            let (shard, mut parsed) = open_shard(&shard_path, usize::from(number))?;
+            let (mut shard, mut parsed) = open_shard(&shard_path, usize::from(number))?;
             tensors += parsed.tensors.len() as u64;
-            check_belongs(&files[0], &shard, &parsed, number, count)?;
+            split::check_belongs(&files[0], (&shard, &parsed), number, count)?;
+            shard.own_keys = split::own_keys(&files[0].1.metadata, &parsed.metadata);
             if tensors > MAX_TENSORS {
                 return Err(GgufError::Split {
                     file: shard.label,
@@ -439,41 +454,8 @@ fn parse_shard(
         big_endian: parsed.big_endian,
         alignment: parsed.metadata.alignment()?,
         data_start: parsed.data_start,
+        own_keys: Vec::new(),
         source,
     };
     Ok((shard, parsed))
-}
-
-/// Checks that a further shard is the right one of the same model as the first.
-fn check_belongs(
-    first: &(Shard, ParsedFile),
-    shard: &Shard,
-    parsed: &ParsedFile,
-    number: u16,
-    count: u16,
-) -> Result<(), GgufError> {
-    let wrong = |problem: String| GgufError::Split {
-        file: shard.label.clone(),
-        problem,
-        advice: "get all shards of the same model again".to_owned(),
-    };
-    split::check_further_shard(&parsed.metadata, number, count)?;
-    if (shard.version, shard.big_endian) != (first.0.version, first.0.big_endian) {
-        let order = |big| if big { "big" } else { "little" };
-        return Err(wrong(format!(
-            "is GGUF version {}, {} endian, the first shard is version {}, {} endian",
-            shard.version,
-            order(shard.big_endian),
-            first.0.version,
-            order(first.0.big_endian)
-        )));
-    }
-    for key in ["general.architecture", "general.name", split::TENSOR_COUNT_KEY] {
-        if let (Some(here), Some(there)) = (parsed.metadata.get(key), first.1.metadata.get(key))
-            && here != there
-        {
-            return Err(wrong(format!("{key} is {}, in the first shard {}", here.describe(), there.describe())));
-        }
-    }
-    Ok(())
 }

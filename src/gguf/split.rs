@@ -5,7 +5,9 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::error::{DAMAGED, GgufError, shown, shown_path};
-use super::metadata::Metadata;
+use super::metadata::{Metadata, is_layout_key};
+use super::parse::ParsedFile;
+use super::reader::Shard;
 use super::tensor_info::align_up;
 use super::value::Value;
 
@@ -21,6 +23,13 @@ pub fn shard_path(prefix: &Path, number: u16, count: u16) -> PathBuf {
     let mut name = OsString::from(prefix);
     name.push(format!("-{:05}-of-{count:05}.gguf", u32::from(number) + 1));
     PathBuf::from(name)
+}
+
+/// The path of shard `number` (from 0) of `count` of an output that is named as a whole: its `.gguf` is left out.
+pub fn shard_path_of(output: &Path, number: u16, count: u16) -> PathBuf {
+    let named_gguf = output.extension().is_some_and(|extension| extension == "gguf");
+    let prefix = if named_gguf { output.with_extension("") } else { output.to_path_buf() };
+    shard_path(&prefix, number, count)
 }
 
 /// Takes a shard's path apart: prefix, number from 0, count. `None` if it is not named like a shard.
@@ -122,6 +131,46 @@ pub(crate) fn check_further_shard(metadata: &Metadata, number: u16, count: u16) 
             // b10605 reads the count from the first shard only.
             None if key == COUNT_KEY => {}
             None => return Err(key_error(metadata, key, format!("is missing, expected {expected}"), ADVICE)),
+        }
+    }
+    Ok(())
+}
+
+/// Keys of a further shard that the first lacks or has with another value. How a file is aligned and which shard it is are
+/// matters of that file.
+pub(super) fn own_keys(first: &Metadata, further: &Metadata) -> Vec<String> {
+    let is_own = |(key, value): &(&str, &Value)| !is_layout_key(key) && first.get(key) != Some(*value);
+    further.iter().filter(is_own).map(|(key, _)| key.to_owned()).collect()
+}
+
+/// Checks that a further shard is the right one of the same model as the first.
+pub(super) fn check_belongs(
+    first: &(Shard, ParsedFile),
+    (shard, parsed): (&Shard, &ParsedFile),
+    number: u16,
+    count: u16,
+) -> Result<(), GgufError> {
+    let wrong = |problem: String| GgufError::Split {
+        file: shard.label().to_owned(),
+        problem,
+        advice: "get all shards of the same model again".to_owned(),
+    };
+    check_further_shard(&parsed.metadata, number, count)?;
+    if (shard.version(), shard.is_big_endian()) != (first.0.version(), first.0.is_big_endian()) {
+        let order = |big| if big { "big" } else { "little" };
+        return Err(wrong(format!(
+            "is GGUF version {}, {} endian, the first shard is version {}, {} endian",
+            shard.version(),
+            order(shard.is_big_endian()),
+            first.0.version(),
+            order(first.0.is_big_endian())
+        )));
+    }
+    for key in ["general.architecture", "general.name", TENSOR_COUNT_KEY] {
+        if let (Some(here), Some(there)) = (parsed.metadata.get(key), first.1.metadata.get(key))
+            && here != there
+        {
+            return Err(wrong(format!("{key} is {}, in the first shard {}", here.describe(), there.describe())));
         }
     }
     Ok(())

@@ -10,6 +10,7 @@ use super::source::Opened;
 use super::{PublishError, Request, repository};
 use crate::display::{decimal_size, printable};
 use crate::gguf::Gguf;
+use crate::hub::is_repository;
 use crate::imatrix::{Imatrix, Named};
 use crate::measure::Sensitivity;
 use crate::moments::Calibration;
@@ -26,7 +27,7 @@ pub(super) fn choices(request: &Request, opened: &Opened) -> Result<(), PublishE
     if let Some(target) = request.targets.iter().find(|target| target.is_plain()) {
         return refuse(format!("{target} quantizes nothing; give targets such as Q4_K_M"));
     }
-    if let Some(id) = request.said.base_model.as_deref().filter(|id| !super::identity::is_repository(id)) {
+    if let Some(id) = request.said.base_model.as_deref().filter(|id| !is_repository(id)) {
         return refuse(format!("--base-model {id:?} is no repository; give ORG/NAME"));
     }
     let inside = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());

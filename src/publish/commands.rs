@@ -3,6 +3,7 @@
 use super::Request;
 use super::draft::{Goal, file_of};
 use super::source::Opened;
+use crate::hub::repository_of;
 use crate::moments::{CalibrationOptions, Damping};
 use crate::rounding::RoundingMethod;
 use crate::text::Text;
@@ -30,12 +31,17 @@ impl<'a> Commands<'a> {
         quoted(&self.opened.base_file)
     }
 
+    /// The source folder; of a snapshot in the hub's cache the model's name.
+    fn folder(&self) -> String {
+        let path = self.opened.source.path();
+        quoted(&repository_of(path).unwrap_or_else(|| super::source::file_name(path)))
+    }
+
     /// What comes before all files of models.
     pub(super) fn before(&self, plans: bool) -> Vec<String> {
         let mut lines = Vec::new();
         if self.opened.source.is_folder() {
-            let folder = quoted(&super::source::file_name(self.opened.source.path()));
-            lines.push(format!("lwq convert {folder} {}", self.base()));
+            lines.push(format!("lwq convert {} -o {}", self.folder(), self.base()));
         }
         if !plans {
             return lines;
@@ -94,7 +100,7 @@ impl<'a> Commands<'a> {
 
     /// A folder of compressed-tensors.
     pub(super) fn export(&self, scheme: &str) -> Vec<String> {
-        let folder = quoted(&super::source::file_name(self.opened.source.path()));
+        let folder = self.folder();
         let output = quoted(&format!("{}-{scheme}", self.opened.name));
         let text = format!("{}{}", files("-f", &self.request.calibration.text), calibration(&self.request.calibration));
         vec![format!("lwq export {folder} {output} --scheme {scheme}{text}")]

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::convert::front_matter;
 use crate::gguf::Metadata;
+use crate::hub::{is_repository, repository_of};
 
 /// Largest card that is read, in bytes.
 const MAX_CARD: u64 = 8 << 20;
@@ -89,7 +90,7 @@ impl FrontMatter {
             }
         }
         let known = said.base_model.clone().map(|id| vec![id]);
-        let known = known.or_else(|| hub_cache(source).map(|id| vec![id]));
+        let known = known.or_else(|| repository_of(source).map(|id| vec![id]));
         let known = known.or_else(|| own_repository(metadata).map(|id| vec![id]));
         let known = known.or_else(|| Some(of_card("base_model")).filter(|found| !found.is_empty()));
         let known = known.or_else(|| repository(&text("general.base_model.0.repo_url")?).map(|id| vec![id]));
@@ -125,16 +126,6 @@ fn read_card(folder: &Path) -> Vec<(String, Vec<String>)> {
     }
 }
 
-/// `ORG/NAME` of a snapshot in the cache of the Hugging Face hub: `models--ORG--NAME/snapshots/…`.
-fn hub_cache(source: &Path) -> Option<String> {
-    let absolute = std::path::absolute(source).ok()?;
-    let names: Vec<String> =
-        absolute.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect();
-    let at = names.windows(2).position(|pair| pair[0].starts_with("models--") && pair[1] == "snapshots")?;
-    let id = names[at].strip_prefix("models--")?.replacen("--", "/", 1);
-    is_repository(&id).then_some(id)
-}
-
 /// The repository that the file says it is of.
 fn own_repository(metadata: &Metadata) -> Option<String> {
     let keys = ["general.source.huggingface.repository", "general.source.repo_url", "general.repo_url"];
@@ -150,16 +141,6 @@ fn repository(text: &str) -> Option<String> {
         .trim_end_matches('/');
     let id: Vec<&str> = id.splitn(3, '/').take(2).collect();
     Some(id.join("/")).filter(|id| is_repository(id) && id.contains('/'))
-}
-
-/// True for what the Hub takes as the name of a repository.
-pub(super) fn is_repository(id: &str) -> bool {
-    let sound = |part: &str| {
-        let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-        !part.is_empty() && part.len() <= 96 && part.chars().all(inner) && !part.starts_with(['.', '-'])
-    };
-    let parts: Vec<&str> = id.split('/').collect();
-    parts.len() <= 2 && parts.iter().all(|part| sound(part))
 }
 
 /// A name with everything that the Hub refuses replaced.
@@ -210,13 +191,5 @@ mod tests {
         assert_eq!(of(&metadata).0.base_model, ["org/older"]);
         metadata.set("general.source.repo_url", "https://huggingface.co/org/it/tree/main");
         assert_eq!(of(&metadata).0.base_model, ["org/it"]);
-    }
-
-    #[test]
-    fn snapshots_of_the_hub_name_their_repository() {
-        let path = Path::new("/c/hub/models--org--a-b.c/snapshots/0123");
-        assert_eq!(hub_cache(path).as_deref(), Some("org/a-b.c"));
-        assert_eq!(hub_cache(Path::new("/c/models--x/y")), None);
-        assert!(!is_repository("a/b/c") && !is_repository("a b") && is_repository("a/b"));
     }
 }

@@ -7,6 +7,7 @@ use super::PublishError;
 use crate::convert::source::ModelFolder;
 use crate::convert::{Conversion, Options};
 use crate::gguf::{Gguf, fingerprint, split};
+use crate::hub;
 use crate::quantize::open_source;
 
 /// Endings of the names of 16-bit files.
@@ -112,10 +113,8 @@ pub(super) fn file_name(path: &Path) -> String {
 
 /// The name of a folder; of a snapshot in the cache of the Hugging Face hub that of its repository.
 fn folder_name(folder: &Path) -> String {
-    let names: Vec<_> = folder.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect();
-    let hub = names.windows(2).find(|pair| pair[0].starts_with("models--") && pair[1] == "snapshots");
-    match hub.and_then(|pair| pair[0].rsplit("--").next()) {
-        Some(name) => name.to_owned(),
+    match hub::repository_of(folder) {
+        Some(repository) => file_name(Path::new(&repository)),
         None => file_name(folder),
     }
 }

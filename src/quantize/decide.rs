@@ -93,7 +93,7 @@ impl<'a> Draft<'a> {
         let input = printable(gguf.label());
         let method = request.rounding.method();
         let mut metadata = gguf.metadata().clone();
-        let mut notes = override_kv::apply(&mut metadata, &request.metadata)?;
+        let mut notes = override_kv::apply(&mut metadata, &request.metadata, "--override-kv")?;
         // Without its blocks for multi-token prediction it is the model that was converted without them.
         let dropped = mtp::leave_out(request.mtp, gguf, &mut metadata, &mut notes)?;
         let left: Vec<&TensorInfo> = gguf.tensors().iter().filter(|tensor| stays(dropped.as_ref(), tensor)).collect();
@@ -324,7 +324,7 @@ impl<'a> Draft<'a> {
         if count == 1 {
             return vec![output.to_owned()];
         }
-        (0..count).map(|number| shard_name(output, number, count)).collect()
+        (0..count).map(|number| split::shard_path_of(output, number, count)).collect()
     }
 
     /// What [`Self::write`] to `output` would make.
@@ -598,11 +598,4 @@ fn unpadded_bytes(tensor: &NewTensor) -> Option<u64> {
     let row_len = tensor.shape.first().copied().unwrap_or(1);
     let rows: u64 = tensor.shape.iter().skip(1).product();
     tensor.ty.info()?.row_bytes(row_len)?.checked_mul(rows)
-}
-
-/// The name of a shard: OUTPUT without `.gguf`, number and count behind it.
-fn shard_name(output: &Path, number: u16, count: u16) -> PathBuf {
-    let named_gguf = output.extension().is_some_and(|extension| extension == "gguf");
-    let prefix = if named_gguf { output.with_extension("") } else { output.to_path_buf() };
-    split::shard_path(&prefix, number, count)
 }

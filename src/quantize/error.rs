@@ -52,8 +52,10 @@ pub enum QuantizeError {
         problem: String,
     },
     /// A metadata value given by hand cannot be what readers of its key expect.
-    #[error("--override-kv {key}: readers of this key expect {expected}, found {found}; {advice}")]
+    #[error("{flag} {key}: readers of this key expect {expected}, found {found}; {advice}")]
     Override {
+        /// What the value was given with.
+        flag: &'static str,
         /// The key, quoted and escaped.
         key: String,
         /// The type, with its range.

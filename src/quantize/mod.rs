@@ -21,6 +21,7 @@ pub mod write;
 pub use decide::Draft;
 pub(crate) use decide::standard_file_bytes;
 pub use error::QuantizeError;
+pub(crate) use override_kv::{apply as set_values, reader_type};
 pub use report::{Report, RoundingReport, TensorRounding, TensorRow, Times};
 pub use request::{Choices, MissingImportance, Mtp, Request, Rounding, Split, open_source};
 pub(crate) use run::Guests;

@@ -7,14 +7,18 @@ use crate::gguf::{Metadata, Value, ValueType, shown};
 /// Where the data of tensors begins, in bytes; GGUF allows only these values.
 const ALIGNMENT: &str = "general.alignment";
 
-/// Sets `values` in `metadata`. Returns what the user should be told.
+/// Sets `values`, which were given with `flag`, in `metadata`. Returns what the user should be told.
 ///
 /// # Errors
 /// [`QuantizeError::Override`] for a value that cannot be what the key's readers expect.
-pub(super) fn apply(metadata: &mut Metadata, values: &[(String, Value)]) -> Result<Vec<String>, QuantizeError> {
+pub(crate) fn apply(
+    metadata: &mut Metadata,
+    values: &[(String, Value)],
+    flag: &'static str,
+) -> Result<Vec<String>, QuantizeError> {
     let mut notes = Vec::new();
     for (key, value) in values {
-        let (value, note) = converted(key, value, metadata.get(key))?;
+        let (value, note) = converted(key, value, metadata.get(key), flag)?;
         notes.extend(note);
         metadata.set(key, value);
     }
@@ -24,7 +28,7 @@ pub(super) fn apply(metadata: &mut Metadata, values: &[(String, Value)]) -> Resu
             && of_key != architecture
         {
             notes.push(format!(
-                "--override-kv {}: the architecture is {}, whose readers do not look at this key",
+                "{flag} {}: the architecture is {}, whose readers do not look at this key",
                 shown(key.as_bytes()),
                 shown(architecture.as_bytes())
             ));
@@ -34,8 +38,14 @@ pub(super) fn apply(metadata: &mut Metadata, values: &[(String, Value)]) -> Resu
 }
 
 /// The value in the type that the key has, and a note about it.
-fn converted(key: &str, value: &Value, old: Option<&Value>) -> Result<(Value, Option<String>), QuantizeError> {
+fn converted(
+    key: &str,
+    value: &Value,
+    old: Option<&Value>,
+    flag: &'static str,
+) -> Result<(Value, Option<String>), QuantizeError> {
     let refused = |expected: String| QuantizeError::Override {
+        flag,
         key: shown(key.as_bytes()),
         expected,
         found: value.describe(),
@@ -43,6 +53,7 @@ fn converted(key: &str, value: &Value, old: Option<&Value>) -> Result<(Value, Op
     };
     let Some(wanted) = Wanted::of(key, value, old) else {
         return Err(QuantizeError::Override {
+            flag,
             key: shown(key.as_bytes()),
             expected: "a list".to_owned(),
             found: value.describe(),
@@ -55,12 +66,12 @@ fn converted(key: &str, value: &Value, old: Option<&Value>) -> Result<(Value, Op
     }
     let note = match old {
         Some(Value::Array(list)) => Some(format!(
-            "--override-kv {}: the file has a list of {} values, one a layer; a single value replaces it for all layers",
+            "{flag} {}: the file has a list of {} values, one a layer; a single value replaces it for all layers",
             shown(key.as_bytes()),
             list.len()
         )),
         None if !wanted.known => Some(format!(
-            "--override-kv {}: the file does not have this key, and it is none that llama.cpp is known to read; it is \
+            "{flag} {}: the file does not have this key, and it is none that llama.cpp is known to read; it is \
              added as {}",
             shown(key.as_bytes()),
             wanted.ty
@@ -68,6 +79,20 @@ fn converted(key: &str, value: &Value, old: Option<&Value>) -> Result<(Value, Op
         _ => None,
     };
     Ok((new, note))
+}
+
+/// The type of a single value, or that of lists, that readers of a key expect; `None` for keys that llama.cpp is not known
+/// to read.
+pub(crate) fn reader_type(key: &str) -> Option<ValueType> {
+    Some(match expected(key)? {
+        Expected::U16 => ValueType::U16,
+        Expected::U32 | Expected::U32OrList => ValueType::U32,
+        Expected::I32 => ValueType::I32,
+        Expected::F32 | Expected::F32OrList => ValueType::F32,
+        Expected::Bool => ValueType::Bool,
+        Expected::Text => ValueType::String,
+        Expected::List => ValueType::Array,
+    })
 }
 
 /// The type that a value has to have.
@@ -81,17 +106,12 @@ impl Wanted {
     /// `None` for a list, which no single value can be.
     fn of(key: &str, value: &Value, old: Option<&Value>) -> Option<Wanted> {
         let known = |ty| Some(Wanted { ty, known: true });
-        match expected(key) {
-            Some(Expected::U16) => known(ValueType::U16),
-            Some(Expected::U32 | Expected::U32OrList) => known(ValueType::U32),
-            Some(Expected::I32) => known(ValueType::I32),
-            Some(Expected::F32 | Expected::F32OrList) => known(ValueType::F32),
-            Some(Expected::Bool) => known(ValueType::Bool),
-            Some(Expected::Text) => known(ValueType::String),
+        match reader_type(key) {
             // Lists come from callers of the library, never from the command line.
-            Some(Expected::List) => {
+            Some(ValueType::Array) => {
                 matches!(value, Value::Array(_)).then_some(Wanted { ty: ValueType::Array, known: true })
             }
+            Some(ty) => known(ty),
             None => match (old, value) {
                 (Some(Value::Array(_)), Value::Array(_)) => known(ValueType::Array),
                 (Some(Value::Array(_)), _) => None,
@@ -201,7 +221,7 @@ mod tests {
         metadata.set("custom.f64", 0.5f64);
         metadata.set("custom.list", Array::of_strings(["a"]));
         metadata.set("llama.attention.head_count_kv", Array::of_values(ValueType::U32, &[Value::U32(1)]));
-        apply(&mut metadata, &[(key.to_owned(), value.into())]).map_err(|error| error.to_string())?;
+        apply(&mut metadata, &[(key.to_owned(), value.into())], "--set").map_err(|error| error.to_string())?;
         Ok(metadata.get(key).unwrap().clone())
     }
 
@@ -274,7 +294,7 @@ mod tests {
             ("llama.block_count", Value::I64(4)),
         ];
         let values: Vec<_> = values.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-        let notes = apply(&mut metadata, &values).unwrap();
+        let notes = apply(&mut metadata, &values, "--set").unwrap();
         assert_eq!(notes.len(), 3, "{notes:?}");
         assert!(notes[0].contains("a list of 2 values"), "{notes:?}");
         assert!(notes[1].contains("expert_used_cout") && notes[1].contains("u32"), "{notes:?}");

@@ -9,7 +9,7 @@ use super::report::Times;
 use super::whole_gate::{Candidate, Steps, WholeGate, WholeVerdict};
 use super::write::{self, PipelineError};
 use super::{Draft, QuantizeError, Report};
-use crate::atomic_file::{AtomicFile, Replace};
+use crate::atomic_file::{AtomicFile, Replace, commit_all};
 use crate::display::{count, printable};
 use crate::gguf::{Gguf, TensorType};
 use crate::moments::Calibration;
@@ -57,7 +57,7 @@ pub fn write_all(
             }
         }
         let written = Instant::now();
-        commit(files).map_err(QuantizeError::Incomplete)?;
+        commit_all(files).map_err(QuantizeError::Incomplete)?;
         let times = Times { threads, stages, syncing: written.elapsed().as_secs_f64() };
         let outcomes = rounded.as_ref().map(Rounded::outcomes).unwrap_or_default();
         reports.push(Report::new(draft, output, outcomes, verdict, Some((started.elapsed(), times))));
@@ -66,18 +66,6 @@ pub fn write_all(
         }
     }
     Ok(reports)
-}
-
-/// Syncs all files before the first gets its name, then names them last to first: the file that a reader opens
-/// first appears when all others are there.
-fn commit(mut files: Vec<AtomicFile>) -> Result<(), crate::atomic_file::OutputError> {
-    for file in &mut files {
-        file.sync()?;
-    }
-    while let Some(file) = files.pop() {
-        file.commit()?;
-    }
-    Ok(())
 }
 
 /// The tensors of one output that were rounded with feedback, lying in the folder of unfinished work until the output is

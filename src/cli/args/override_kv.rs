@@ -4,12 +4,22 @@ use anyhow::{Context, bail};
 
 use lwq::gguf::Value;
 
+/// The form of an override, for messages.
+const FORM: &str = "--override-kv takes KEY=TYPE:VALUE with TYPE int, float, bool or str";
+
 /// Parses one override. The library brings the value to the type that readers of the key expect.
 ///
 /// # Errors
 /// When the text is not of the form, or the value is none of its type.
 pub fn parse_override(text: &str) -> anyhow::Result<(String, Value)> {
-    let form = "--override-kv takes KEY=TYPE:VALUE with TYPE int, float, bool or str";
+    parse_pair(text, FORM)
+}
+
+/// Parses a pair; `form` is what messages say that it should be.
+///
+/// # Errors
+/// As [`parse_override`].
+pub fn parse_pair(text: &str, form: &str) -> anyhow::Result<(String, Value)> {
     let (key, rest) = text.split_once('=').with_context(|| format!("{text:?}: {form}"))?;
     let (kind, value) = rest.split_once(':').with_context(|| format!("{text:?}: {form}"))?;
     if key.is_empty() {
