@@ -1,5 +1,5 @@
-"""Gradients at the outputs of the weight matrices, against automatic differentiation by torch of the classes that transformers
-has, in double precision. Needs the Python of .ci/torch in LWQ_TORCH_PYTHON.
+"""Gradients at the outputs of the weight matrices: against automatic differentiation by torch of the classes that transformers
+has, in double precision (needs the Python of .ci/torch in LWQ_TORCH_PYTHON), and against the loss itself, for every architecture.
 """
 
 import os
@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from conftest import configurations
 from test_convert import convert
-from test_forward import LWQ
+from test_forward import BOTH_WAYS, CAUSAL, LWQ, lwq_logits
 from test_transformers import COMPUTED_OTHERWISE
 from test_transformers import NAMES as WITH_CLASS
 
 PYTHON = os.environ.get("LWQ_TORCH_PYTHON")
-pytestmark = pytest.mark.skipif(not PYTHON, reason="LWQ_TORCH_PYTHON names no Python with torch")
+with_torch = pytest.mark.skipif(not PYTHON, reason="LWQ_TORCH_PYTHON names no Python with torch")
 
 LENGTH = 96
 # Pairs of a head beyond the sections of its positions are turned by transformers, and left alone by llama.cpp and lwq.
@@ -82,6 +82,7 @@ def torch_rows(folder):
     return rows
 
 
+@with_torch
 @pytest.mark.parametrize("name", configurations(NAMES, CHOSEN))
 def test_gradients_agree_with_automatic_differentiation(name, both):
     path, found, folder = both[name]
@@ -103,3 +104,45 @@ def test_gradients_agree_with_automatic_differentiation(name, both):
     assert len(compared) >= 2 * len(outputs), compared
     far = {tensor: error for tensor, error in worst.items() if error >= LIMITS.get(name, 1e-4)}
     assert not far, far
+
+
+def loss_with_bias(model, bias, values, tokens, labels, folder):
+    """Cross entropy of a model with a bias on a matrix."""
+    kept = model.tensors.get(bias)
+    model.tensors[bias] = ((0 if kept is None else kept) + values).astype(np.float32)
+    path = model.write(folder / "moved.gguf")
+    if kept is None:
+        del model.tensors[bias]
+    else:
+        model.tensors[bias] = kept
+    logits = lwq_logits(path, list(tokens), folder).astype(np.float64)
+    return (np.logaddexp.reduce(logits, -1) - logits[np.arange(labels.size), labels.ravel()]).sum()
+
+
+@pytest.mark.parametrize("name", [*CAUSAL, *BOTH_WAYS])
+def test_gradients_are_the_slopes_of_the_loss(name, tmp_path):
+    """A bias on the outputs of a matrix of the first layer changes the loss by the sum of the gradients there."""
+    model = (CAUSAL | BOTH_WAYS)[name]()
+    tokens = np.random.default_rng(3).integers(0, 250, (2, LENGTH)).astype(np.int32)
+    found, labels = lwq_gradients(model.write(tmp_path / "model.gguf"), tokens, tmp_path)
+    first = [f"blk.0.{part}" for part in ("attn_q", "attn_k", "attn_qkv", "attn_output", "ssm_out", "ffn_down", "ffn_up")]
+    matrices = [stem for stem in first if f"{stem}.weight" in found]
+    assert matrices
+    for stem in matrices:
+        gradients = found[f"{stem}.weight"].astype(np.float64)
+        direction = gradients.sum(0)
+        square = (direction**2).sum()
+        if square < 1e-6 * (gradients**2).sum():
+            # Keys that are not turned may all move alike: the softmax takes that away.
+            continue
+        # A step on which a token's experts change tells of that change; a smaller one misses it.
+        slopes = []
+        for step in (0.02 / square, 0.005 / square):
+            above, below = (
+                loss_with_bias(model, f"{stem}.bias", sign * step * direction, tokens, labels, tmp_path) for sign in (1, -1)
+            )
+            slopes.append((above - below) / (2 * step))
+            if abs(slopes[-1] / square - 1) < 0.02:
+                break
+        else:
+            raise AssertionError(f"{stem}: {slopes} for {square}")
