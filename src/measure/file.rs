@@ -239,7 +239,7 @@ impl Sensitivity {
             false => format!("[\n    {}\n  ]", items.join(",\n    ")),
         };
         let text = format!(
-            "{{\n  \"lwq_sensitivity\": {},\n  \"provenance\": {},\n  \"joint\": {},\n  \"tensors\": {}{}{}\n}}\n",
+            "{{\n  \"lwq_sensitivity\": {},\n  \"provenance\": {},\n  \"joint\": {},\n  \"tensors\": {}{}{}{}\n}}\n",
             self.lwq_sensitivity,
             json(&self.provenance),
             lines(self.joint.iter().map(json).collect()),
@@ -247,6 +247,7 @@ impl Sensitivity {
             self.feedback
                 .as_ref()
                 .map_or_else(String::new, |found| format!(",\n  \"feedback\": {}", feedback_json(found))),
+            self.curvature.as_ref().map_or_else(String::new, |check| format!(",\n  \"curvature\": {}", json(check))),
             self.transferred
                 .as_ref()
                 .map_or_else(String::new, |check| format!(",\n  \"transferred\": {}", json(check))),
@@ -292,7 +293,7 @@ mod tests {
             kld_error: 0.0001,
             steady_kld: None,
             flips: None,
-            foretold: false,
+            foretold: true,
         }];
         Sensitivity {
             lwq_sensitivity: SENSITIVITY_VERSION,
@@ -305,6 +306,7 @@ mod tests {
                 })
                 .into(),
             joint: vec![JointProbe { bits_per_weight: 3.4, kld: 0.1, ..JointProbe::default() }],
+            curvature: Some(CurvatureCheck { probes: 7, ratio: 1.25, spread: 0.5 }),
             ..Sensitivity::default()
         }
     }
