@@ -14,7 +14,7 @@ use crate::quant::types::parts::Parts;
 use crate::quant::{self, QuantError, codec, first_non_finite};
 
 /// Passes of coordinate descent after rounding.
-pub(super) const SWEEPS: usize = 2;
+const SWEEPS: usize = 2;
 
 /// Rows of one task: every thread of the pool should have the same share of `rows`.
 pub(in crate::rounding) fn task_rows(n: usize, rows: usize) -> usize {

