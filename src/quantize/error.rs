@@ -110,7 +110,7 @@ pub enum QuantizeError {
         /// The source.
         file: String,
         /// Why.
-        source: crate::model::ModelError,
+        source: Box<crate::model::ModelError>,
     },
     /// The disk is too full.
     #[error(

@@ -37,7 +37,8 @@ pub struct CalibrationRecord {
 
 impl RoundingRecord {
     /// Adds the keys `lwq.version` and `lwq.rounding.*` to the metadata of a file. ggml's own rounding leaves no trace, so
-    /// that such files stay what llama-quantize writes. The length of all values is fixed: planned files have a limit.
+    /// that such files stay what llama-quantize writes. The length of all values is fixed, and gradients leave none: planned files have
+    /// a limit.
     pub fn write(&self, metadata: &mut Metadata) {
         if self.method == RoundingMethod::Ggml {
             return;
@@ -50,9 +51,6 @@ impl RoundingRecord {
             match calibration.damping {
                 Some(damping) => metadata.set("lwq.rounding.damping", damping),
                 None => metadata.set("lwq.rounding.damping", "chosen"),
-            }
-            if let Some(gradients) = &calibration.gradients_sha256 {
-                metadata.set("lwq.rounding.gradients_sha256", gradients.as_str());
             }
         }
         if self.final_gate {

@@ -107,6 +107,8 @@ impl<'m, 'g> WholeGate<'m, 'g> {
 fn run_error(calibration: &Calibration<'_>, error: ModelError) -> QuantizeError {
     match error {
         ModelError::Interrupted => Interrupted.into(),
-        source => QuantizeError::WholeGate { file: printable(calibration.model().gguf().label()), source },
+        source => {
+            QuantizeError::WholeGate { file: printable(calibration.model().gguf().label()), source: Box::new(source) }
+        }
     }
 }
