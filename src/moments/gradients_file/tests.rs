@@ -139,7 +139,10 @@ fn damaged_files_are_refused_in_one_line() {
     assert!(refused(raw(&[5.0, 5.0], &[1.0, -4.0], &[1.0, 0.5, 1.0])).contains("no such numbers"));
     assert!(refused(raw(&[5.0, 5.0], &[1.0, 4.0], &[1.0, 7.0, 1.0])).contains("correlation of 7"));
     assert!(refused(raw(&[5.0, 5.0], &[1.0, 4.0], &[1.0, f32::NAN, 1.0])).contains("NaN"));
-    assert!(refused(good.clone().f32_tensor("v.diagonal", &[1], &[1.0])).contains("4 tensors for 1 matrices"));
+    assert!(
+        refused(good.clone().f32_tensor("v.diagonal", &[1], &[1.0]))
+            .contains("4 tensors, expected three for each of 1 matrices")
+    );
     assert!(refused(good.clone().f32_tensor("v.counts", &[2], &[1.0; 2])).contains("\"v\""));
     assert!(refused(RawGguf::new().str("general.type", "imatrix")).contains("lwq measure --gradients"));
     assert!(refused(RawGguf::new().str("general.type", KIND)).contains("version none"));
