@@ -2,18 +2,11 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use common::{args, doclet, error_line, files_in, json_of, run, run_with, stdout_of, tensor_digest};
+use common::{args, doclet, error_line, files_in, json_of, model_in, run, run_with, stdout_of, tensor_digest};
 use lwq::gguf::testing::RawGguf;
 use lwq::gguf::{Gguf, Value};
-
-/// The bundled model under a name of its own, in a folder of its own.
-fn model_in(folder: &Path) -> PathBuf {
-    let path = folder.join("m.gguf");
-    std::fs::copy(doclet(), &path).unwrap();
-    path
-}
 
 fn value(path: &Path, key: &str) -> Option<Value> {
     Gguf::open(path).unwrap().metadata().get(key).cloned()

@@ -7,7 +7,7 @@ mod export_support;
 use std::path::Path;
 use std::process::Stdio;
 
-use common::{args, error_line, files_in, json_of, run, run_with, stdout_of};
+use common::{args, error_line, files_in, json_of, run, run_with, stderr_of, stdout_of};
 use convert_support::unpermute;
 use export_support::{SCHEMES, bells, config_of, export, exported, mixture, tensors_of, two_layers};
 use lwq::gguf::Gguf;
@@ -52,10 +52,6 @@ fn wide_range() -> convert_support::Source {
         scale(matrix, LARGE, 256, 1.0 / 64.0);
     }
     source
-}
-
-fn stderr_of(output: &std::process::Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// Names of GGUF, and how many heads the rows of a matrix are permuted by.

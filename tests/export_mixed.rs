@@ -7,14 +7,10 @@ mod export_support;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use common::{args, data, doclet, error_line, files_in, json_of, run, stdout_of};
+use common::{args, data, doclet, error_line, files_in, json_of, run, stderr_of, stdout_of};
 use convert_support::{Source, save};
 use export_support::{config_of, export, exported, mixture, running_mixture, tensors_of, two_layers};
 use serde_json::{Value as Json, json};
-
-fn stderr_of(output: &std::process::Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
 
 /// Modules in 8 bits, by a report.
 fn in_eight(report: &Json) -> BTreeSet<String> {

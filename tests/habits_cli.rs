@@ -2,20 +2,7 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
-
-use common::{args, data, doclet, json_of, run, run_with};
-
-/// The bundled model under a name of its own, in a folder of its own.
-fn model_in(folder: &Path) -> PathBuf {
-    let path = folder.join("m.gguf");
-    std::fs::copy(doclet(), &path).unwrap();
-    path
-}
-
-fn stderr_of(output: &std::process::Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
+use common::{args, data, json_of, model_in, run, run_with, stderr_of};
 
 #[test]
 fn llama_quantizes_forms_are_the_same_as_a_target() {

@@ -4,24 +4,16 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::{args, data, doclet, error_line, files_in, json_of, run, run_with, stdout_of};
+use common::{args, data, doclet, error_line, files_in, json_of, model_in, run, run_with, stdout_of};
 use half::f16;
 use lwq::gguf::{Gguf, GgufLayout, GgufWriter, NewTensor, TensorType};
 use lwq::imatrix::Imatrix;
 use lwq::measure::Sensitivity;
 use lwq::moments::GradientMoments;
 use serde_json::Value;
-use tempfile::TempDir;
 
 fn imatrix() -> PathBuf {
     data("golden/doclet.imatrix.gguf")
-}
-
-/// The bundled model under a name of its own, so that nothing is written into the repository.
-fn model(folder: &TempDir) -> PathBuf {
-    let path = folder.path().join("m.gguf");
-    std::fs::copy(doclet(), &path).unwrap();
-    path
 }
 
 fn measure(model: &Path, more: &[&str]) -> std::process::Output {
@@ -42,7 +34,7 @@ fn bits(plan: &Value, tensor: &str) -> f64 {
 #[test]
 fn one_measurement_serves_every_budget() {
     let folder = tempfile::tempdir().unwrap();
-    let model = model(&folder);
+    let model = model_in(folder.path());
     stdout_of(measure(&model, &[]));
     let path = folder.path().join("m.sens.json");
     let measured = Sensitivity::open(&path).unwrap();
@@ -79,7 +71,7 @@ fn one_measurement_serves_every_budget() {
 #[test]
 fn a_stopped_measurement_goes_on_to_the_same_file() {
     let folder = tempfile::tempdir().unwrap();
-    let model = model(&folder);
+    let model = model_in(folder.path());
     stdout_of(measure(&model, &[]));
     let path = folder.path().join("m.sens.json");
     let whole = Sensitivity::open(&path).unwrap();
@@ -103,7 +95,7 @@ fn a_stopped_measurement_goes_on_to_the_same_file() {
 #[test]
 fn a_fragile_tensor_gets_the_bits() {
     let folder = tempfile::tempdir().unwrap();
-    let model = model(&folder);
+    let model = model_in(folder.path());
     // Four times the output of one matrix: what comes from it drowns the rest of the residual stream.
     let fragile = "blk.2.ffn_down.weight";
     let (start, length) = {
@@ -127,7 +119,7 @@ fn a_fragile_tensor_gets_the_bits() {
 #[test]
 fn the_output_matrix_is_rounded_with_importance_in_planned_files_only() {
     let folder = tempfile::tempdir().unwrap();
-    let model = model(&folder);
+    let model = model_in(folder.path());
     let scored = folder.path().join("imx.gguf");
     let text = data("golden/calib-sample.txt");
     stdout_of(run(args!["imatrix", &model, "-f", text, "-c", "256", "--chunks", "20", "-o", &scored, "--quiet"]));
@@ -212,7 +204,7 @@ fn experts_share_a_type_and_the_embedding_is_weighted_by_its_tokens() {
 #[test]
 fn gradients_are_measured_alone_and_are_the_same_with_any_number_of_threads() {
     let folder = tempfile::tempdir().unwrap();
-    let model = model(&folder);
+    let model = model_in(folder.path());
     let path = |name: &str| folder.path().join(name);
     let measure = |name: &str, more: &[&str]| {
         let gradients = args!["measure", &model, "--gradients", path(name), "--gradient-tokens", "512", "--quiet"];
@@ -269,7 +261,7 @@ fn gradients_go_on_where_they_were_interrupted() {
 #[test]
 fn divergences_told_from_gradients_come_near_those_that_are_measured() {
     let folder = tempfile::tempdir().unwrap();
-    let model = model(&folder);
+    let model = model_in(folder.path());
     let path = |name: &str| folder.path().join(name);
     let of = |name: &str, more: &[&str]| {
         let output = path(name).display().to_string();
@@ -298,6 +290,9 @@ fn divergences_told_from_gradients_come_near_those_that_are_measured() {
     let again = json_of(of("again.json", &["--method", "gradient", "--gradients", kept.to_str().unwrap()]));
     assert!(again["gradients"].is_null() && std::fs::read(&kept).unwrap() == before);
     assert!(std::fs::read(path("again.json")).unwrap() == std::fs::read(path("told.json")).unwrap());
+    let other =
+        of("x.json", &["--method", "gradient", "--gradients", kept.to_str().unwrap(), "--gradient-tokens", "512"]);
+    assert_eq!(other.status.code(), Some(2), "tokens of gradients that are there: {other:?}");
     let blind = run(args!["measure", &model, "--no-imatrix", "--method", "gradient", "--gradients", &kept]);
     assert_eq!(blind.status.code(), Some(2), "{blind:?}");
     assert!(String::from_utf8_lossy(&blind.stderr).contains("--imatrix"), "{blind:?}");

@@ -2,22 +2,11 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use common::{args, doclet, error_line, files_in, json_of, run, run_with, stdout_of};
+use common::{args, error_line, files_in, json_of, model_in, run, run_with, stderr_of, stdout_of};
 use lwq::gguf::testing::RawGguf;
 use lwq::gguf::{Gguf, Value};
-
-/// The bundled model under a name of its own, in a folder of its own.
-fn model_in(folder: &Path) -> PathBuf {
-    let path = folder.join("m.gguf");
-    std::fs::copy(doclet(), &path).unwrap();
-    path
-}
-
-fn stderr_of(output: &std::process::Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
 
 #[test]
 fn parts_by_size_keep_to_it_and_merge_to_the_same_bytes() {

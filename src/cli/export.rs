@@ -11,7 +11,7 @@ use regex::Regex;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::args::{AimFlags, CalibrationFlags, RevisionArg};
+use super::args::{CalibrationFlags, RevisionArg, TargetsFlag};
 use super::{Common, Usage, count, decimal_size, printable};
 use lwq::export::{
     self, AlsoGguf, CheckReport, CheckedTensor, Draft, GroupSize, Odd, Request, Rounding, Scheme, Written,
@@ -68,7 +68,7 @@ pub struct ExportArgs {
     #[arg(long, value_enum, requires = "scheme")]
     rounding: Option<RoundingArg>,
     #[command(flatten)]
-    aim: AimFlags,
+    targets: TargetsFlag,
     /// W8A8: never move large inputs into the weights by powers of two that norms take up
     #[arg(long, requires = "scheme")]
     no_smooth: bool,
@@ -257,13 +257,13 @@ impl ExportArgs {
             let name = other.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
             return Err(Usage(format!("--also-gguf goes with --rounding feedback, not with {name}")).into());
         }
-        self.aim.check(matches!(self.rounding, None | Some(RoundingArg::Feedback)))?;
-        if self.aim.has_gradients() {
-            let problem = "--gradients: no format of compressed-tensors is rounded with gradients yet; leave it out";
-            return Err(Usage(problem.to_owned()).into());
-        }
-        let feedback = || Ok::<_, anyhow::Error>(Some(Rounding::Feedback(Box::new(self.aim.apply(*options()?)?))));
-        if self.aim.corrected() && !self.also_gguf.is_empty() {
+        self.targets.check(matches!(self.rounding, None | Some(RoundingArg::Feedback)))?;
+        let feedback = || {
+            let mut options = options()?;
+            options.corrected = self.targets.corrected();
+            Ok::<_, anyhow::Error>(Some(Rounding::Feedback(options)))
+        };
+        if self.targets.corrected() && !self.also_gguf.is_empty() {
             let problem = "--also-gguf goes with --targets model: corrected targets are those of one output";
             return Err(Usage(problem.to_owned()).into());
         }
@@ -275,7 +275,7 @@ impl ExportArgs {
             (Some(RoundingArg::Search), None) => Some(Rounding::Search),
             (Some(RoundingArg::Gptq), _) => Some(Rounding::Gptq { options: options()?, resaved: true }),
             (Some(RoundingArg::Feedback), _) | (None, Some(_)) => feedback()?,
-            (None, None) if self.aim.given().is_some() => feedback()?,
+            (None, None) if self.targets.is_given() => feedback()?,
             (None, None) => None,
         })
     }

@@ -106,7 +106,6 @@ impl MeasureArgs {
     pub fn run(&self, common: &Common) -> Result<()> {
         let started = Instant::now();
         let gguf = open_source(&self.model)?;
-        self.gradients.check(self.method)?;
         let output = || self.output.clone().unwrap_or_else(|| measurement_path(&self.model, None, true, common));
         let told = self.method == MethodArg::Gradient;
         let path = match &self.gradients.gradients {
@@ -115,6 +114,7 @@ impl MeasureArgs {
         };
         // What is there already serves every measurement of the model.
         let kept = path.as_deref().filter(|path| told && path.exists() && !common.force);
+        self.gradients.check(path.is_some(), kept)?;
         let gradients = match (&path, kept) {
             (Some(path), None) => Some(self.gradients.measure(&gguf, path, common)?),
             _ => None,
@@ -169,17 +169,23 @@ fn opened(path: &Path, model: &Gguf) -> Result<Arc<GradientMoments>> {
 }
 
 impl GradientArgs {
-    /// Refuses flags of gradients where none are made.
-    fn check(&self, method: MethodArg) -> Result<()> {
+    /// Refuses flags of gradients where none are wanted, and where those of `kept` serve.
+    fn check(&self, wanted: bool, kept: Option<&Path>) -> Result<()> {
         let flags = [
             (self.gradient_tokens.is_some(), "--gradient-tokens"),
             (self.gradient_ctx.is_some(), "--gradient-ctx"),
             (!self.gradient_file.is_empty(), "--gradient-file"),
             (self.gradient_seed.is_some(), "--gradient-seed"),
         ];
-        match flags.iter().find(|(given, _)| *given) {
-            Some((_, flag)) if self.gradients.is_none() && method != MethodArg::Gradient => {
+        match (flags.iter().find(|(given, _)| *given), kept) {
+            (Some((_, flag)), _) if !wanted => {
                 Err(Usage(format!("{flag} goes with --gradients or --method gradient")).into())
+            }
+            (Some((_, flag)), Some(kept)) => {
+                let kept = printable(&kept.display().to_string());
+                let problem =
+                    format!("{flag}: the gradients of {kept} are there already; leave it out, or add --force");
+                Err(Usage(problem).into())
             }
             _ => Ok(()),
         }

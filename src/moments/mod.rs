@@ -19,7 +19,6 @@ mod corrected;
 mod damping;
 mod error;
 mod gradients;
-mod gradients_file;
 mod inputs;
 mod states;
 mod stream;
@@ -31,10 +30,10 @@ pub use calibration::{Calibration, CalibrationOptions, DEFAULT_TOKENS, FactorOrd
 pub use damping::Damping;
 pub use error::{GradientsError, MomentsError};
 pub use gradients::{
-    DEFAULT_GRADIENT_TOKENS, DEFAULT_STATES_MEMORY, GradientReport, GradientRequest, GradientSettings, GradientSink,
-    OutputGradients, Reached, gradient_moments,
+    DEFAULT_GRADIENT_TOKENS, DEFAULT_STATES_MEMORY, GradientMoments, GradientProvenance, GradientReport,
+    GradientRequest, GradientSettings, GradientSink, GradientSquares, GradientsWriter, OutputGradients, Reached,
+    gradient_moments, save_gradients,
 };
-pub use gradients_file::{GradientMoments, GradientProvenance, GradientSquares, GradientsWriter, save_gradients};
 pub use inputs::{Input, InputMatrix, Unusable};
 pub(crate) use states::are_there as has_states;
 pub use stream::{DEFAULT_MOMENT_MEMORY, Stream, StreamSettings, Visitor};

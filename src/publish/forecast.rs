@@ -98,6 +98,12 @@ pub(super) fn steps(
             Some(_) => costs.copying("quantizing", base_bytes / 8),
             None => costs.encoding(),
         }));
+        if let Some(calibration) = feedback.filter(|calibration| calibration.has_final_gate()) {
+            let tokens = calibration.gate().len();
+            stages.push(costs.evaluation("running the original", 1, tokens));
+            // With feedback, and with search.
+            stages.extend((0..2 * files).map(|_| costs.evaluation("judging the whole", 1, tokens)));
+        }
         stages
     };
     if opened.source.is_folder() {
@@ -182,7 +188,8 @@ pub(super) struct Disk {
     exports: Vec<(&'static str, u64)>,
     decoded: u64,
     states: u64,
-    feedback: bool,
+    /// What a planned file leaves beside it while it is made: what feedback gives, and search where the whole is judged.
+    roundings: u64,
     shrinks: bool,
 }
 
@@ -208,7 +215,10 @@ impl Disk {
             decoded: base_bytes * request.schemes.len() as u64,
             exports: exports.collect(),
             states: calibration.map_or(0, |calibration| 2 * calibration.states_bytes()),
-            feedback: request.rounding == RoundingMethod::Feedback && !goals.is_empty(),
+            roundings: match calibration.filter(|_| request.rounding == RoundingMethod::Feedback) {
+                Some(calibration) if !goals.is_empty() => 1 + u64::from(calibration.has_final_gate()),
+                _ => 0,
+            },
             shrinks: request.smallest,
         }
     }
@@ -227,7 +237,8 @@ impl Disk {
         let mut standard = self.standard.clone();
         standard.sort_unstable_by(|a, b| b.cmp(a));
         let standard: u64 = standard.iter().take(standard_files).sum();
-        let rounding = |bytes: u64| if self.feedback { 2 * bytes + self.states } else { bytes };
+        let states = if self.roundings > 0 { self.states } else { 0 };
+        let rounding = |bytes: u64| (1 + self.roundings) * bytes + states;
         let planned: u64 = self.planned.iter().sum();
         let exports = self.kept() - planned;
         let round = self.base + standard + rounding(planned);

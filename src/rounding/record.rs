@@ -37,8 +37,8 @@ pub struct CalibrationRecord {
 
 impl RoundingRecord {
     /// Adds the keys `lwq.version` and `lwq.rounding.*` to the metadata of a file. ggml's own rounding leaves no trace, so
-    /// that such files stay what llama-quantize writes. The length of all values is fixed, and gradients leave none: planned files have
-    /// a limit.
+    /// that such files stay what llama-quantize writes. The length of all values is fixed, and gradients leave none: planned
+    /// files have a limit.
     pub fn write(&self, metadata: &mut Metadata) {
         if self.method == RoundingMethod::Ggml {
             return;

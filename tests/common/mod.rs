@@ -18,6 +18,13 @@ pub(crate) fn doclet() -> PathBuf {
     data("doclet-4m-f16.gguf")
 }
 
+/// The bundled model under a name of its own, so that nothing is written beside the one of the repository.
+pub(crate) fn model_in(folder: &Path) -> PathBuf {
+    let path = folder.join("m.gguf");
+    std::fs::copy(doclet(), &path).unwrap();
+    path
+}
+
 /// A file below tests/data.
 pub(crate) fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
@@ -92,10 +99,15 @@ pub(crate) fn stdout_of(output: Output) -> String {
     String::from_utf8(output.stdout).expect("stdout is UTF-8")
 }
 
+/// What a run said beside its results.
+pub(crate) fn stderr_of(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
 /// Asserts a failure with exit code 1 and exactly one error line on stderr; returns that line.
 #[track_caller]
 pub(crate) fn error_line(output: &Output) -> String {
-    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    let stderr = stderr_of(output);
     assert_eq!(output.status.code(), Some(1), "stderr: {stderr}");
     // A run that takes long says how far it is before it fails.
     let progress = |line: &str| line.split_once(": ").is_some_and(|(_, rest)| rest.contains("%, "));

@@ -18,6 +18,6 @@ pub use model::{ActivationsArg, ModelArgs};
 pub use override_kv::{parse_override, parse_pair};
 pub use probes::ProbeArgs;
 pub use revision::RevisionArg;
-pub use rounding::{AimFlags, CalibrationFlags, RoundingArg, RoundingFlags, rounding};
+pub use rounding::{AimFlags, CalibrationFlags, RoundingArg, RoundingFlags, TargetsFlag, rounding};
 pub use text::TextArgs;
 pub use types::{TypeArgs, parse_target};

@@ -88,23 +88,29 @@ enum TargetsArg {
     Corrected,
 }
 
-/// Flags that say what feedback aims at.
+/// The flag that chooses the targets of feedback.
 #[derive(Args, Debug, Clone, Default)]
-pub struct AimFlags {
+pub struct TargetsFlag {
     /// What feedback rounds to [default: model]
     #[arg(long, value_enum)]
     targets: Option<TargetsArg>,
+}
+
+/// Flags that say what feedback aims at.
+#[derive(Args, Debug, Clone, Default)]
+pub struct AimFlags {
+    #[command(flatten)]
+    targets: TargetsFlag,
     /// Second moments of the loss's gradients, from `lwq measure --gradients`: rows of the matrices in it make up for each
     /// other's errors, too
     #[arg(long, value_name = "FILE")]
     gradients: Option<PathBuf>,
 }
 
-impl AimFlags {
-    /// The first of them that is on the command line, if any.
-    pub fn given(&self) -> Option<&'static str> {
-        let flags = [(self.targets.is_some(), "--targets"), (self.gradients.is_some(), "--gradients")];
-        flags.iter().find(|(given, _)| *given).map(|(_, flag)| *flag)
+impl TargetsFlag {
+    /// True if it is on the command line.
+    pub fn is_given(&self) -> bool {
+        self.targets.is_some()
     }
 
     /// True if targets make up for errors.
@@ -112,23 +118,23 @@ impl AimFlags {
         self.targets == Some(TargetsArg::Corrected)
     }
 
-    /// True if there are gradients.
-    pub fn has_gradients(&self) -> bool {
-        self.gradients.is_some()
+    /// Refuses the flag unless weights are rounded with feedback.
+    ///
+    /// # Errors
+    /// When it is given in vain.
+    pub fn check(&self, has_feedback: bool) -> Result<()> {
+        goes_with_feedback(self.is_given(), "--targets", has_feedback)
     }
+}
 
+impl AimFlags {
     /// Refuses the flags unless weights are rounded with feedback.
     ///
     /// # Errors
     /// When one is given in vain.
     pub fn check(&self, has_feedback: bool) -> Result<()> {
-        match self.given() {
-            Some(flag) if !has_feedback => {
-                let problem = format!("{flag} goes with --rounding feedback; add that, or leave {flag} out");
-                Err(Usage(problem).into())
-            }
-            _ => Ok(()),
-        }
+        self.targets.check(has_feedback)?;
+        goes_with_feedback(self.gradients.is_some(), "--gradients", has_feedback)
     }
 
     /// Adds what they say, with the file opened.
@@ -137,8 +143,16 @@ impl AimFlags {
     /// When it is no file of gradients.
     pub fn apply(&self, options: CalibrationOptions) -> Result<CalibrationOptions> {
         let gradients = self.gradients.as_deref().map(GradientMoments::open).transpose()?.map(Arc::new);
-        Ok(CalibrationOptions { corrected: self.corrected(), gradients, ..options })
+        Ok(CalibrationOptions { corrected: self.targets.corrected(), gradients, ..options })
     }
+}
+
+fn goes_with_feedback(is_given: bool, flag: &str, has_feedback: bool) -> Result<()> {
+    if is_given && !has_feedback {
+        let problem = format!("{flag} goes with --rounding feedback; add that, or leave {flag} out");
+        return Err(Usage(problem).into());
+    }
+    Ok(())
 }
 
 fn parse_damping(text: &str) -> Result<f64, String> {

@@ -186,27 +186,18 @@ fn transpose(values: &[f32], rows: usize, columns: usize, out: &mut Vec<f32>) {
 mod tests {
     use super::*;
     use crate::model::group::TokenGroup;
-    use crate::model::hparams::Window;
     use crate::model::mixer::attend;
     use crate::testing::Random;
 
     /// The change of `sum(c * attention)` along a direction, by central differences, and by the gradients.
     fn compare(group: &TokenGroup, causal: bool) {
-        let sinks = [0.5, -1.0, 2.0, 0.0];
         let tile = &group.tiles(usize::MAX)[0];
         let n = group.len();
-        let window = |chunked| Some(Window { size: 33, chunked });
         let mut random = Random::new(1);
         let mut random = |n: usize| -> Vec<f32> { (0..n).map(|_| random.signed()).collect() };
-        for (window, cap, sinks, head_v) in [
-            (None, None, None, 10),
-            (window(false), Some(2.0), Some(&sinks[..]), 10),
-            (window(causal), None, Some(&sinks[..]), 6),
-        ] {
-            let params =
-                AttentionParams { n_head: 4, n_head_kv: 2, head_k: 10, head_v, scale: 0.7, cap, window, causal, sinks };
-            let inputs = [random(n * 40), random(n * 20), random(n * 2 * head_v)];
-            let c = random(n * 4 * head_v);
+        for params in attend::test_params(causal) {
+            let inputs = [random(n * 40), random(n * 20), random(n * 2 * params.head_v)];
+            let c = random(n * 4 * params.head_v);
             let loss = |[q, k, v]: &[Vec<f32>; 3]| -> f64 {
                 let out = attend::attend(tile, &params, q, k, v);
                 out.iter().zip(&c).map(|(o, c)| f64::from(*o) * f64::from(*c)).sum()

@@ -201,6 +201,25 @@ fn attend_block(
     }
 }
 
+/// Heads that differ in everything that attention knows.
+#[cfg(test)]
+pub(in crate::model) fn test_params(causal: bool) -> [AttentionParams<'static>; 3] {
+    let window = |chunked| Some(Window { size: 33, chunked });
+    let sinks = Some(&[0.5, -1.0, 2.0, 0.0][..]);
+    let cases = [(None, None, None, 10), (window(false), Some(2.0), sinks, 10), (window(causal), None, sinks, 6)];
+    cases.map(|(window, cap, sinks, head_v)| AttentionParams {
+        n_head: 4,
+        n_head_kv: 2,
+        head_k: 10,
+        head_v,
+        scale: 0.7,
+        cap,
+        window,
+        causal,
+        sinks,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -247,19 +266,11 @@ mod tests {
 
     /// Compares a group of sequences with the textbook, without and with window, cap, sinks and values of another size.
     fn compare(group: &TokenGroup, causal: bool) {
-        let sinks = [0.5, -1.0, 2.0, 0.0];
         let mut random = Random::new(1);
         let mut random = |n: usize| -> Vec<f32> { (0..n).map(|_| random.signed()).collect() };
         let n = group.len();
-        let window = |chunked| Some(Window { size: 33, chunked });
-        for (window, cap, sinks, head_v) in [
-            (None, None, None, 10),
-            (window(false), Some(2.0), Some(&sinks[..]), 10),
-            (window(causal), None, Some(&sinks[..]), 6),
-        ] {
-            let params =
-                AttentionParams { n_head: 4, n_head_kv: 2, head_k: 10, head_v, scale: 0.7, cap, window, causal, sinks };
-            let (q, k, v) = (random(n * 40), random(n * 20), random(n * 2 * head_v));
+        for params in test_params(causal) {
+            let (q, k, v) = (random(n * 40), random(n * 20), random(n * 2 * params.head_v));
             let want = naive(group, &params, &q, &k, &v);
             let got = attend(&group.tiles(usize::MAX)[0], &params, &q, &k, &v);
             assert_eq!(got.len(), want.len());

@@ -14,6 +14,7 @@
 
 mod capped;
 mod checkpoint;
+mod file;
 mod request;
 mod states;
 #[cfg(test)]
@@ -25,7 +26,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::{GradientSquares, MomentsError};
+use super::MomentsError;
 use crate::model::{
     ForwardOptions, GradientTaps, HiddenStates, Model, ModelError, NoTaps, Overrides, Pass, SampledLabels, TapGradient,
     TokenGroup,
@@ -36,6 +37,7 @@ use crate::rounding::gptq::SecondMoment;
 use crate::text::Sequences;
 use crate::unfinished::{GOES_ON, going_on};
 use capped::CappedMoment;
+pub use file::{GradientMoments, GradientProvenance, GradientSquares, GradientsWriter, save_gradients};
 pub use request::{GradientReport, GradientRequest};
 use states::States;
 

@@ -67,7 +67,6 @@ impl<'m, 'g> WholeGate<'m, 'g> {
         watch: &dyn Watch,
     ) -> Result<WholeVerdict, QuantizeError> {
         let mut known = folder.load_judged();
-        watch.begin("judging the whole", 2 * self.tokens(), Unit::Tokens);
         let (mix, search_kld) = restore(&candidate.steps().differ(), |searched| {
             if let Some((_, kld)) = known.iter().find(|(known, _)| known == searched) {
                 return Ok(*kld);
@@ -79,7 +78,6 @@ impl<'m, 'g> WholeGate<'m, 'g> {
             folder.save_judged(&known).map_err(QuantizeError::Unfinished)?;
             Ok::<f64, QuantizeError>(kld)
         })?;
-        watch.end();
         let searched = mix.searched.iter().enumerate().filter(|(_, searched)| **searched);
         Ok(WholeVerdict { kld: mix.kld, search_kld, searched_layers: searched.map(|(layer, _)| layer).collect() })
     }
@@ -93,6 +91,7 @@ impl<'m, 'g> WholeGate<'m, 'g> {
         let outside = self.prober.pass(candidate.overrides(None, searched))?;
         let mut states = self.prober.embed(&outside)?;
         let layers = self.calibration.model().n_layer();
+        watch.begin("judging the whole", self.tokens(), Unit::Tokens);
         let tokens_until = |layer: usize| self.tokens() * layer as u64 / layers as u64;
         for layer in 0..layers {
             let pass = self.prober.pass(candidate.overrides(Some(layer), searched))?;
@@ -100,7 +99,9 @@ impl<'m, 'g> WholeGate<'m, 'g> {
             candidate.release(layer);
             watch.advance(tokens_until(layer + 1) - tokens_until(layer), &format!("layer {} of {layers}", layer + 1));
         }
-        Ok(self.prober.score(&outside, states)?.mean())
+        let result = self.prober.score(&outside, states)?;
+        watch.end();
+        Ok(result.mean())
     }
 }
 

@@ -19,9 +19,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::GradientsError;
 use crate::atomic_file::AtomicFile;
 use crate::gguf::{Gguf, GgufLayout, Metadata, NewTensor, TensorInfo, TensorType, fingerprint};
+use crate::moments::GradientsError;
 use crate::quant::float16::{f16_to_f32, f32_to_f16};
 use crate::rounding::gptq::SecondMoment;
 
