@@ -293,7 +293,12 @@ fn divergences_told_from_gradients_come_near_those_that_are_measured() {
     let other =
         of("x.json", &["--method", "gradient", "--gradients", kept.to_str().unwrap(), "--gradient-tokens", "512"]);
     assert_eq!(other.status.code(), Some(2), "tokens of gradients that are there: {other:?}");
-    let blind = run(args!["measure", &model, "--no-imatrix", "--method", "gradient", "--gradients", &kept]);
+    // Refused before the gradients are made.
+    let made = path("made.gguf");
+    let blind = run(args!["measure", &model, "--no-imatrix", "--method", "gradient", "--gradients", &made]);
     assert_eq!(blind.status.code(), Some(2), "{blind:?}");
     assert!(String::from_utf8_lossy(&blind.stderr).contains("--imatrix"), "{blind:?}");
+    let taken = of("told.json", &["--method", "gradient", "--gradients", made.to_str().unwrap()]);
+    assert!(error_line(&taken).contains("told.json: exists already"), "{taken:?}");
+    assert!(!made.exists());
 }

@@ -10,7 +10,9 @@ use serde::Serialize;
 
 use super::args::{ImportanceArgs, ProbeArgs, measurement_path};
 use super::{Common, Usage, count, decimal_size, printable};
+use lwq::atomic_file::check_target;
 use lwq::gguf::Gguf;
+use lwq::imatrix::Named;
 use lwq::measure::{CurvatureCheck, ProbeOptions, Request};
 use lwq::moments::{GradientMoments, GradientRequest};
 use lwq::os;
@@ -106,11 +108,22 @@ impl MeasureArgs {
     pub fn run(&self, common: &Common) -> Result<()> {
         let started = Instant::now();
         let gguf = open_source(&self.model)?;
-        let output = || self.output.clone().unwrap_or_else(|| measurement_path(&self.model, None, true, common));
         let told = self.method == MethodArg::Gradient;
-        let path = match &self.gradients.gradients {
-            None if told => Some(output().with_extension("").with_extension("gradients.gguf")),
+        let wanted = self.output.is_some() || self.gradients.gradients.is_none() || told;
+        let output = match &self.output {
+            None if wanted => Some(measurement_path(&self.model, None, true, common)),
             given => given.clone(),
+        };
+        // What cannot be measured is refused before the gradients, which take long.
+        let importance = wanted.then(|| self.importance.open(&self.model, true, common)).transpose()?.flatten();
+        if told && importance.is_none() {
+            let problem = "--method gradient goes by the inputs of an importance matrix; give --imatrix";
+            return Err(Usage(problem.to_owned()).into());
+        }
+        output.iter().try_for_each(|output| check_target(output, common.force))?;
+        let path = match (&self.gradients.gradients, &output) {
+            (None, Some(output)) if told => Some(output.with_extension("").with_extension("gradients.gguf")),
+            (given, _) => given.clone(),
         };
         // What is there already serves every measurement of the model.
         let kept = path.as_deref().filter(|path| told && path.exists() && !common.force);
@@ -120,8 +133,9 @@ impl MeasureArgs {
             _ => None,
         };
         let moments = path.filter(|_| told).map(|path| opened(&path, &gguf)).transpose()?;
-        let wanted = self.output.is_some() || self.gradients.gradients.is_none() || told;
-        let measured = wanted.then(|| self.measure(&gguf, &output(), moments, common)).transpose()?;
+        let named = importance.as_ref().map(|opened| opened.named());
+        let measured = output.map(|output| self.measure(&gguf, &output, named, moments, common));
+        let measured = measured.transpose()?;
         let (seconds, peak_memory_bytes) = (started.elapsed().as_secs_f64(), os::peak_memory());
         let report = MeasureReport { measured, gradients, seconds, peak_memory_bytes };
         if common.json {
@@ -137,18 +151,14 @@ impl MeasureArgs {
         &self,
         gguf: &Gguf,
         output: &Path,
+        importance: Option<Named<'_>>,
         gradients: Option<Arc<GradientMoments>>,
         common: &Common,
     ) -> Result<MeasuredReport> {
-        let importance = self.importance.open(&self.model, true, common)?;
-        if gradients.is_some() && importance.is_none() {
-            let problem = "--method gradient goes by the inputs of an importance matrix; give --imatrix";
-            return Err(Usage(problem.to_owned()).into());
-        }
         let probes = ProbeOptions { gradients, ..self.probes.options(&common.watch())? };
         let mut request = Request::new(gguf).probes(probes);
-        if let Some(opened) = &importance {
-            request = request.imatrix(opened.named());
+        if let Some(named) = importance {
+            request = request.imatrix(named);
         }
         let measured = request.run(output, common.replace(), &common.watch())?;
         Ok(MeasuredReport {

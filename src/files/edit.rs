@@ -112,12 +112,12 @@ impl Edit {
             }
         }
         for key in &self.remove {
-            let value = metadata.remove(key).ok_or_else(|| refused(format!("has no key {}", shown(key.as_bytes()))))?;
+            let value = metadata.remove(key).ok_or_else(|| refused(no_key(key)))?;
             changes.push(Change { before: Some(value.describe()), ..Change::of(key) });
         }
         for (from, to) in &self.rename {
             let value = metadata.get(from).map(Value::describe);
-            let value = value.ok_or_else(|| refused(format!("has no key {}", shown(from.as_bytes()))))?;
+            let value = value.ok_or_else(|| refused(no_key(from)))?;
             if metadata.contains(to) {
                 let to = shown(to.as_bytes());
                 return Err(refused(format!("has a key {to} already; remove it in the same command to replace it")));
@@ -146,6 +146,10 @@ impl Edit {
         }
         Ok(Edited { gguf, metadata, changes, notes })
     }
+}
+
+fn no_key(key: &str) -> String {
+    format!("has no key {}; lwq inspect lists those it has", shown(key.as_bytes()))
 }
 
 impl Change {
